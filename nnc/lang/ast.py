@@ -415,7 +415,15 @@ class Specialize(Syntax):
 
 
 Decl = (
-    ModuleDef | FuncDef | ConstDef | Import | Edition | ExternDef | AdjointDef | TestDef | Specialize
+    ModuleDef
+    | FuncDef
+    | ConstDef
+    | Import
+    | Edition
+    | ExternDef
+    | AdjointDef
+    | TestDef
+    | Specialize
 )
 
 

@@ -1,0 +1,1 @@
+"""nnc: a compiler from a textual neural-network language to native kernels."""

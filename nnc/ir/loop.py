@@ -1,0 +1,148 @@
+"""Program, the loop IR: buffers, kernels in launch order, loop nests with kinds, and leaf operations.
+
+Expressions are those of `nnc.ir.expr` with `Load.tensor` a `Buffer`. Everything a back end needs is explicit:
+codegen never decides what to fuse, where a buffer lives or how a loop runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nnc.diagnostics import NOWHERE, Span
+from nnc.ir.expr import Expr
+from nnc.ir.graph import Axis
+from nnc.lang.dims import ZERO, Dim, Facts
+from nnc.lang.types import DTYPES, TensorType
+
+
+@dataclass(frozen=True, eq=False)
+class Buffer:
+    """Memory for one tensor, row-major and contiguous.
+
+    `scope`: "arg" (the caller's pointer number `slot`; results are arguments too), "arena" (at byte `offset`
+    of the call's arena, 64-byte aligned), "const" (`data` lies in the object), "local" (one row strip or tile,
+    private to one iteration of its kernel's parallel loops; lives on the stack or in thread scratch).
+    """
+
+    name: str
+    type: TensorType
+    scope: str
+    slot: int = -1
+    offset: Dim = ZERO
+    data: tuple[float | int | bool, ...] = ()
+    span: Span = NOWHERE
+
+    @property
+    def bytes(self) -> Dim:
+        return self.type.elements * DTYPES[self.type.dtype].bytes
+
+
+@dataclass(frozen=True, eq=False)
+class For:
+    """A loop. `kind`: parallel (split over threads), vector (lanes; innermost), serial, unroll.
+
+    Parallel loops are outermost and adjacent; their joint iteration space is split evenly over the threads.
+    """
+
+    axis: Axis
+    kind: str
+    body: tuple[Stmt, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Let:
+    """Names a scalar for the following statements of the block."""
+
+    name: str
+    value: Expr
+
+
+@dataclass(frozen=True, eq=False)
+class Store:
+    """`buffer[index] = value`, or `+=` when `accumulate` (inside serial loops only)."""
+
+    buffer: Buffer
+    index: tuple[Expr, ...]
+    value: Expr
+    accumulate: bool = False
+    guard: Expr | None = None
+    check: Span | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reduce:
+    """Leaf: `name = op over axes of value`, in the documented order (`docs/overview.md`).
+
+    `vector`: the reduced axis that runs over the lanes, or None when the lanes run over an enclosing vector
+    loop (or there are none). For argmax/argmin `name` is the i32 position along the one axis.
+    """
+
+    name: str
+    op: str
+    axes: tuple[Axis, ...]
+    value: Expr
+    vector: str | None
+    span: Span = NOWHERE
+
+
+@dataclass(frozen=True, eq=False)
+class Contract:
+    """Leaf: for all batch, m, n: `name = sum over k of a * b`, then `epilogue` (Stores and Lets over batch, m, n).
+
+    `a` depends on (batch, m, k) only, `b` on (batch, n, k) only; each is a Load or a computed prologue.
+    Groups may hold several axes (row-major); m or n may be empty (matrix-vector), batch may be empty.
+    It is the whole body of its kernel: the generator tiles, packs and splits (batch, m, n) over threads.
+    """
+
+    name: str
+    batch: tuple[Axis, ...]
+    m: tuple[Axis, ...]
+    n: tuple[Axis, ...]
+    k: tuple[Axis, ...]
+    a: Expr
+    b: Expr
+    epilogue: tuple[Stmt, ...]
+    span: Span = NOWHERE
+
+
+Stmt = For | Let | Store | Reduce | Contract
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """One launch. `reason` says in one line what it is and why it is not part of another kernel.
+
+    `work`: about how many scalar operations (to choose the number of threads). `reads`/`writes` are derived.
+    """
+
+    name: str
+    body: tuple[Stmt, ...]
+    span: Span = NOWHERE
+    reason: str = ""
+    work: Dim = ZERO
+
+
+@dataclass(frozen=True, eq=False)
+class Commit:
+    """Between kernels: if an index error was recorded so far, leave with the error (nothing is written yet)."""
+
+
+Step = Kernel | Commit
+
+
+@dataclass(frozen=True)
+class Program:
+    """One exported function: `args` in ABI order (inputs, then results), kernels, the arena's size in bytes."""
+
+    name: str
+    dims: tuple[str, ...]
+    args: tuple[Buffer, ...]
+    buffers: tuple[Buffer, ...]  # arena and const buffers
+    steps: tuple[Step, ...]
+    arena: Dim = ZERO
+    facts: Facts = Facts()
+    span: Span = NOWHERE
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        return tuple(s for s in self.steps if isinstance(s, Kernel))

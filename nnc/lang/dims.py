@@ -1,0 +1,618 @@
+"""The dim algebra: polynomials over atoms in one normal form, so that *equal* means *identical*.
+
+An atom is a name (`B`; loop variables start with `$`) or a `Func`: `floor(p/q)`, `mod(p, q)`,
+`min`, `max`, or the exact quotient `div(p, q)` (which carries the obligation `p % q == 0`; in products
+`H * (D/H)` is `D`). Sizes are integers; divisors are taken to be positive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import gcd, prod
+from typing import Union
+
+Atom = Union[str, "Func"]
+Mono = tuple[tuple[Atom, int], ...]
+DimLike = Union["Dim", int, str]
+Terms = dict[Mono, int]
+
+
+@dataclass(frozen=True)
+class Func:
+    """A non-polynomial atom; `kind` is floor, mod, min, max or div."""
+
+    kind: str
+    a: Dim
+    b: Dim
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.kind, self.a, self.b))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __str__(self) -> str:
+        if self.kind in ("min", "max"):
+            return f"{self.kind}({self.a}, {self.b})"
+        op = {"floor": "//", "mod": "%", "div": "/"}[self.kind]
+        return f"{_factor(self.a)}{op}{_factor(self.b)}"
+
+
+@dataclass(frozen=True)
+class Dim:
+    """A polynomial with integer coefficients in normal form (terms sorted, no zero coefficient)."""
+
+    terms: tuple[tuple[Mono, int], ...]
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.terms)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    # ---- making -------------------------------------------------------------------------------
+    @staticmethod
+    def of(x: DimLike) -> Dim:
+        match x:
+            case Dim():
+                return x
+            case str():
+                return Dim(((((x, 1),), 1),))
+            case _:
+                return Dim((((), int(x)),)) if x else ZERO
+
+    # ---- looking ------------------------------------------------------------------------------
+    @property
+    def const(self) -> int | None:
+        """The value when this is a number."""
+        if not self.terms:
+            return 0
+        if len(self.terms) == 1 and self.terms[0][0] == ():
+            return self.terms[0][1]
+        return None
+
+    @property
+    def is_const(self) -> bool:
+        return self.const is not None
+
+    @property
+    def name(self) -> str | None:
+        """The name when this is one bare name."""
+        if len(self.terms) == 1:
+            mono, c = self.terms[0]
+            if c == 1 and len(mono) == 1 and mono[0][1] == 1 and isinstance(mono[0][0], str):
+                return mono[0][0]
+        return None
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """All names in it, those inside functions too."""
+        out: set[str] = set()
+        for mono, _ in self.terms:
+            for atom, _ in mono:
+                out |= {atom} if isinstance(atom, str) else atom.a.names | atom.b.names
+        return frozenset(out)
+
+    def funcs(self) -> list[Func]:
+        return [a for mono, _ in self.terms for a, _ in mono if isinstance(a, Func)]
+
+    def linear_in(self, name: str) -> tuple[Dim, Dim] | None:
+        """`(a, b)` with self = a*name + b and neither holding `name`; None when not of that form."""
+        a: Terms = {}
+        b: Terms = {}
+        for mono, c in self.terms:
+            power = dict(mono).get(name, 0)
+            rest = tuple(m for m in mono if m[0] != name)
+            if power > 1:
+                return None
+            (a if power else b)[rest] = c
+        pa, pb = _make(a), _make(b)
+        return None if name in pa.names | pb.names else (pa, pb)
+
+    # ---- arithmetic ---------------------------------------------------------------------------
+    def __add__(self, other: DimLike) -> Dim:
+        out = dict(self.terms)
+        for mono, c in Dim.of(other).terms:
+            out[mono] = out.get(mono, 0) + c
+        return _make(out)
+
+    def __neg__(self) -> Dim:
+        return Dim(tuple((m, -c) for m, c in self.terms))
+
+    def __sub__(self, other: DimLike) -> Dim:
+        return self + (-Dim.of(other))
+
+    def __mul__(self, other: DimLike) -> Dim:
+        out: Terms = {}
+        again = ZERO
+        for m1, c1 in self.terms:
+            for m2, c2 in Dim.of(other).terms:
+                mono, left = _times(m1, m2)
+                if left is None:
+                    out[mono] = out.get(mono, 0) + c1 * c2
+                else:
+                    again = again + _make({mono: c1 * c2}) * left
+        return _make(out) + again if again.terms else _make(out)
+
+    __radd__ = __add__
+    __rmul__ = __mul__
+
+    def __rsub__(self, other: DimLike) -> Dim:
+        return Dim.of(other) - self
+
+    def __pow__(self, n: int) -> Dim:
+        out = ONE
+        for _ in range(n):
+            out = out * self
+        return out
+
+    def __floordiv__(self, other: DimLike) -> Dim:
+        p, q = self, Dim.of(other)
+        if q.const is not None and q.const < 0 or (q.terms and q.terms[0][1] < 0 and not q.const):
+            p, q = -p, -q
+        p, q = _reduced(p, q)
+        if p.const is not None and q.const is not None:
+            return Dim.of(p.const // q.const)
+        whole, rest = _split(p, q)
+        if not rest.terms:
+            return whole
+        if q == ONE:
+            return whole + rest
+        inner = _nested_floor(rest, q)
+        return whole + (inner if inner is not None else _func("floor", rest, q))
+
+    def __mod__(self, other: DimLike) -> Dim:
+        q = Dim.of(other)
+        if self.const is not None and q.const is not None:
+            return Dim.of(self.const % q.const)
+        _, rest = _split(self, q)
+        if rest.const is not None and q.const is not None:
+            return Dim.of(rest.const % q.const)
+        if not rest.terms or q == ONE:
+            return ZERO
+        return _func("mod", rest, q)
+
+    def __str__(self) -> str:
+        return _show(self)
+
+    def __repr__(self) -> str:
+        return f"Dim({_show(self)})"
+
+    # ---- evaluation and substitution ----------------------------------------------------------
+    def evaluate(self, env: Mapping[str, int]) -> int:
+        """The number under `env`; raises KeyError for a name that is not there."""
+        total = 0
+        for mono, c in self.terms:
+            total += c * prod(_atom_value(a, env) ** n for a, n in mono)
+        return total
+
+    def subst(self, env: Mapping[str, Dim]) -> Dim:
+        """Replaces names by dims and normalises again."""
+        if not (self.names & env.keys()):
+            return self
+        out = ZERO
+        for mono, c in self.terms:
+            term = Dim.of(c)
+            for atom, n in mono:
+                term = term * _atom_subst(atom, env) ** n
+            out = out + term
+        return out
+
+    def json(self) -> object:
+        """A number, a name, or nested lists; `from_json` reads it back."""
+        if self.const is not None:
+            return self.const
+        if self.name is not None:
+            return self.name
+        return [
+            "+",
+            *([c, *(_atom_json(a) for a, n in m for _ in range(n))] for m, c in self.terms),
+        ]
+
+
+def from_json(x: object) -> Dim:
+    if isinstance(x, int | str):
+        return Dim.of(x)
+    assert isinstance(x, list), x
+    if x[0] == "+":
+        return dim_sum(dim_prod([from_json(f) for f in term]) for term in x[1:])
+    return apply(str(x[0]), from_json(x[1]), from_json(x[2]))
+
+
+def apply(kind: str, a: Dim, b: Dim) -> Dim:
+    """`kind` of floor, mod, min, max, div applied with normalisation."""
+    match kind:
+        case "floor":
+            return a // b
+        case "mod":
+            return a % b
+        case "min":
+            return dim_min(a, b)
+        case "max":
+            return dim_max(a, b)
+    return exact_div(a, b)
+
+
+def dim_sum(xs: Iterable[DimLike]) -> Dim:
+    out = ZERO
+    for x in xs:
+        out = out + x
+    return out
+
+
+def dim_prod(xs: Iterable[DimLike]) -> Dim:
+    out = ONE
+    for x in xs:
+        out = out * x
+    return out
+
+
+def dim_min(a: Dim, b: Dim) -> Dim:
+    diff = (a - b).const
+    if diff is not None:
+        return a if diff <= 0 else b
+    return _func("min", *sorted((a, b), key=str))
+
+
+def dim_max(a: Dim, b: Dim) -> Dim:
+    diff = (a - b).const
+    if diff is not None:
+        return a if diff >= 0 else b
+    return _func("max", *sorted((a, b), key=str))
+
+
+def exact_div(p: Dim, q: Dim) -> Dim:
+    """`p / q`: the polynomial quotient when there is one, else the atom `div(p, q)`.
+
+    Two numbers that do not divide give floor division: the caller checks `divides` first.
+    """
+    quotient = polynomial_quotient(p, q)
+    if quotient is not None:
+        return quotient
+    p, q = _reduced(p, q)
+    if p.const is not None and q.const is not None:
+        return Dim.of(p.const // q.const)
+    return _func("div", p, q)
+
+
+def divides(p: Dim, q: Dim) -> bool | None:
+    """Whether q divides p: True/False when known for all sizes, None when it depends on them."""
+    if p.const is not None and q.const is not None:
+        return q.const != 0 and p.const % q.const == 0
+    return True if polynomial_quotient(p, q) is not None else None
+
+
+def polynomial_quotient(p: Dim, q: Dim) -> Dim | None:
+    """The polynomial r with p = q*r, or None."""
+    if not q.terms:
+        return None
+    lead_mono, lead_c = _leading(q)
+    out = ZERO
+    for _ in range(64):
+        if not p.terms:
+            return out
+        mono, c = _leading(p)
+        ratio = _mono_div(mono, lead_mono)
+        if ratio is None or c % lead_c:
+            return None
+        step = _make({ratio: c // lead_c})
+        out, p = out + step, p - step * q
+    return None
+
+
+# ---- normal form ------------------------------------------------------------------------------
+
+
+def _key(mono: Mono) -> tuple[int, str]:
+    return (-sum(n for _, n in mono), "*".join(f"{a}^{n}" for a, n in mono))
+
+
+def _make(terms: Terms) -> Dim:
+    kept = [(m, c) for m, c in terms.items() if c]
+    if len(kept) > 1:
+        kept.sort(key=lambda t: _key(t[0]))
+    return Dim(tuple(kept))
+
+
+def _leading(p: Dim) -> tuple[Mono, int]:
+    return p.terms[0]
+
+
+def _times(a: Mono, b: Mono) -> tuple[Mono, Dim | None]:
+    """Product of monomials; `q * div(p, q)` becomes `p`, returned as a further factor."""
+    if not a or not b:
+        return a or b, None
+    powers: dict[Atom, int] = dict(a)
+    for atom, n in b:
+        powers[atom] = powers.get(atom, 0) + n
+    for atom in powers:
+        if isinstance(atom, Func) and atom.kind == "div" and len(atom.b.terms) == 1:
+            divisor = dict(atom.b.terms[0][0])
+            if atom.b.terms[0][1] == 1 and all(powers.get(x, 0) >= n for x, n in divisor.items()):
+                for x, n in ((atom, 1), *divisor.items()):
+                    powers[x] -= n
+                return _sorted(powers), atom.a
+    return _sorted(powers), None
+
+
+def _sorted(powers: dict[Atom, int]) -> Mono:
+    return tuple(sorted(((a, n) for a, n in powers.items() if n), key=lambda t: str(t[0])))
+
+
+def _mono_div(a: Mono, b: Mono) -> Mono | None:
+    powers = dict(a)
+    for atom, n in b:
+        if powers.get(atom, 0) < n:
+            return None
+        powers[atom] -= n
+    return _sorted(powers)
+
+
+def _reduced(p: Dim, q: Dim) -> tuple[Dim, Dim]:
+    """Divides both by their common integer factor and common atoms."""
+    g = gcd(*(c for _, c in p.terms), *(c for _, c in q.terms))
+    shared: Mono = q.terms[0][0] if q.terms else ()
+    for mono, _ in (*q.terms, *p.terms):
+        powers = dict(mono)
+        shared = tuple((a, min(n, powers[a])) for a, n in shared if a in powers)
+    if (g <= 1 and not shared) or not p.terms or not q.terms:
+        return p, q
+
+    def cut(d: Dim) -> Dim:
+        return _make({_mono_div(m, shared) or (): c // max(g, 1) for m, c in d.terms})
+
+    return cut(p), cut(q)
+
+
+def _split(p: Dim, q: Dim) -> tuple[Dim, Dim]:
+    """`(w, r)` with p = q*w + r, taking whole multiples of q out of p."""
+    if not q.terms:
+        raise ZeroDivisionError
+    exact = polynomial_quotient(p, q)
+    if exact is not None:
+        return exact, ZERO
+    if len(q.terms) > 1:
+        return ZERO, p
+    mono_q, cq = q.terms[0]
+    whole: Terms = {}
+    rest: Terms = {}
+    for mono, c in p.terms:
+        ratio = _mono_div(mono, mono_q)
+        if ratio is None:
+            rest[mono] = c
+            continue
+        whole[ratio] = whole.get(ratio, 0) + c // cq
+        rest[mono] = rest.get(mono, 0) + c % cq
+    return _make(whole), _make(rest)
+
+
+def _nested_floor(p: Dim, q: Dim) -> Dim | None:
+    """`((a // m) + r) // q` is `(a + m*r) // (m*q)`."""
+    for mono, c in p.terms:
+        if c == 1 and len(mono) == 1 and mono[0][1] == 1 and isinstance(mono[0][0], Func):
+            f = mono[0][0]
+            if f.kind == "floor":
+                rest = p - _make({mono: 1})
+                return (f.a + f.b * rest) // (f.b * q)
+    return None
+
+
+def _func(kind: str, a: Dim, b: Dim) -> Dim:
+    return Dim(((((Func(kind, a, b), 1),), 1),))
+
+
+def _atom_value(atom: Atom, env: Mapping[str, int]) -> int:
+    if isinstance(atom, str):
+        return env[atom]
+    a, b = atom.a.evaluate(env), atom.b.evaluate(env)
+    match atom.kind:
+        case "min":
+            return min(a, b)
+        case "max":
+            return max(a, b)
+        case "mod":
+            return a % b
+    return a // b
+
+
+def _atom_subst(atom: Atom, env: Mapping[str, Dim]) -> Dim:
+    if isinstance(atom, str):
+        return env.get(atom) or (ZERO if atom in env else Dim.of(atom))
+    return apply(atom.kind, atom.a.subst(env), atom.b.subst(env))
+
+
+def _atom_json(atom: Atom) -> object:
+    return atom if isinstance(atom, str) else [atom.kind, atom.a.json(), atom.b.json()]
+
+
+# ---- printing ---------------------------------------------------------------------------------
+
+
+def _factor(p: Dim) -> str:
+    text = _show(p)
+    simple = text.replace("_", "a").lstrip(".$").isalnum()
+    return text if simple else f"({text})"
+
+
+def _show(p: Dim) -> str:
+    if not p.terms:
+        return "0"
+    out = ""
+    positive_first = sorted(p.terms, key=lambda t: (t[0] == (), t[1] < 0))
+    for mono, c in positive_first:
+        factors = [_show_power(a, n) for a, n in mono]
+        if abs(c) != 1 or not factors:
+            factors.insert(0, str(abs(c)))
+        sign = "-" if c < 0 else ("+" if out else "")
+        out += sign + "*".join(factors)
+    return out
+
+
+def _show_power(atom: Atom, n: int) -> str:
+    text = str(atom) if isinstance(atom, str) else _show_func(atom)
+    return text if n == 1 else f"{text}**{n}"
+
+
+def _show_func(f: Func) -> str:
+    return str(f)
+
+
+ZERO = Dim(())
+ONE = Dim((((), 1),))
+
+
+# ---- bounds and proofs ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of the names: `zero` may be 0 (others are at least 1); `nonneg` dims are >= 0."""
+
+    zero: frozenset[str] = frozenset()
+    nonneg: tuple[Dim, ...] = ()
+
+    def low(self, name: str) -> int:
+        return 0 if name in self.zero or name.startswith("$") else 1
+
+    def plus(self, *more: Dim) -> Facts:
+        return Facts(self.zero, (*self.nonneg, *more))
+
+
+Range = tuple[Dim, Dim]  # inclusive bounds of a loop variable
+
+
+def prove_nonneg(
+    p: Dim, facts: Facts, ranges: Mapping[str, Range] | None = None, depth: int = 2
+) -> bool:
+    """Whether p >= 0 follows for all sizes (and all loop variables in `ranges`); False: not proved."""
+    if _plainly_nonneg(_minimum(p, facts, ranges or {}), facts):
+        return True
+    if depth == 0:
+        return False
+    return any(prove_nonneg(p - f, facts, ranges, depth - 1) for f in facts.nonneg if f != p)
+
+
+def extremes(p: Dim, facts: Facts, ranges: Mapping[str, Range]) -> tuple[Dim, Dim] | None:
+    """Smallest and largest value of an affine p over a box of loop variables, as dims."""
+    low, high = _eliminate(p, facts, ranges, True), _eliminate(p, facts, ranges, False)
+    return None if low is None or high is None else (low, high)
+
+
+def _minimum(p: Dim, facts: Facts, ranges: Mapping[str, Range]) -> Dim | None:
+    return _eliminate(p, facts, ranges, True)
+
+
+def _eliminate(p: Dim, facts: Facts, ranges: Mapping[str, Range], low: bool) -> Dim | None:
+    """Replaces each loop variable by the end of its range that makes p smallest (or largest)."""
+    for name in sorted(p.names & ranges.keys()):
+        if name not in p.names:
+            continue
+        p = _bound_funcs(p, name, facts, ranges, low)
+        form = p.linear_in(name)
+        if form is None:
+            return None
+        a, b = form
+        lo, hi = ranges[name]
+        rising = _sign(a, facts, ranges)
+        if rising is None:
+            return None
+        p = a * (lo if rising == low else hi) + b
+    return p
+
+
+def _sign(a: Dim, facts: Facts, ranges: Mapping[str, Range]) -> bool | None:
+    if a.const is not None:
+        return a.const >= 0
+    if prove_nonneg(a, facts, ranges, 1):
+        return True
+    return False if prove_nonneg(-a, facts, ranges, 1) else None
+
+
+def _bound_funcs(p: Dim, name: str, facts: Facts, ranges: Mapping[str, Range], low: bool) -> Dim:
+    """Functions that hold the loop variable are replaced by their bound (floor is monotone)."""
+    out = ZERO
+    for mono, c in p.terms:
+        term = Dim.of(c)
+        for atom, n in mono:
+            if isinstance(atom, Func) and name in atom.a.names | atom.b.names:
+                bound = _func_bound(atom, facts, ranges, low == (c > 0))
+                term = term * (bound if bound is not None else Dim(((((atom, n),), 1),)))
+            else:
+                term = term * Dim(((((atom, n),), 1),))
+        out = out + term
+    return out
+
+
+def _func_bound(f: Func, facts: Facts, ranges: Mapping[str, Range], low: bool) -> Dim | None:
+    if f.kind == "mod" and not f.b.names & ranges.keys():
+        return ZERO if low else f.b - 1
+    a = _eliminate(f.a, facts, ranges, low)
+    if f.kind in ("floor", "div") and a is not None and not f.b.names & ranges.keys():
+        return a // f.b
+    b = _eliminate(f.b, facts, ranges, low)
+    return None if a is None or b is None or f.kind == "mod" else apply(f.kind, a, b)
+
+
+def _plainly_nonneg(p: Dim | None, facts: Facts, fuel: int = 12) -> bool:
+    """Bounds the functions one by one, shifts every name to its least value, looks at coefficients."""
+    if p is None:
+        return False
+    if p.const is not None:
+        return p.const >= 0
+    for mono, c in p.terms:
+        for atom, n in mono:
+            if isinstance(atom, Func) and atom.kind != "div":
+                if n != 1 or fuel == 0:
+                    return False
+                rest = _make({tuple(x for x in mono if x[0] != atom): c})
+                others = p - rest * Dim(((((atom, 1),), 1),))
+                return _try_bounds(atom, rest, others, facts, fuel - 1)
+    return all(c >= 0 for _, c in _shift(p, facts).terms)
+
+
+def _shift(p: Dim, facts: Facts) -> Dim:
+    out = ZERO
+    for mono, c in p.terms:
+        term = Dim.of(c)
+        for atom, n in mono:
+            low = facts.low(atom) if isinstance(atom, str) else 1
+            term = term * (Dim(((((atom, 1),), 1),)) + low) ** n
+        out = out + term
+    return out
+
+
+def _try_bounds(f: Func, rest: Dim, others: Dim, facts: Facts, fuel: int) -> bool:
+    """Whether `rest*f + others >= 0`, replacing f by a bound that makes the sum smaller."""
+
+    def good(x: Dim) -> bool:
+        return _plainly_nonneg(others + x, facts, fuel)
+
+    rising = _plainly_nonneg(rest, facts, fuel)
+    if not rising and not _plainly_nonneg(-rest, facts, fuel):
+        return False
+    match f.kind:
+        case "min":
+            tries: Callable[[Iterable[bool]], bool] = all if rising else any
+            return tries(good(rest * x) for x in (f.a, f.b))
+        case "max":
+            tries = any if rising else all
+            return tries(good(rest * x) for x in (f.a, f.b))
+        case "mod":
+            return good(ZERO) if rising else good(rest * (f.b - 1))
+    ratio = polynomial_quotient(rest, f.b)
+    if ratio is not None:
+        return good(ratio * (f.a - f.b + 1 if rising else f.a)) or (
+            rising and _plainly_nonneg(f.a, facts, fuel) and good(ZERO)
+        )
+    if not _plainly_nonneg(f.a, facts, fuel):
+        return False
+    return good(ZERO) if rising else good(rest * f.a)
+
+
+def sizes_product(shape: Sequence[Dim]) -> Dim:
+    """The number of elements of a shape."""
+    return dim_prod(shape)
