@@ -1,0 +1,127 @@
+"""What a compiled file offers, as data: modules with their stored leaves, exports with argument types.
+
+It is built by the compiler, written to the artifact's json, and all that the runtime knows of a program.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nnc.lang.dims import Dim
+from nnc.lang.types import TensorType
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One stored tensor of a module: `key` is its safetensors key (canonical path, `as` applied)."""
+
+    key: str
+    type: TensorType  # every size a number
+    storage: str  # "param" or "state"
+    place: str = ""  # file:line of its declaration
+
+
+@dataclass(frozen=True)
+class ModuleSig:
+    """One module type with its arguments, e.g. `MLP`, `GPT2(L=2)`, `SGD(MLP)`.
+
+    `args`: the arguments that differ from the defaults and every tree argument, in the reader's words
+    (`{"P": "MLP"}`, `{"L": "2"}`); `trees`: those that name another module type -> its `id`.
+    `init`: the symbol of the hidden export that computes all leaves (results in leaf order) from
+    (seed: i64, step: i64), or "" when there are no leaves.
+    """
+
+    id: str
+    name: str
+    leaves: tuple[Leaf, ...]
+    args: dict[str, str] = field(default_factory=dict)
+    trees: dict[str, str] = field(default_factory=dict)
+    defaults: dict[str, str] = field(default_factory=dict)  # every other parameter and its value
+    init: str = ""
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class ArgSig:
+    """One argument of an export.
+
+    `kind`: "tensor" (scalars have rank 0), "dim" (a Python integer; it is the run-time size `name`), "module"
+    (all leaves of `module`, in order, each one native argument), "tree" (params(module): its param leaves),
+    "rng" (supplied by the runtime: name `seed` or `step`, i64 scalars).
+    `packs`: axis positions of `type` that stand for any number of axes (`..N`), merged into one.
+    """
+
+    name: str
+    kind: str
+    type: TensorType | None = None
+    module: str = ""
+    inout: bool = False
+    default: float | int | bool | None = None
+    packs: tuple[int, ...] = ()
+    place: str = ""
+    text: str = ""  # the type as written
+
+
+@dataclass(frozen=True)
+class ResultSig:
+    """One result: a tensor, or a tree ("tree": one native result per param leaf of `module`)."""
+
+    kind: str
+    type: TensorType | None = None
+    module: str = ""
+    packs: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Check:
+    """A condition checked at entry: `dim` is >= 0 (or == 0 when `equal`). `text`: as written (`T <= 1024`)."""
+
+    dim: Dim
+    equal: bool
+    text: str
+    place: str
+    note: str = ""  # where a number in it comes from
+
+
+@dataclass(frozen=True)
+class ExportSig:
+    """One exported function. Native results are passed as pointers after the arguments.
+
+    Sizes are solved from the argument shapes (an axis that is linear in one unknown name) and `dim` arguments.
+    Every axis-determined size must be >= 1; `dim` arguments >= 0.
+    """
+
+    name: str
+    symbol: str
+    args: tuple[ArgSig, ...]
+    results: tuple[ResultSig, ...]
+    returns_tuple: bool
+    dims: tuple[str, ...]  # ABI order
+    checks: tuple[Check, ...] = ()
+    doc: str = ""
+    place: str = ""
+    text: str = ""  # the signature as written
+
+
+@dataclass(frozen=True)
+class Native:
+    """One native entry point: the export's code as an object file and what it needs to run."""
+
+    symbol: str
+    object: int  # index of the object file
+    dims: tuple[str, ...]
+    arena: Dim  # bytes, a polynomial in the dims
+    scratch: int  # bytes for each thread, after the arena
+    work: Dim  # about how many scalar operations
+    sites: tuple[tuple[str, str], ...] = ()  # of run-time index checks: (file:line:column, text)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about one compiled file but the code."""
+
+    source: str
+    target: str
+    modules: tuple[ModuleSig, ...]
+    exports: tuple[ExportSig, ...]
+    natives: tuple[Native, ...]
