@@ -17,7 +17,7 @@ from nnc.codegen.pool import DECLARATIONS, pool_module
 RUN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
 
 # arg: { rounds, mistakes, out[64], slots[64] } of i64. Every thread adds 1 to its `out`; then, for
-# each round, writes the round to its slot, waits, and adds up all slots: all but n * round is wrong.
+# each round, writes the round to its slot, waits, and adds up all slots: else it is wrong.
 BODY = """
 define void @body(ptr %arg, i32 %tid, i32 %n) {
 entry:
