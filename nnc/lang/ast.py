@@ -328,11 +328,25 @@ class StateDecl(Syntax):
 
 
 @dataclass(frozen=True, eq=False)
+class DictLit(Syntax):
+    """`{"norm": "bn"}`, only as an argument of `weights(...)`."""
+
+    items: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class WeightsArg(Syntax):
+    name: str | None
+    value: Expr | DictLit
+    name_span: Span | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Weights(Syntax):
     """`weights("slot", rename={...}, skip=[...])`."""
 
     slot: str
-    args: tuple[Arg, ...]
+    args: tuple[WeightsArg, ...]
 
 
 @dataclass(frozen=True, eq=False)
