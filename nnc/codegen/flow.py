@@ -178,7 +178,8 @@ def negate(em: Emitter, condition: str) -> str:
     return em.op(f"xor i1 {condition}, true", "not")
 
 
-INTRINSICS = """\
-declare i64 @llvm.smin.i64(i64, i64)
-declare i64 @llvm.smax.i64(i64, i64)
-"""
+# Lines that a module using this file needs; callers join the lines of all parts without repetition.
+DECLARATIONS = (
+    "declare i64 @llvm.smin.i64(i64, i64)",
+    "declare i64 @llvm.smax.i64(i64, i64)",
+)

@@ -1,0 +1,365 @@
+"""The register-tiled contraction leaf: C[m, n] = epilogue(sum over k of A[m, k] * B[k, n]).
+
+    em = Emitter()
+    c = Contraction("f32", target, m="512", n="%n", k="%k",
+                    a=Strided("%a", "%k", "1"), b=Strided("%b", "%n", "1"),
+                    store=strided_store("f32", target, "%c", "%n"), scratch="%scratch")
+    emit_contraction(em, c)
+
+emits it into the function being built, for thread `tid` of `nt` (i32 operands, "%tid" and "%nt"
+unless said otherwise; tid "0" and nt "1" for one thread). The module needs the lines of
+`declarations`, and at link time `tiles.kernels_module(dtype, target)` and `tiles.grid_module()`,
+which all contractions of a process share.
+
+* Every element is computed by one thread: sums over blocks of at most `Tile.block` k, each one chain
+  of fused multiply-adds from 0 in order of k, added up in order. The blocks depend on k only: the
+  result does not depend on threads, on m, n or layouts, or on the position of an element.
+* `store(em, row, col, value, mask)` emits the epilogue and the store of the vector of columns col,
+  col + 1, ... of a row. It is called once for whole vectors and once for the masked edge, within
+  loops, and its code runs exactly once for every element, after the sum is complete (zero for
+  k = 0). It may emit blocks. Within a tile, rows vary fastest.
+* `scratch` points to `scratch_bytes(dtype, target)` bytes for this thread alone, aligned to 64.
+* A and B are read where they lie (see `Strided`, `Computed`, `Packed`); they must not overlap what
+  `store` writes. Weights used again and again are worth packing once, by `emit_prepack`.
+* Low m takes kernels of fewer rows and more columns, and reads B in place. There is no special case
+  for n = 1 (it costs as much as n = lanes): with few columns and many rows, exchange the roles,
+  C' = B' * A', which only exchanges strides.
+
+Loops, outermost first: column blocks (B block in L2), row blocks (only where partial sums must wait
+in scratch), k blocks (pack B), row tiles (pack the panel of A, L1), kernels over panels, and after
+the last k block the epilogue over the finished tile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nnc.codegen import flow, pack, tiles
+from nnc.codegen.emit import Emitter
+from nnc.codegen.pack import OVERSHOOT, Computed, Operand, Packed, Strided, lane_mask
+from nnc.codegen.target import Target
+from nnc.codegen.tiles import Tile
+
+__all__ = [
+    "Computed",
+    "Contraction",
+    "Packed",
+    "Strided",
+    "declarations",
+    "emit_contraction",
+    "emit_prepack",
+    "packed_bytes",
+    "scratch_bytes",
+    "strided_store",
+]
+
+_COLUMNS = {64: 2048, 32: 1024, 16: 512}  # bytes of a row of a B block, by vector bytes
+_PARTIAL_ROWS = 512  # rows of partial sums kept while B is packed once
+_IN_PLACE = 28  # rows up to which packing B costs more than reading it in place
+
+Store = Callable[[Emitter, str, str, str, str | None], None]
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """What to contract; see the head of this file."""
+
+    dtype: str
+    target: Target
+    m: str
+    n: str
+    k: str
+    a: Operand
+    b: Operand | Packed
+    store: Store
+    scratch: str
+    tid: str = "%tid"
+    nt: str = "%nt"
+
+
+def _columns(t: Tile) -> int:
+    """Columns of a block of B."""
+    return _COLUMNS[t.lanes * t.size] // t.size
+
+
+def _areas(t: Tile) -> tuple[int, int, int]:
+    """Bytes of scratch for the panel of A, the block of B and the (partial) sums."""
+    rows = -(-t.rows // t.lanes) * t.lanes
+    depth = -(-t.block // OVERSHOOT) * OVERSHOOT
+    a, b, c = rows * t.a_row, depth * _columns(t), _PARTIAL_ROWS * _columns(t)
+    return a * t.size, b * t.size, c * t.size
+
+
+def scratch_bytes(dtype: str, target: Target) -> int:
+    """Bytes of scratch for each thread."""
+    return sum(_areas(tiles.tile(dtype, target)))
+
+
+def declarations(dtype: str, target: Target) -> tuple[str, ...]:
+    """Lines that the module must hold, each once."""
+    t = tiles.tile(dtype, target)
+    return (*tiles.declarations(t), *pack.declarations(t))
+
+
+def strided_store(
+    dtype: str, target: Target, ptr: str, row_stride: str, col_stride: str = "1"
+) -> Store:
+    """A `store` without epilogue, to ptr[row * row_stride + col * col_stride]."""
+    t = tiles.tile(dtype, target)
+
+    def store(em: Emitter, row: str, col: str, value: str, mask: str | None) -> None:
+        at = flow.add(em, flow.mul(em, row, row_stride), flow.mul(em, col, col_stride))
+        place = flow.offset(em, ptr, at, t.type)
+        if col_stride == "1":
+            pack.store_vector(em, t, value, place, mask)
+        else:
+            pack.scatter_vector(em, t, value, place, col_stride, mask)
+
+    return store
+
+
+def packed_bytes(dtype: str, target: Target, n: int, k: int) -> int:
+    """Bytes of a `Packed` right operand of k rows and n columns."""
+    t = tiles.tile(dtype, target)
+    return -(-n // t.panel) * t.panel * -(-k // OVERSHOOT) * OVERSHOOT * t.size
+
+
+def emit_prepack(
+    em: Emitter, dtype: str, target: Target, b: Operand, n: str, k: str, to: str,
+    tid: str = "%tid", nt: str = "%nt",
+) -> None:  # fmt: skip
+    """Packs a k x n right operand to `to` (`packed_bytes`, aligned to 64); threads split panels."""
+    t = tiles.tile(dtype, target)
+    panel = str(t.panel)
+    who, parts = _wide(em, tid), _wide(em, nt)
+    panels = flow.ceil_div(em, n, panel)
+    p0 = flow.share(em, panels, who, parts)
+    p1 = flow.share(em, panels, flow.add(em, who, "1"), parts)
+    gap = flow.mul(em, flow.round_up(em, k, str(OVERSHOOT)), panel)
+    j0 = flow.mul(em, p0, panel)
+    columns = flow.sub(em, flow.minimum(em, flow.mul(em, p1, panel), n), j0)
+    to = flow.offset(em, to, flow.mul(em, p0, gap), t.type)
+    pack.pack_panels(em, t, pack.computed(t, b), "0", k, j0, columns, to, gap)
+
+
+def _wide(em: Emitter, x: str) -> str:
+    return em.op(f"zext i32 {x} to i64", "wide") if flow.const(x) is None else x
+
+
+@dataclass(frozen=True)
+class _Range:
+    start: str
+    size: str
+
+
+def emit_contraction(em: Emitter, c: Contraction) -> None:
+    """Emits this thread's part of the contraction, ending in an open block."""
+    _Emission(em, c).emit()
+
+
+class _Emission:
+    def __init__(self, em: Emitter, c: Contraction) -> None:
+        self.em, self.c = em, c
+        self.t = tiles.tile(c.dtype, c.target)
+        self.a = pack.computed(self.t, c.a)
+        self.b = None if isinstance(c.b, Packed) else pack.computed(self.t, c.b)
+        size_a, size_b, _ = _areas(self.t)
+        self.a_panel = c.scratch
+        self.b_block = flow.offset(em, c.scratch, str(size_a), "i8")
+        self.sums = flow.offset(em, c.scratch, str(size_a + size_b), "i8")
+
+    def emit(self) -> None:
+        em, t, c = self.em, self.t, self.c
+        rows, columns = self.parts()
+        blocks = flow.maximum(em, flow.ceil_div(em, c.k, str(t.block)), "1")
+        self.depth = flow.maximum(em, flow.round_up(em, flow.ceil_div(em, c.k, blocks), "4"), "4")
+        self.blocks = flow.maximum(em, flow.ceil_div(em, c.k, self.depth), "1")
+        self.one_block = flow.compare(em, "eq", self.blocks, "1")
+        self.in_place = self.reads_in_place(rows)
+        for_columns = flow.ceil_div(em, columns.size, str(_columns(t)))
+        # Without partial sums there is no reason to cut the rows.
+        row_blocks = flow.ceil_div(em, rows.size, str(_PARTIAL_ROWS))
+        row_blocks = flow.select(em, self.one_block, "i64", "1", row_blocks)
+        with flow.loop(em, "0", for_columns) as jb:
+            block = self.column_block(columns, jb, for_columns)
+            with flow.loop(em, "0", row_blocks) as ib:
+                self.row_block(self.cut(rows, ib, row_blocks), block)
+
+    def parts(self) -> tuple[_Range, _Range]:
+        """The rows and columns of this thread."""
+        em, t, c = self.em, self.t, self.c
+        if c.nt == "1":
+            return _Range("0", c.m), _Range("0", c.n)
+        tid, nt = _wide(em, c.tid), _wide(em, c.nt)
+        panel = str(t.panel)
+        panels = flow.ceil_div(em, c.n, panel)
+        grid = em.op(f"call {{ i64, i64 }} @nnrt_grid(i64 {c.m}, i64 {panels}, i64 {nt})", "grid")
+        down = em.op(f"extractvalue {{ i64, i64 }} {grid}, 0", "down")
+        across = em.op(f"extractvalue {{ i64, i64 }} {grid}, 1", "across")
+        rows = self.cut(_Range("0", c.m), flow.div(em, tid, across), down)
+        mine = self.cut(_Range("0", panels), flow.rem(em, tid, across), across)
+        start = flow.mul(em, mine.start, panel)
+        end = flow.minimum(em, flow.mul(em, flow.add(em, mine.start, mine.size), panel), c.n)
+        return rows, _Range(start, flow.sub(em, end, start))
+
+    def cut(self, whole: _Range, part: str, parts: str) -> _Range:
+        em = self.em
+        if parts == "1":
+            return whole
+        start = flow.share(em, whole.size, part, parts)
+        end = flow.share(em, whole.size, flow.add(em, part, "1"), parts)
+        return _Range(flow.add(em, whole.start, start), flow.sub(em, end, start))
+
+    def column_block(self, columns: _Range, part: str, parts: str) -> _Range:
+        """Cuts at multiples of a panel."""
+        em, panel = self.em, str(self.t.panel)
+        if parts == "1":
+            return columns
+        panels = self.cut(_Range("0", flow.ceil_div(em, columns.size, panel)), part, parts)
+        start = flow.mul(em, panels.start, panel)
+        end = flow.mul(em, flow.add(em, panels.start, panels.size), panel)
+        end = flow.minimum(em, end, columns.size)
+        return _Range(flow.add(em, columns.start, start), flow.sub(em, end, start))
+
+    def reads_in_place(self, rows: _Range) -> str:
+        match self.c.b:
+            case Strided(col_stride="1"):
+                return flow.compare(self.em, "sle", rows.size, str(_IN_PLACE))
+            case _:
+                return "false"
+
+    def row_block(self, rows: _Range, columns: _Range) -> None:
+        em, t = self.em, self.t
+        with flow.loop(em, "0", self.blocks) as pc:
+            k0 = flow.mul(em, pc, self.depth)
+            kc = flow.minimum(em, self.depth, flow.sub(em, self.c.k, k0))
+            panels = self.right(k0, kc, columns)
+            tiles_ = flow.ceil_div(em, rows.size, str(t.rows))
+            with flow.loop(em, "0", tiles_) as it:
+                part = self.cut(rows, it, tiles_)
+                pack.pack_rows(em, t, self.a, part.start, part.size, k0, kc, self.a_panel)
+                self.row_tile(rows, part, columns, pc, kc, panels)
+
+    def right(self, k0: str, kc: str, columns: _Range) -> _Right:
+        """Packs the block of B, or what of it is not read in place."""
+        em, t, c = self.em, self.t, self.c
+        row, panel = str(t.panel * t.size), str(t.panel)
+        whole = flow.mul(em, flow.div(em, columns.size, panel), panel)
+        if isinstance(c.b, Packed):
+            gap = flow.mul(em, flow.round_up(em, c.k, str(OVERSHOOT)), panel)
+            at = flow.mul(em, flow.div(em, columns.start, panel), gap)
+            at = flow.add(em, at, flow.mul(em, k0, panel))
+            packed = _Panels(flow.offset(em, c.b.ptr, at, t.type), row, gap)
+            return _Right(packed, packed, whole)
+        assert self.b is not None
+        gap = flow.mul(em, flow.round_up(em, kc, str(OVERSHOOT)), panel)
+        skip = flow.select(em, self.in_place, "i64", whole, "0")
+        start, size = flow.add(em, columns.start, skip), flow.sub(em, columns.size, skip)
+        to = flow.mul(em, flow.div(em, skip, panel), gap)
+        to = flow.offset(em, self.b_block, to, t.type)
+        pack.pack_panels(em, t, self.b, k0, kc, start, size, to, gap)
+        packed = _Panels(self.b_block, row, gap)
+        if self.in_place == "false":
+            return _Right(packed, packed, whole)
+        assert isinstance(c.b, Strided)
+        at = flow.add(em, flow.mul(em, k0, c.b.row_stride), columns.start)
+        there = flow.offset(em, c.b.ptr, at, t.type)
+        first = _Panels(
+            flow.select(em, self.in_place, "ptr", there, self.b_block),
+            flow.select(em, self.in_place, "i64", flow.mul(em, c.b.row_stride, str(t.size)), row),
+            flow.select(em, self.in_place, "i64", panel, gap),
+        )
+        return _Right(first, packed, whole)
+
+    def row_tile(
+        self, rows: _Range, part: _Range, columns: _Range, pc: str, kc: str, right: _Right
+    ) -> None:
+        """The kernels of one row tile over the panels, each followed by its epilogue."""
+        em, t = self.em, self.t
+        panel, lanes = str(t.panel), str(t.lanes)
+        index = flow.sub(em, part.size, "1")
+        kernels = em.op(
+            f"getelementptr [3 x ptr], ptr @nnrt_tiles_{t.dtype}, i64 {index}", "kernels"
+        )
+        wides = em.op(f"getelementptr i64, ptr @nnrt_wide_{t.dtype}, i64 {index}", "wides")
+        wide = em.op(f"load i64, ptr {wides}", "wide")
+        first = flow.compare(em, "eq", pc, "0")
+        again = em.op(f"select i1 {first}, i32 0, i32 1", "again")
+        last = flow.compare(em, "eq", flow.add(em, pc, "1"), self.blocks)
+        strip = flow.mul(
+            em, flow.sub(em, part.start, rows.start), flow.round_up(em, columns.size, panel)
+        )
+        with flow.stepping(em, "0", columns.size) as step:
+            j = step.index
+            left = flow.sub(em, columns.size, j)
+            is_wide = flow.compare(em, "sge", left, wide)
+            is_panel = flow.compare(em, "sgt", left, lanes)
+            narrow = flow.select(em, is_panel, "i64", panel, lanes)
+            width = flow.select(em, is_wide, "i64", wide, narrow)
+            kind = em.op(f"select i1 {is_panel}, i64 1, i64 0", "kind")
+            kind = em.op(f"select i1 {is_wide}, i64 2, i64 {kind}", "kind")
+            kernel = em.op(f"getelementptr ptr, ptr {kernels}, i64 {kind}", "kernel")
+            kernel = em.op(f"load ptr, ptr {kernel}", "kernel")
+            b, b_k, b_panel = right.at(em, t, j)
+            at = flow.add(em, strip, flow.mul(em, j, part.size))
+            at = flow.select(em, self.one_block, "i64", "0", at)
+            sums = flow.offset(em, self.sums, at, t.type)
+            em.line(
+                f"call void {kernel}(ptr {self.a_panel}, ptr {b}, i64 {b_k}, i64 {b_panel}, "
+                f"i64 {kc}, ptr {sums}, i32 {again})"
+            )
+            with flow.when(em, last):
+                valid = flow.minimum(em, width, left)
+                self.epilogue(part, flow.add(em, columns.start, j), valid, width, sums)
+            step.step = width
+
+    def epilogue(self, part: _Range, j0: str, valid: str, width: str, sums: str) -> None:
+        """Calls `store` for the valid columns of a finished tile."""
+        em, t = self.em, self.t
+        lanes = str(t.lanes)
+
+        def columns(at: str, mask: str | None) -> None:
+            with flow.loop(em, "0", part.size) as i:
+                place = flow.offset(em, sums, flow.add(em, flow.mul(em, i, width), at), t.type)
+                value = em.op(f"load {t.vector}, ptr {place}", "sum")
+                row, col = flow.add(em, part.start, i), flow.add(em, j0, at)
+                self.c.store(em, row, col, value, mask)
+
+        whole = flow.div(em, valid, lanes)
+        with flow.loop(em, "0", whole) as v:
+            columns(flow.mul(em, v, lanes), None)
+        n = flow.const(self.c.n)
+        if n is not None and n % t.lanes == 0:
+            return
+        rest = flow.rem(em, valid, lanes)
+        with flow.when(em, flow.compare(em, "ne", rest, "0")):
+            columns(flow.mul(em, whole, lanes), lane_mask(em, t, rest))
+
+
+@dataclass(frozen=True)
+class _Panels:
+    """Panels as the kernels address them: bytes between k, elements between panels."""
+
+    ptr: str
+    row_bytes: str
+    gap: str
+
+
+@dataclass(frozen=True)
+class _Right:
+    """The block of B: `whole` columns in full panels (perhaps in place), the rest packed."""
+
+    first: _Panels
+    edge: _Panels
+    whole: str
+
+    def at(self, em: Emitter, t: Tile, j: str) -> tuple[str, str, str]:
+        """Pointer, b_k and b_panel (bytes) for the kernel at column j, a multiple of a panel."""
+        inside = flow.compare(em, "slt", j, self.whole)
+        p = flow.div(em, j, str(t.panel))
+        ptr = flow.select(em, inside, "ptr", self.first.ptr, self.edge.ptr)
+        gap = flow.select(em, inside, "i64", self.first.gap, self.edge.gap)
+        row = flow.select(em, inside, "i64", self.first.row_bytes, self.edge.row_bytes)
+        place = flow.offset(em, ptr, flow.mul(em, p, gap), t.type)
+        return place, row, flow.mul(em, gap, str(t.size))

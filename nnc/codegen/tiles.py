@@ -1,0 +1,310 @@
+"""Register tiles: the micro-kernels of the contraction leaf, one set for each dtype and target.
+
+A micro-kernel multiplies `height` rows of A by a few vectors of B over one block of k, and writes
+(or adds) the tile to scratch memory. It knows nothing of layouts, edges, epilogues or threads, so
+all contractions of a process share one set: `kernels_module` is compiled once.
+
+    void nnrt_tile_<dtype>_<height>x<vectors>(a, b, b_k, b_panel, kc, tile, add)
+
+    a        ptr   rows of A, k contiguous, `Tile.a_row` elements apart: a constant, so that one
+                   register addresses all of them, and no power of two, so that they do not meet
+                   in one set of the L1 cache
+    b        ptr   element (0, 0) of B; the columns of a panel are contiguous
+    b_k      i64   bytes between successive k in a panel
+    b_panel  i64   bytes between panels
+    kc       i64   number of k, 0 or more
+    tile     ptr   height x (vectors * lanes) elements, row-major without gaps, vector-aligned
+    add      i32   0: the tile is overwritten; 1: the sums are added to it
+
+Each element is one chain of fused multiply-adds in order of k from 0.0 (multiply, round, add where
+the target has no FMA), whichever kernel computes it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nnc.codegen.emit import Emitter
+from nnc.codegen.target import DTYPE_BYTES, LLVM_TYPE, Target
+
+UNROLL = 4  # k steps in a turn of the loop: 2, 4 and 8 run alike, 1 costs 3 %
+_AHEAD = 8  # rows of B between use and prefetch: 4, 8 and 16 run alike
+_ROWS = {"avx512": 14, "avx2": 6, "portable": 4}
+_VECTORS = 2  # vectors in a panel
+_BLOCK = {"f32": 384, "f64": 256}  # k in a block: a row panel of A in L1, panels of B in L2
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The shape of the register tile: `rows` x `panel` elements."""
+
+    dtype: str
+    lanes: int
+    rows: int
+    registers: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of an element."""
+        return DTYPE_BYTES[self.dtype]
+
+    @property
+    def block(self) -> int:
+        """The most k in a block. The same on every target, so that sums are too."""
+        return _BLOCK[self.dtype]
+
+    @property
+    def a_row(self) -> int:
+        """Elements between rows of a packed panel of A: the block, and room for overshoot."""
+        return self.block + 16
+
+    @property
+    def type(self) -> str:
+        return LLVM_TYPE[self.dtype]
+
+    @property
+    def vector(self) -> str:
+        return f"<{self.lanes} x {self.type}>"
+
+    @property
+    def panel(self) -> int:
+        """Columns of a panel of B."""
+        return _VECTORS * self.lanes
+
+    def wide(self, height: int) -> int:
+        """Columns of the widest kernel: low tiles take more panels, to have enough chains.
+
+        Accumulators, one row of B and a broadcast must fit the registers: one too many costs 20 %.
+        """
+        fits = (p for p in (4, 3, 2) if _VECTORS * p * (height + 1) + 1 <= self.registers)
+        return self.panel * next(fits, 1)
+
+    def vectors(self, height: int) -> tuple[int, int, int]:
+        """Vectors of the three kernels of a height: one vector, one panel, the widest."""
+        return 1, _VECTORS, self.wide(height) // self.lanes
+
+
+def tile(dtype: str, target: Target) -> Tile:
+    return Tile(dtype, target.lanes(dtype), _ROWS[target.isa], target.vector_registers)
+
+
+def kernel_name(t: Tile, height: int, vectors: int) -> str:
+    return f"nnrt_tile_{t.dtype}_{height}x{vectors}"
+
+
+State = list[str]
+
+
+class _Kernel:
+    """Emits one micro-kernel; `State`: a pointer into A, one for each panel of B, the sums."""
+
+    def __init__(self, t: Tile, fma: bool, height: int, vectors: int) -> None:
+        self.t, self.fma, self.height, self.vectors = t, fma, height, vectors
+        self.em = Emitter()
+        self.panels = -(-vectors // _VECTORS)
+
+    def text(self) -> str:
+        em, t = self.em, self.t
+        name = kernel_name(t, self.height, self.vectors)
+        em.label("entry")
+        b = ["%b"]
+        for _ in range(1, self.panels):
+            b.append(em.op(f"getelementptr i8, ptr {b[-1]}, i64 %b_panel", "b"))
+        em.line(f"%turns = udiv i64 %kc, {UNROLL}")
+        em.line(f"%rest = urem i64 %kc, {UNROLL}")
+        em.line("br label %start")
+        em.label("start")
+        zeros = ["zeroinitializer"] * (self.height * self.vectors)
+        state = self.loop("main", "start", "%turns", UNROLL, ["%a", *b, *zeros])
+        state = self.loop("tail", "main.done", "%rest", 1, state)
+        self.finish(state[1 + self.panels :])
+        head = f"define void @{name}(ptr %a, ptr %b, i64 %b_k, i64 %b_panel, i64 %kc, "
+        return f"{head}ptr %tile, i32 %add) nounwind {{\n{em.text()}\n}}\n"
+
+    def loop(self, name: str, before: str, turns: str, unroll: int, start: State) -> State:
+        """`turns` rounds of `unroll` k each; gives the state after it, in block `name`.done."""
+        em = self.em
+        types = ["ptr"] * (1 + self.panels) + [self.t.vector] * (len(start) - 1 - self.panels)
+        inner = [f"%{em.fresh('in')}" for _ in start]
+        em.line(f"%{name}.any = icmp ne i64 {turns}, 0")
+        em.line(f"br i1 %{name}.any, label %{name}, label %{name}.done")
+        em.label(name)
+        phis = len(em.lines)
+        end = self.step(unroll, inner)
+        left = f"%{name}.left"
+        em.line(f"{left}.next = sub i64 {left}, 1")
+        em.line(f"%{name}.more = icmp ne i64 {left}.next, 0")
+        em.line(f"br i1 %{name}.more, label %{name}, label %{name}.done")
+        em.label(f"{name}.done")
+        paths = [
+            f"phi {ty} [ {s}, %{before} ], [ {e}, %{name} ]"
+            for ty, s, e in zip(types, start, end, strict=True)
+        ]
+        after = [em.op(phi, "out") for phi in paths]
+        em.lines[phis:phis] = [f"  {x} = {phi}" for x, phi in zip(inner, paths, strict=True)]
+        em.lines.insert(
+            phis, f"  {left} = phi i64 [ {turns}, %{before} ], [ {left}.next, %{name} ]"
+        )
+        return after
+
+    def step(self, unroll: int, state: State) -> State:
+        """`unroll` successive k of all rows and vectors."""
+        em, t = self.em, self.t
+        a, b, s = state[0], state[1 : 1 + self.panels], state[1 + self.panels :]
+        for u in range(unroll):
+            row = self.b_row(b)
+            for i in range(self.height):
+                x = self.broadcast(a, i * t.a_row + u)
+                for j, y in enumerate(row):
+                    at = i * self.vectors + j
+                    s[at] = self.multiply_add(x, y, s[at])
+            b = [em.op(f"getelementptr i8, ptr {p}, i64 %b_k", "b") for p in b]
+        return [em.op(f"getelementptr {t.type}, ptr {a}, i64 {unroll}", "a"), *b, *s]
+
+    def b_row(self, b: State) -> list[str]:
+        em, t = self.em, self.t
+        far = em.op(f"shl i64 %b_k, {_AHEAD.bit_length() - 1}", "far")
+        row: list[str] = []
+        for j in range(self.vectors):
+            p, v = b[j // _VECTORS], j % _VECTORS
+            if v:
+                p = em.op(f"getelementptr {t.vector}, ptr {p}, i64 {v}", "b")
+            row.append(em.op(f"load {t.vector}, ptr {p}, align {t.size}", "y"))
+            if (j * t.lanes * t.size) % 64 == 0:
+                q = em.op(f"getelementptr i8, ptr {p}, i64 {far}", "q")
+                em.line(f"call void @llvm.prefetch.p0(ptr {q}, i32 0, i32 3, i32 1)")
+        return row
+
+    def broadcast(self, a: str, element: int) -> str:
+        em, t = self.em, self.t
+        p = em.op(f"getelementptr {t.type}, ptr {a}, i64 {element}", "a")
+        x = em.op(f"load {t.type}, ptr {p}, align {t.size}", "x")
+        x = em.op(f"insertelement {t.vector} poison, {t.type} {x}, i64 0", "x")
+        mask = f"<{t.lanes} x i32> zeroinitializer"
+        return em.op(f"shufflevector {t.vector} {x}, {t.vector} poison, {mask}", "x")
+
+    def multiply_add(self, x: str, y: str, s: str) -> str:
+        em, v = self.em, self.t.vector
+        if not self.fma:
+            product = em.op(f"fmul {v} {x}, {y}", "m")
+            return em.op(f"fadd {v} {s}, {product}", "s")
+        intrinsic = f"@llvm.fma.{suffix(self.t)}"
+        return em.op(f"call {v} {intrinsic}({v} {x}, {v} {y}, {v} {s})", "s")
+
+    def finish(self, sums: list[str]) -> None:
+        em, t = self.em, self.t
+        places = [
+            em.op(f"getelementptr {t.vector}, ptr %tile, i64 {j}", "t") for j in range(len(sums))
+        ]
+        em.line("%fresh = icmp eq i32 %add, 0")
+        em.line("br i1 %fresh, label %store, label %accumulate")
+        em.label("store")
+        for p, s in zip(places, sums, strict=True):
+            em.line(f"store {t.vector} {s}, ptr {p}")
+        em.line("ret void")
+        em.label("accumulate")
+        for p, s in zip(places, sums, strict=True):
+            old = em.op(f"load {t.vector}, ptr {p}", "old")
+            new = em.op(f"fadd {t.vector} {old}, {s}", "new")
+            em.line(f"store {t.vector} {new}, ptr {p}")
+        em.line("ret void")
+
+
+def suffix(t: Tile) -> str:
+    """The vector type in an intrinsic's name, such as "v16f32"."""
+    return f"v{t.lanes}{t.dtype}"
+
+
+def _tables(t: Tile) -> str:
+    """By height - 1: the three kernels, and the columns of the widest."""
+    heights = range(1, t.rows + 1)
+    kernels = ", ".join(
+        "[3 x ptr] [" + ", ".join(f"ptr @{kernel_name(t, h, v)}" for v in t.vectors(h)) + "]"
+        for h in heights
+    )
+    wide = ", ".join(f"i64 {t.wide(h)}" for h in heights)
+    return (
+        f"@nnrt_tiles_{t.dtype} = constant [{t.rows} x [3 x ptr]] [{kernels}]\n"
+        f"@nnrt_wide_{t.dtype} = constant [{t.rows} x i64] [{wide}]\n"
+    )
+
+
+# Splits m rows x p panels over n threads: {row parts, panel parts}, whose product is n. Tries every
+# divisor of n and takes the least work of the busiest thread: 8 for a row of a panel, 48 for
+# packing a panel, 2 for packing a row (in eighths of a cycle for each k).
+_GRID = """\
+define { i64, i64 } @nnrt_grid(i64 %m, i64 %p, i64 %n) nounwind {
+entry:
+  br label %try
+try:
+  %d = phi i64 [ 1, %entry ], [ %d.next, %next ]
+  %best = phi i64 [ 9223372036854775807, %entry ], [ %best.next, %next ]
+  %parts = phi i64 [ 1, %entry ], [ %parts.next, %next ]
+  %left = urem i64 %n, %d
+  %divides = icmp eq i64 %left, 0
+  br i1 %divides, label %cost, label %next
+cost:
+  %e = udiv i64 %n, %d
+  %m1 = add i64 %m, %e
+  %m2 = sub i64 %m1, 1
+  %rows = udiv i64 %m2, %e
+  %p1 = add i64 %p, %d
+  %p2 = sub i64 %p1, 1
+  %panels = udiv i64 %p2, %d
+  %area = mul i64 %rows, %panels
+  %c1 = mul i64 %area, 8
+  %c2 = mul i64 %panels, 48
+  %c3 = mul i64 %rows, 2
+  %c4 = add i64 %c1, %c2
+  %c = add i64 %c4, %c3
+  br label %next
+next:
+  %cost.now = phi i64 [ 9223372036854775807, %try ], [ %c, %cost ]
+  %better = icmp slt i64 %cost.now, %best
+  %best.next = select i1 %better, i64 %cost.now, i64 %best
+  %parts.next = select i1 %better, i64 %d, i64 %parts
+  %d.next = add i64 %d, 1
+  %more = icmp sle i64 %d.next, %n
+  br i1 %more, label %try, label %done
+done:
+  %across = udiv i64 %n, %parts.next
+  %r0 = insertvalue { i64, i64 } poison, i64 %across, 0
+  %r1 = insertvalue { i64, i64 } %r0, i64 %parts.next, 1
+  ret { i64, i64 } %r1
+}
+"""
+
+
+def kernel_text(t: Tile, target: Target, height: int, vectors: int) -> str:
+    """One micro-kernel, without declarations."""
+    return _Kernel(t, target.fma, height, vectors).text()
+
+
+def kernels_module(dtype: str, target: Target) -> str:
+    """The IR text of all micro-kernels of a dtype with their tables."""
+    t = tile(dtype, target)
+    intrinsics = (
+        f"declare {t.vector} @llvm.fma.{suffix(t)}({t.vector}, {t.vector}, {t.vector})",
+        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
+    )
+    kernels = (
+        kernel_text(t, target, h, v)
+        for h in range(1, t.rows + 1)
+        for v in sorted(set(t.vectors(h)))
+    )
+    triple = f'target triple = "{target.triple}"'
+    return "\n".join((triple, *intrinsics, *kernels, _tables(t)))
+
+
+def grid_module() -> str:
+    """The IR text of `nnrt_grid`, shared by all dtypes."""
+    return _GRID
+
+
+def declarations(t: Tile) -> tuple[str, ...]:
+    """Lines for a module that refers to the kernels of a dtype and to the grid."""
+    return (
+        f"@nnrt_tiles_{t.dtype} = external constant [{t.rows} x [3 x ptr]]",
+        f"@nnrt_wide_{t.dtype} = external constant [{t.rows} x i64]",
+        "declare { i64, i64 } @nnrt_grid(i64, i64, i64)",
+    )
