@@ -22,8 +22,11 @@ def optimise(module: llvm.ModuleRef, machine: llvm.TargetMachine, level: int) ->
 
 
 def build(*texts: str, target: Target | None = None, level: int = 1) -> llvm.ExecutionEngine:
-    """One engine holding the modules; externals resolve among them and in the process."""
-    machine = (target or host()).machine(level)
+    """One engine holding the modules; externals resolve among them and in the process.
+
+    `level` is that of the middle end: 0 leaves it out.
+    """
+    machine = (target or host()).machine()
     engine = None
     for text in texts:
         module = llvm.parse_assembly(text)
@@ -41,7 +44,7 @@ def build(*texts: str, target: Target | None = None, level: int = 1) -> llvm.Exe
 
 
 def assembly(text: str, target: Target, level: int = 1) -> str:
-    machine = target.machine(level)
+    machine = target.machine()
     module = llvm.parse_assembly(text)
     module.verify()
     if level:

@@ -11,9 +11,9 @@ unless said otherwise; tid "0" and nt "1" for one thread). The module needs the 
 `declarations`, and at link time `tiles.kernels_module(dtype, target)` and `tiles.grid_module()`,
 which all contractions of a process share.
 
-* Every element is computed by one thread: sums over blocks of at most `Tile.block` k, each one chain
-  of fused multiply-adds from 0 in order of k, added up in order. The blocks depend on k only: the
-  result does not depend on threads, on m, n or layouts, or on the position of an element.
+* Every element is computed by one thread: sums over blocks of at most `Tile.block` k, each one a
+  chain of fused multiply-adds from 0 in order of k, added up in order. The blocks depend on k only:
+  the result does not depend on threads, on m, n or layouts, or on the position of an element.
 * `store(em, row, col, value, mask)` emits the epilogue and the store of the vector of columns col,
   col + 1, ... of a row. It is called once for whole vectors and once for the masked edge, within
   loops, and its code runs exactly once for every element, after the sum is complete (zero for

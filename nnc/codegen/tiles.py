@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from nnc.codegen.emit import Emitter
 from nnc.codegen.target import DTYPE_BYTES, LLVM_TYPE, Target
 
-UNROLL = 4  # k steps in a turn of the loop: 2, 4 and 8 run alike, 1 costs 3 %
+UNROLL = 2  # k steps in a turn of the loop; 4 is no faster, and its scheduling can spill
 _AHEAD = 8  # rows of B between use and prefetch: 4, 8 and 16 run alike
 _ROWS = {"avx512": 14, "avx2": 6, "portable": 4}
 _VECTORS = 2  # vectors in a panel

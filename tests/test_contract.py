@@ -1,0 +1,364 @@
+"""The contraction leaf against float64, on guard pages, with equal bits for all thread counts."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from dataclasses import dataclass
+from functools import cache
+
+import llvmlite.binding as llvm
+import numpy as np
+import pytest
+from guard import guarded
+from jit import assembly, build
+
+from nnc.codegen import contract as leaf
+from nnc.codegen import flow, pack, tiles
+from nnc.codegen.emit import Emitter
+from nnc.codegen.target import LLVM_TYPE, Target, host, x86
+
+NUMPY = {"f32": np.float32, "f64": np.float64}
+EPS = {"f32": 2.0**-24, "f64": 2.0**-53}
+TARGETS = {"avx512": host()} if host().isa == "avx512" else {}
+TARGETS |= {i: x86(i) for i in ("avx2", "portable") if i == "portable" or host().isa != "portable"}
+
+SIZES = ("m", "n", "k", "ar", "ac", "br", "bc", "cr", "cc")
+PARAMETERS = (
+    "ptr %a, ptr %b, ptr %c, ptr %bias, ptr %scratch, "
+    + ", ".join(f"i64 %{s}" for s in SIZES)
+    + ", i32 %tid, i32 %nt"
+)
+PROTOTYPE = ctypes.CFUNCTYPE(
+    None, *[ctypes.c_void_p] * 5, *[ctypes.c_int64] * len(SIZES), ctypes.c_int32, ctypes.c_int32
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Layouts are "row" (columns contiguous), "col" (rows contiguous), "any" (run-time strides),
+    "computed" (x + 1 with a vector form along columns), "computed0" (along rows), "scalar"
+    (without a vector form), "packed" (B only)."""
+
+    dtype: str = "f32"
+    isa: str = "avx512"
+    a: str = "row"
+    b: str = "row"
+    c: str = "row"
+    epilogue: bool = False
+    constant: tuple[int, int, int] | None = None
+
+
+def symbols(dtype: str, target: Target) -> None:
+    """Makes the shared kernels of a target the ones that later modules link to."""
+    for name, address in kernels(dtype, target).items():
+        llvm.add_symbol(name, address)
+
+
+@cache
+def kernels(dtype: str, target: Target) -> dict[str, int]:
+    e = build(tiles.kernels_module(dtype, target), tiles.grid_module(), target=target, level=0)
+    tables = (f"nnrt_tiles_{dtype}", f"nnrt_wide_{dtype}")
+    return {n: e.get_global_value_address(n) for n in tables} | {
+        "nnrt_grid": e.get_function_address("nnrt_grid")
+    }
+
+
+def operand(case: Case, name: str, layout: str, t: tiles.Tile) -> leaf.Strided | leaf.Computed:
+    base, rs, cs = f"%{name}", f"%{name}r", f"%{name}c"
+    if layout in ("row", "col", "any"):
+        return leaf.Strided(base, "1" if layout == "col" else rs, "1" if layout == "row" else cs)
+    axis = 0 if layout == "computed0" else 1
+    inner = pack.computed(t, leaf.Strided(base, rs, "1") if axis else leaf.Strided(base, "1", cs))
+    ones = "<" + ", ".join([f"{t.type} 1.0"] * t.lanes) + ">"
+
+    def load(em: Emitter, row: str, col: str) -> str:
+        return em.op(f"fadd {t.type} {inner.load(em, row, col)}, 1.0")
+
+    def vector(em: Emitter, row: str, col: str, mask: str | None) -> str:
+        assert inner.vector is not None
+        return em.op(f"fadd {t.vector} {inner.vector(em, row, col, mask)}, {ones}")
+
+    return leaf.Computed(load, None if layout == "scalar" else vector, axis)
+
+
+def store(case: Case, target: Target, t: tiles.Tile) -> leaf.Store:
+    col_stride = "1" if case.c == "row" else "%cc"
+    plain = leaf.strided_store(case.dtype, target, "%c", "%cr", col_stride)
+    if not case.epilogue:
+        return plain
+
+    def bias_relu(em: Emitter, row: str, col: str, value: str, mask: str | None) -> None:
+        bias = pack.load_vector(em, t, flow.offset(em, "%bias", col, t.type), mask)
+        x = em.op(f"fadd {t.vector} {value}, {bias}")
+        positive = em.op(f"fcmp ogt {t.vector} {x}, zeroinitializer")
+        choice = f"<{t.lanes} x i1> {positive}, {t.vector} {x}, {t.vector} zeroinitializer"
+        plain(em, row, col, em.op(f"select {choice}"), mask)
+
+    return bias_relu
+
+
+def module(case: Case) -> str:
+    target = TARGETS[case.isa]
+    t = tiles.tile(case.dtype, target)
+    m, n, k = map(str, case.constant) if case.constant else ("%m", "%n", "%k")
+    em = Emitter()
+    em.label("entry")
+    b = leaf.Packed("%b") if case.b == "packed" else operand(case, "b", case.b, t)
+    a = operand(case, "a", case.a, t)
+    done = store(case, target, t)
+    c = leaf.Contraction(case.dtype, target, m, n, k, a, b, done, "%scratch")
+    leaf.emit_contraction(em, c)
+    em.line("ret void")
+    text = f"define void @f({PARAMETERS}) {{\n{em.text()}\n}}\n"
+    em = Emitter()
+    em.label("entry")
+    leaf.emit_prepack(em, case.dtype, target, leaf.Strided("%b", "%br", "1"), n, k, "%c")
+    em.line("ret void")
+    text += f"define void @prepack({PARAMETERS}) {{\n{em.text()}\n}}\n"
+    return "\n".join((*leaf.declarations(case.dtype, target), text))
+
+
+@cache
+def compiled(case: Case) -> tuple[object, object]:
+    target = TARGETS[case.isa]
+    symbols(case.dtype, target)
+    engine = build(module(case), target=target)
+    return tuple(PROTOTYPE(engine.get_function_address(f)) for f in ("f", "prepack"))  # type: ignore
+
+
+def aligned(size: int) -> np.ndarray:
+    raw = np.full(size + 64, 0xFF, np.uint8)
+    return raw[-raw.ctypes.data % 64 :][:size]
+
+
+def laid(alloc, values: np.ndarray, layout: str) -> tuple[np.ndarray, int, int]:
+    """The matrix in memory with its strides in elements."""
+    rows, cols = values.shape
+    match layout:
+        case "col" | "computed0":
+            x = alloc((cols, rows), values.dtype, values.T)
+            return x, 1, max(rows, 1)
+        case "any":
+            wide = np.full((max(rows * 2 - 1, 0), max(cols * 3 - 2, 0)), np.nan, values.dtype)
+            wide[::2, ::3] = values
+            x = alloc(wide.shape, values.dtype, wide)
+            return x, 2 * wide.shape[1], 3
+    return alloc((rows, cols), values.dtype, values), max(cols, 1), 1
+
+
+def run(case: Case, sizes: tuple[int, int, int], threads: int = 1, side: str = "end") -> np.ndarray:
+    """Runs the parts of all threads one after another; checks what may be written; returns C."""
+    m, n, k = sizes
+    np_type, target = NUMPY[case.dtype], TARGETS[case.isa]
+    f, prepack = compiled(case)
+    rng = np.random.default_rng(m * 1000003 + n * 1009 + k)
+    a = rng.standard_normal((m, k)).astype(np_type)
+    b = rng.standard_normal((k, n)).astype(np_type)
+    bias = rng.standard_normal(n).astype(np_type)
+    with guarded(side) as alloc:
+        pa, ar, ac = laid(alloc, a, case.a)
+        pb, br, bc = laid(alloc, b, "row" if case.b == "packed" else case.b)
+        bias_ = alloc((n,), np_type, bias)
+        shape = (n, m) if case.c == "col" else (m, n)
+        pc = alloc(shape, np_type)
+        cr, cc = (1, m) if case.c == "col" else (n, 1)
+        rest = (bias_.ctypes.data,)
+        strides = (m, n, k, ar, ac, br, bc, cr, cc)
+        if case.b == "packed":
+            packed = aligned(leaf.packed_bytes(case.dtype, target, n, k))
+            scratch = packed.ctypes.data
+            for tid in range(threads):
+                prepack(pa.ctypes.data, pb.ctypes.data, scratch, 0, 0, *strides, tid, threads)
+            pb = packed
+        for tid in range(threads):
+            scratch = aligned(leaf.scratch_bytes(case.dtype, target))
+            args = (pa.ctypes.data, pb.ctypes.data, pc.ctypes.data, *rest, scratch.ctypes.data)
+            f(*args, *strides, tid, threads)
+        got = (pc.T if case.c == "col" else pc).copy()
+    check(case, got, a, b, bias)
+    return got
+
+
+def check(case: Case, got: np.ndarray, a: np.ndarray, b: np.ndarray, bias: np.ndarray) -> None:
+    a = a + np.array(1, a.dtype) if case.a in ("computed", "computed0", "scalar") else a
+    b = b + np.array(1, b.dtype) if case.b in ("computed", "computed0", "scalar") else b
+    exact = np.float64 if case.dtype == "f32" else np.longdouble
+    x, y = a.astype(exact), b.astype(exact)
+    want = x @ y
+    bound = (a.shape[1] + 4) * EPS[case.dtype] * (abs(x) @ abs(y)) + 1e-300
+    if case.epilogue:
+        want = want + bias
+        bound += EPS[case.dtype] * 2 * (abs(want) + abs(bias))
+        want = np.maximum(want, 0)
+    assert got.shape == want.shape
+    assert (abs(got - want) <= bound).all()  # NaN, the poison, fails too
+
+
+def ragged(t: tiles.Tile) -> list[tuple[int, int, int]]:
+    r, p, b = t.rows, t.panel, t.block
+    return [
+        (1, 1, 1),
+        (0, 3, 2),
+        (3, 0, 2),
+        (3, 5, 0),
+        (r, p, 16),
+        (r + 1, p + 1, 17),
+        (r - 1, p - 1, 15),
+        (2 * r + 1, t.lanes, 3),
+        (1, 4 * p + 3, 31),
+        (3, 3 * p + t.lanes + 1, 7),
+        (37, 41, 43),
+        (5, p + t.lanes, b - 1),
+        (r + 2, 3, b),
+        (2, p + 2, b + 1),
+        (31, 2 * p - 1, 2 * b + 5),
+    ]
+
+
+LAYOUTS = [
+    ("row", "row"),
+    ("row", "col"),
+    ("col", "row"),
+    ("col", "col"),
+    ("any", "any"),
+    ("computed", "computed0"),
+    ("computed0", "computed"),
+    ("scalar", "scalar"),
+    ("row", "packed"),
+]
+ALL = [(i, d) for i in TARGETS for d in NUMPY]
+
+
+@pytest.mark.parametrize(("isa", "dtype"), ALL)
+@pytest.mark.parametrize(
+    ("a", "b"),
+    LAYOUTS,
+)
+def test_layouts_at_ragged_sizes(isa: str, dtype: str, a: str, b: str) -> None:
+    case = Case(dtype, isa, a, b, epilogue=a in ("row", "computed"))
+    t = tiles.tile(dtype, TARGETS[isa])
+    for number, sizes in enumerate(ragged(t)):
+        run(case, sizes, side=("end", "start")[number % 2])
+        run(case, sizes, side=("start", "end")[number % 2])
+
+
+@pytest.mark.parametrize("isa", TARGETS)
+def test_every_height_and_width(isa: str) -> None:
+    t = tiles.tile("f32", TARGETS[isa])
+    for m in range(1, 2 * t.rows + 2):
+        for n in (1, t.lanes, t.lanes + 1, t.panel, 3 * t.panel - 1, 8 * t.panel):
+            run(Case(isa=isa), (m, n, 9))
+            run(Case(isa=isa, b="packed"), (m, n, 9))
+
+
+@pytest.mark.parametrize(("isa", "dtype"), ALL)
+def test_blocks_and_threads_give_equal_bits(isa: str, dtype: str) -> None:
+    """Sizes beyond all blocks: columns, partial sums, k; the splits change nothing."""
+    t = tiles.tile(dtype, TARGETS[isa])
+    wide = leaf._columns(t) + t.panel + 1
+    for sizes in [(520, 40, t.block + 1), (30, wide, t.block), (1, wide, 30), (90, 5, 700)]:
+        case = Case(dtype, isa)
+        want = run(case, sizes)
+        for threads in (2, 3, 4, 5):
+            assert (run(case, sizes, threads) == want).all()
+        for b in ("packed", "any"):
+            assert (run(Case(dtype, isa, b=b), sizes, 2) == want).all()
+
+
+def test_position_does_not_matter() -> None:
+    """A row alone gives the same bits as the row in a batch."""
+    case = Case()
+    f, _ = compiled(case)
+    rng = np.random.default_rng(1)
+    m, n, k = 45, 70, 800
+    a = rng.standard_normal((m, k)).astype(np.float32)
+    b = rng.standard_normal((k, n)).astype(np.float32)
+    scratch = aligned(leaf.scratch_bytes("f32", TARGETS[case.isa])).ctypes.data
+    whole, row = np.zeros((m, n), np.float32), np.zeros((1, n), np.float32)
+
+    def call(x: np.ndarray, out: np.ndarray, rows: int) -> None:
+        sizes = (rows, n, k, k, 1, n, 1, n, 1)
+        f(x.ctypes.data, b.ctypes.data, out.ctypes.data, 0, scratch, *sizes, 0, 1)
+
+    call(a, whole, m)
+    for i in (0, 13, 14, 44):
+        call(a[i : i + 1], row, 1)
+        assert (row[0] == whole[i]).all()
+
+
+def test_constant_sizes_give_the_same_bits() -> None:
+    for sizes in [(64, 10, 100), (13, 33, 400), (512, 32, 16), (29, 64, 768)]:
+        want = run(Case(), sizes)
+        for b in ("row", "packed", "col"):
+            assert (run(Case(constant=sizes, b=b), sizes, 2) == want).all()
+
+
+def test_transposed_result() -> None:
+    for sizes in [(5, 7, 3), (40, 33, 20)]:
+        run(Case(c="col"), sizes, 2)
+
+
+@pytest.mark.skipif("avx512" not in TARGETS, reason="needs AVX-512")
+def test_instruction_sets_with_fma_agree() -> None:
+    sizes = (33, 70, 1000)
+    assert (run(Case(isa="avx512"), sizes) == run(Case(isa="avx2"), sizes)).all()
+
+
+def test_infinities_and_nan_stay_in_their_row_and_column() -> None:
+    case = Case()
+    f, _ = compiled(case)
+    m, n, k = 17, 35, 5
+    a, b = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
+    a[3, 2], b[1, 34] = np.inf, np.nan
+    c = np.zeros((m, n), np.float32)
+    scratch = aligned(leaf.scratch_bytes("f32", TARGETS[case.isa])).ctypes.data
+    f(a.ctypes.data, b.ctypes.data, c.ctypes.data, 0, scratch, m, n, k, k, 1, n, 1, n, 1, 0, 1)
+    assert np.isnan(c[:, 34]).all()
+    assert np.isposinf(c[3, :34]).all()
+    assert (np.delete(c, 3, 0)[:, :34] == k).all()
+
+
+STACK_TRAFFIC = re.compile(r"[xyz]mm\d+.*\(%r[sb]p|\(%r[sb]p.*[xyz]mm")
+
+
+@pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
+@pytest.mark.parametrize("dtype", NUMPY)
+def test_tiles_fit_the_registers(isa: str, dtype: str) -> None:
+    target = x86(isa)
+    text = assembly(tiles.kernels_module(dtype, target), target, level=0)
+    assert not STACK_TRAFFIC.findall(text)
+    assert "call" not in text  # an fma that the target lacks
+
+
+def test_one_row_too_many_would_spill() -> None:
+    """The control of the test above."""
+    target = x86("avx2")
+    t = tiles.tile("f32", target)
+    fma = f"declare {t.vector} @llvm.fma.v8f32({t.vector}, {t.vector}, {t.vector})\n"
+    fma += "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n"
+    text = assembly(fma + tiles.kernel_text(t, target, 8, 2), target, level=0)
+    assert STACK_TRAFFIC.search(text)
+
+
+def test_transpose_in_registers() -> None:
+    for isa, target in TARGETS.items():
+        t = tiles.tile("f32", target)
+        em = Emitter()
+        em.label("entry")
+        rows = [
+            pack.load_vector(em, t, flow.offset(em, "%x", str(i * t.lanes), t.type), None)
+            for i in range(t.lanes)
+        ]
+        for i, r in enumerate(pack.transpose(em, t, rows)):
+            pack.store_vector(em, t, r, flow.offset(em, "%y", str(i * t.lanes), t.type), None)
+        em.line("ret void")
+        engine = build(f"define void @f(ptr %x, ptr %y) {{\n{em.text()}\n}}", target=target)
+        f = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(
+            engine.get_function_address("f")
+        )
+        x = np.arange(t.lanes**2, dtype=np.float32).reshape(t.lanes, t.lanes)
+        y = np.zeros_like(x)
+        f(x.ctypes.data, y.ctypes.data)
+        assert (y == x.T).all(), isa
+        assert LLVM_TYPE["f32"] == t.type
