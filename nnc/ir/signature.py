@@ -1,6 +1,7 @@
-"""What a compiled file offers, as data: modules with their stored leaves, exports with argument types.
+"""What a compiled file offers, as data: modules with their leaves, exports with argument types.
 
-It is built by the compiler, written to the artifact's json, and all that the runtime knows of a program.
+It is built by the compiler, written to the artifact's json, and all that the runtime knows of a
+program.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from nnc.lang.types import TensorType
 
 @dataclass(frozen=True)
 class Leaf:
-    """One stored tensor of a module: `key` is its safetensors key (canonical path, `as` applied)."""
+    """One stored tensor of a module; `key`: its safetensors key (canonical path, `as` applied)."""
 
     key: str
     type: TensorType  # every size a number
@@ -22,11 +23,22 @@ class Leaf:
 
 
 @dataclass(frozen=True)
+class Slot:
+    """Leaves that `init` fills from a file: `from weights(name, rename=..., skip=...)`."""
+
+    name: str
+    prefix: str  # "body." (with the dot), "" for the whole module; the file's keys lack it
+    rename: dict[str, str] = field(default_factory=dict)
+    skip: tuple[str, ...] = ()
+    place: str = ""
+
+
+@dataclass(frozen=True)
 class ModuleSig:
     """One module type with its arguments, e.g. `MLP`, `GPT2(L=2)`, `SGD(MLP)`.
 
-    `args`: the arguments that differ from the defaults and every tree argument, in the reader's words
-    (`{"P": "MLP"}`, `{"L": "2"}`); `trees`: those that name another module type -> its `id`.
+    `args`: the arguments that differ from the defaults and every tree argument, in the reader's
+    words (`{"P": "MLP"}`, `{"L": "2"}`); `trees`: those that name another module type -> its `id`.
     `init`: the symbol of the hidden export that computes all leaves (results in leaf order) from
     (seed: i64, step: i64), or "" when there are no leaves.
     """
@@ -39,15 +51,16 @@ class ModuleSig:
     defaults: dict[str, str] = field(default_factory=dict)  # every other parameter and its value
     init: str = ""
     place: str = ""
+    slots: tuple[Slot, ...] = ()
 
 
 @dataclass(frozen=True)
 class ArgSig:
     """One argument of an export.
 
-    `kind`: "tensor" (scalars have rank 0), "dim" (a Python integer; it is the run-time size `name`), "module"
-    (all leaves of `module`, in order, each one native argument), "tree" (params(module): its param leaves),
-    "rng" (supplied by the runtime: name `seed` or `step`, i64 scalars).
+    `kind`: "tensor" (scalars have rank 0), "dim" (a Python integer: the run-time size `name`),
+    "module" (all leaves of `module`, in order, each one native argument), "tree" (params(module):
+    its param leaves), "rng" (supplied by the runtime: name `seed` or `step`, i64 scalars).
     `packs`: axis positions of `type` that stand for any number of axes (`..N`), merged into one.
     """
 
@@ -74,7 +87,7 @@ class ResultSig:
 
 @dataclass(frozen=True)
 class Check:
-    """A condition checked at entry: `dim` is >= 0 (or == 0 when `equal`). `text`: as written (`T <= 1024`)."""
+    """A condition checked at entry: `dim` >= 0 (or == 0 when `equal`). `text`: as written."""
 
     dim: Dim
     equal: bool
@@ -87,8 +100,8 @@ class Check:
 class ExportSig:
     """One exported function. Native results are passed as pointers after the arguments.
 
-    Sizes are solved from the argument shapes (an axis that is linear in one unknown name) and `dim` arguments.
-    Every axis-determined size must be >= 1; `dim` arguments >= 0.
+    Sizes are solved from the argument shapes (an axis that is linear in one unknown name) and `dim`
+    arguments. Every axis-determined size must be >= 1; `dim` arguments >= 0.
     """
 
     name: str
@@ -125,3 +138,23 @@ class Manifest:
     modules: tuple[ModuleSig, ...]
     exports: tuple[ExportSig, ...]
     natives: tuple[Native, ...]
+
+
+@dataclass(frozen=True)
+class Differentiated:
+    """`forward` and `backward` of one export, compiled on first use.
+
+    `forward` takes the export's native arguments; its results are the export's native results,
+    then one for each of `saved`. `backward` takes, in the order of `inputs`: original arguments by
+    native name (`x`, `net.fc1.weight`, `seed`, `step`; an `inout` argument as `forward` left it),
+    `saved.N`, and `d.N`, the derivative of the N-th native result (float results only). Its results
+    are the gradients of `gradients`, native names of float arguments that are not `inout` (of
+    modules and trees the param leaves), each of its argument's type.
+    """
+
+    forward: Native
+    backward: Native
+    saved: tuple[TensorType, ...]
+    inputs: tuple[str, ...]
+    gradients: tuple[str, ...]
+    objects: tuple[bytes, ...] = ()  # what the natives' `object` counts
