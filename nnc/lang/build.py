@@ -15,9 +15,10 @@ from typing import Any
 
 from nnc.diagnostics import Diagnostic, Span
 from nnc.lang import ast
-from nnc.lang.layout import Token
+from nnc.lang.layout import Token, words
+from nnc.lang.stop import reserved_word
 
-KEPT = frozenset("NAME NUMBER STRING PM MD POW CMP AND OR NOT EXPORT INOUT TRUE FALSE".split())
+KEPT = words("NAME NUMBER STRING PM MD POW CMP AND OR NOT EXPORT INOUT TRUE FALSE")
 _LAYOUT = frozenset(("_NL", "_INDENT", "_DEDENT"))
 
 Callback = Callable[[list[Any]], Any]
@@ -97,9 +98,11 @@ def _optional(span: Span | None, *items: Any) -> Any:
     return items[0] if items else None
 
 
-for _name in "names params module_params dims exprs args items members dict start where".split():
+for _name in sorted(
+    words("names params module_params dims exprs args items members dict start where")
+):
     rule(_name)(_group)
-for _name in "annotation default returns key when otherwise alias".split():
+for _name in sorted(words("annotation default returns key when otherwise alias")):
     rule(_name)(_optional)
 _callbacks["member_pass"] = lambda children: None
 _callbacks["member_assert"] = lambda children: children[0]
@@ -125,7 +128,7 @@ def _dotted(span: Span, *parts: Token) -> ast.Name:
 
 @rule("module_path")
 def _module_path(span: Span, *parts: Token) -> ast.Name:
-    module = _dotted(span, *parts)
+    module = ast.Name(".".join(part.text for part in parts), span=span)
     _no_python(module)
     return module
 
@@ -137,12 +140,12 @@ def _from_import(span: Span, module: ast.Name, names: Group) -> ast.Import:
 
 @rule("module_import")
 def _module_import(span: Span, module: ast.Name, alias: Token | None) -> ast.Import:
-    return ast.Import(module.id, (), alias and alias.text, module.span, span=span)
+    return ast.Import(module.id, (), alias.text if alias else None, module.span, span=span)
 
 
-_PYTHON = frozenset(
+_PYTHON = words(
     """collections cupy flax functools haiku itertools jax jaxlib keras math matplotlib numpy os
-    pandas random scipy sklearn sys tensorflow tinygrad torch torchvision typing""".split()
+    pandas random scipy sklearn sys tensorflow tinygrad torch torchvision typing"""
 )
 
 
@@ -331,13 +334,14 @@ def _check_targets(targets: Group, kinds: tuple[type, ...], sign: str) -> None:
     for target in targets.items:
         if isinstance(target, kinds):
             continue
+        if isinstance(target, ast.Bool | ast.NoneLit):
+            raise Fault(reserved_word(target.span.text, target.span))
         if isinstance(target, ast.Attr):
-            help = "storage is written with `:=`, and only in an `inout` argument or a state"
-            raise fault("E0122", "`=` cannot write to a member", target.span, help=help)
+            advice = "storage is written with `:=`, and only in an `inout` argument or a state"
+            raise fault("E0122", "`=` cannot write to a member", target.span, help=advice)
         wanted = "a name or `name[indices]`"
-        help = None
-        if isinstance(target, ast.Tuple):
-            help = "several targets stand without brackets: `a, b = f(x)`"
+        unpacked = "several targets stand without brackets: `a, b = f(x)`"
+        help = unpacked if isinstance(target, ast.Tuple) else None
         raise fault("E0122", f"{wanted} stands left of {sign}", target.span, help=help)
 
 

@@ -18,17 +18,23 @@ from nnc.diagnostics import Diagnostic, Diagnostics, Source, Span
 
 NESTING_LIMIT = 256
 
+
+def words(text: str) -> frozenset[str]:
+    """The set of the words of a text."""
+    return frozenset(text.split())
+
+
 # The words of the grammar. They are reserved everywhere, but `where` is also a function's name;
 # `limit` (after `while c`) and `weights` (after `from`) are ordinary names.
-KEYWORDS = frozenset(
+KEYWORDS = words(
     """adjoint and as assert const def edition elif else export extern false for from if import in
-    inout module None not or param pass probe return specialize state test true when where while
-    yield""".split()
+    inout module None not or param pass probe return specialize state test true when where
+    while yield"""
 )
 # Words of other languages, reserved so that a program that uses them gets a message of its own.
-FOREIGN_WORDS = frozenset(
+FOREIGN_WORDS = words(
     """True False async await break class continue del except finally global is lambda nonlocal
-    raise self try with""".split()
+    raise self try with"""
 )
 RESERVED = KEYWORDS | FOREIGN_WORDS
 
@@ -40,12 +46,12 @@ OPERATORS = {
     "<=": "CMP", ">=": "CMP", "<": "CMP", ">": "CMP",
 }  # fmt: skip
 TYPES = {**OPERATORS, **{word: word.upper() for word in KEYWORDS}}
-FAULTY = frozenset("FOREIGN BADCHAR BADNUMBER UNTERMINATED TRIPLE SINGLE UNCLOSED TOODEEP".split())
+FAULTY = words("FOREIGN BADCHAR BADNUMBER UNTERMINATED TRIPLE SINGLE UNCLOSED TOODEEP")
 
 CLOSES = {")": "(", "]": "[", "}": "{"}
 CLOSER = {opening: closing for closing, opening in CLOSES.items()}
-OPERAND_ENDS = frozenset("NAME NUMBER STRING RPAR RSQB TRUE FALSE NONE WHERE BANG".split())
-_JOINING = frozenset("PM MD POW CMP AND OR NOT IN EQUAL ASSIGN ARROW".split())
+OPERAND_ENDS = words("NAME NUMBER STRING RPAR RSQB TRUE FALSE NONE WHERE BANG")
+_JOINING = words("PM MD POW CMP AND OR NOT IN EQUAL ASSIGN ARROW")
 
 _TOKEN = re.compile(
     r"""[ \t]*(?:

@@ -10,8 +10,10 @@ from typing import Any
 from nnc.diagnostics import Diagnostic, Diagnostics, Source, Span
 from nnc.lang import ast
 from nnc.lang.build import Fault, callbacks
+from nnc.lang.foreign import unprintable
 from nnc.lang.layout import Line, Token, logical_lines
-from nnc.lang.mistakes import WATCHED, Situation, explain, missing_block, unprintable
+from nnc.lang.mistakes import explain, missing_block
+from nnc.lang.stop import WATCHED, Situation
 
 ERROR_LIMIT = 20  # a file with more mistakes than this gets no further messages
 
@@ -52,7 +54,7 @@ def _empty(source: Source) -> Diagnostic:
 
 
 @cache
-def _lark() -> Any:
+def _lark(debug: bool = False) -> Any:
     """The LALR tables with the callbacks; built once a process, on first use."""
     import lark
     from lark.lexer import Lexer
@@ -72,6 +74,7 @@ def _lark() -> Any:
         transformer=callbacks(),
         keep_all_tokens=True,
         maybe_placeholders=False,
+        debug=debug,
     )
 
 
@@ -97,6 +100,7 @@ class _Driver:
     open: list[Line] = field(default_factory=list)  # the last line at each level
     undo: list[tuple[list[Any], list[Any]]] = field(default_factory=list)  # before each of them
     completed: Line | None = None  # the last line whose `:` was missing
+    orphans: int | None = None  # after a missing block: the level of lines that may belong to it
 
     def run(self) -> tuple[Any, ...]:
         """The declarations of the file; meaningless after an error."""
@@ -122,8 +126,10 @@ class _Driver:
         self.undo.append(self.save())
         problem = self.feed(line, situation)
         if problem is None:
+            self.orphans = None
             return None
-        self.diagnostics.add(problem)
+        if self.orphans != line.level:
+            self.diagnostics.add(problem)
         self.replace(line.level)
         return line
 
@@ -140,6 +146,7 @@ class _Driver:
         elif self.accepts("_INDENT"):
             if self.open[-1] is not self.completed:
                 self.diagnostics.add(missing_block(self.open[-1], first))
+            self.orphans = self.open[-1].level
             self.replace(len(self.open) - 1)
         while line.level < self.level:
             self.put(_mark("_DEDENT", first))
