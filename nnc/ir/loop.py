@@ -21,7 +21,11 @@ class Buffer:
 
     `scope`: "arg" (the caller's pointer number `slot`; results are arguments too), "arena" (at byte `offset`
     of the call's arena, 64-byte aligned), "const" (`data` lies in the object), "local" (one row strip or tile,
-    private to one iteration of its kernel's parallel loops; lives on the stack or in thread scratch).
+    private to one iteration of its kernel's parallel loops; lives on the stack or in thread scratch; its sizes
+    are numbers).
+
+    Two Buffers of one `name` are views of the same memory: all but `type.shape` agree, and the number of
+    elements is equal (adjacent axes that are only used together are merged into one). Look up by name.
     """
 
     name: str
@@ -42,6 +46,9 @@ class For:
     """A loop. `kind`: parallel (split over threads), vector (lanes; innermost), serial, unroll.
 
     Parallel loops are outermost and adjacent; their joint iteration space is split evenly over the threads.
+    The extent of a serial or vector loop may hold variables of enclosing loops: `min(1024, N-1024*$o)` is
+    the inner part of a loop of N cut into pieces (indices are then `1024*$o + $i`). Lets may stand before
+    the parallel loops; a kernel without parallel loops runs on one thread.
     """
 
     axis: Axis
@@ -74,7 +81,8 @@ class Reduce:
     """Leaf: `name = op over axes of value`, in the documented order (`docs/overview.md`).
 
     `vector`: the reduced axis that runs over the lanes, or None when the lanes run over an enclosing vector
-    loop (or there are none). For argmax/argmin `name` is the i32 position along the one axis.
+    loop (or there are none). For argmax/argmin `name` is the i32 position along the one axis, else it has the
+    dtype of `value`. An extent may hold variables of enclosing loops.
     """
 
     name: str
@@ -92,6 +100,8 @@ class Contract:
     `a` depends on (batch, m, k) only, `b` on (batch, n, k) only; each is a Load or a computed prologue.
     Groups may hold several axes (row-major); m or n may be empty (matrix-vector), batch may be empty.
     It is the whole body of its kernel: the generator tiles, packs and splits (batch, m, n) over threads.
+    `a`, `b` and `name` are all f32 or all f64. `n` holds the axis with unit stride in the Stores. Adjacent
+    axes of a group are already merged where all accesses allow it.
     """
 
     name: str
