@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MODELS = Path(__file__).parent.parent / "models"
-ODD = (
-    "( ) [ ] { } : , ; = := == -> . .. ... ! != + - * / // % @ ** < > ^ & | ~ ' \" \"\"\" \\ # \t "
-    "def module param state if else elif for in while return yield inout export where as when and "
-    "or not lambda class self True None 1e999 0x1f 1_0 .5 99999999999999999999 é “ − \u00a0 \u202e "
-    "\0 \r \ufeff \u2028"
-).split(" ") + ["\n", "\n\n    ", "\n        "]  # fmt: skip
+_ODD_WORDS = """
+( ) [ ] { } : , ; = := == -> . .. ... ! != + - * / // % @ ** < > ^ & | ~ ' " \"\"\" \\ #
+def module param state if else elif for in while return yield inout export where as when and or not
+lambda class self True None 1e999 0x1f 1_0 .5 99999999999999999999 é “ −
+"""
+ODD = [*_ODD_WORDS.split(), *"\t\n\r\0\u00a0\u202e\ufeff\u2028", "\n\n    ", "\n        "]
 _PIECE = re.compile(r"\w+|[^\w\s]|\s+")
 
 
@@ -128,4 +128,14 @@ def _transplant(rng: random.Random, text: str, other: str) -> str:
     return "".join(pieces)
 
 
-_MUTATIONS = (_delete, _double, _swap, _scribble, _scribble, _truncate, _splice, _shift, _transplant)
+_MUTATIONS = (
+    _delete,
+    _double,
+    _swap,
+    _scribble,
+    _scribble,
+    _truncate,
+    _splice,
+    _shift,
+    _transplant,
+)

@@ -6,7 +6,7 @@ import unicodedata
 from re import compile as pattern
 
 from nnc.diagnostics import Diagnostic, Source, Span
-from nnc.lang.layout import CLOSER, NESTING_LIMIT, Token
+from nnc.lang.layout import CLOSER, NESTING_LIMIT, STATEMENT_LIMIT, Token
 from nnc.lang.stop import Stop, one
 
 # ---- characters -------------------------------------------------------------------------------
@@ -125,6 +125,9 @@ def faulty(stop: Stop) -> Diagnostic | None:
             return one("E0103", 'there are no texts in `"""`', token, help=help)
         case "UNCLOSED":
             return _unclosed(stop, token)
+        case "TOOLONG":
+            message = f"this statement has more than {STATEMENT_LIMIT} words and signs"
+            return one("E0128", message, token, help="write it as several statements")
         case "TOODEEP":
             message = f"nested more than {NESTING_LIMIT} deep"
             return one("E0112", message, token, help="name a part of it: `part = ...`")

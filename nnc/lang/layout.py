@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isinf
 
 from nnc.diagnostics import Diagnostic, Diagnostics, Source, Span
 
 NESTING_LIMIT = 256
+STATEMENT_LIMIT = 50_000
 
 
 def words(text: str) -> frozenset[str]:
@@ -46,7 +47,7 @@ OPERATORS = {
     "<=": "CMP", ">=": "CMP", "<": "CMP", ">": "CMP",
 }  # fmt: skip
 TYPES = {**OPERATORS, **{word: word.upper() for word in KEYWORDS}}
-FAULTY = words("FOREIGN BADCHAR BADNUMBER UNTERMINATED TRIPLE SINGLE UNCLOSED TOODEEP")
+FAULTY = words("FOREIGN BADCHAR BADNUMBER UNTERMINATED TRIPLE SINGLE UNCLOSED TOODEEP TOOLONG")
 
 CLOSES = {")": "(", "]": "[", "}": "{"}
 CLOSER = {opening: closing for closing, opening in CLOSES.items()}
@@ -70,7 +71,18 @@ _TOKEN = re.compile(
     )""",
     re.VERBOSE | re.DOTALL,
 )
-_BLANK = re.compile(r"(?:[ \t]*(?:#[^\r\n]*)?(?:\r\n|\n|\r))*")
+# The same text after a faulty token: only what decides where the logical line ends.
+_SKIM = re.compile(
+    r"""[^()\[\]{}"'\#\r\n]*(?:
+      (?P<BREAK>\r\n|\n|\r)
+    | (?P<COMMENT>\#[^\r\n]*)
+    | (?P<STRING>\"{3}(?:[\s\S]*?\"{3})?|"[^"\r\n]*"?|'[^'\r\n]*'?)
+    | (?P<OP>[()\[\]{}]+)
+    | (?P<END>\Z)
+    )""",
+    re.VERBOSE,
+)
+_BLANK = re.compile(r"(?:[ \t]*(?:#[^\r\n]*)?(?:\r\n|\n|\r))*(?:[ \t]*(?:#[^\r\n]*)?\Z)?")
 _BREAK = re.compile(r"\r\n|\n|\r")
 _INDENT = re.compile(r"[ \t]*")
 _WORD_END = re.compile(r"[A-Za-z_0-9]+")
@@ -114,7 +126,7 @@ class Line:
     def head(self) -> str:
         """The type of the word that says what the line is: `DEF` also for `export def`."""
         at = 1 if self.tokens[0].type == "EXPORT" and len(self.tokens) > 1 else 0
-        return self.tokens[at].type
+        return TYPES.get(self.tokens[at].text, self.tokens[at].type)
 
 
 def logical_lines(source: Source, diagnostics: Diagnostics) -> Iterator[Line]:
@@ -152,7 +164,8 @@ class _Scanner:
         """Moves over rows that hold nothing or only a comment."""
         blank = _BLANK.match(self.source.text, self.pos)
         assert blank is not None
-        self.advance(blank.end())
+        if blank.end() > self.pos:
+            self.advance(blank.end())
 
     def advance(self, end: int) -> None:
         """Moves to `end`, counting the rows on the way."""
@@ -200,7 +213,6 @@ class _Scanner:
     def scan(self, width: int) -> list[Token]:
         """The tokens of the logical line that begins here; leaves `pos` after its line break."""
         tokens: list[Token] = []
-        broken = False  # after a faulty token only brackets matter, to find the end of the line
         first = True
         self.brackets.clear()
         while True:
@@ -209,18 +221,44 @@ class _Scanner:
             kind = match.lastgroup
             if kind == "COMMENT":
                 self.pos = match.end()
-            elif kind in ("BREAK", "END"):
-                if not self.joins(tokens, match, width):
-                    self.finish(tokens, match, broken)
+            elif kind == "BREAK" or kind == "END":
+                if not self.joins(tokens, match, width, bool(self.brackets)):
+                    self.finish(tokens, match)
                     return tokens
                 first = True
             else:
                 token = self.token(kind, match.start(kind), match.end(), first)
                 first = False
-                if not broken:
-                    tokens.append(token)
-                broken = broken or token.type in FAULTY
-                self.track(token)
+                if len(tokens) == STATEMENT_LIMIT or len(self.brackets) > NESTING_LIMIT:
+                    token.type = "TOODEEP" if self.brackets else "TOOLONG"
+                tokens.append(token)
+                if token.type in FAULTY or not self.track(token):
+                    self.skim(tokens, width)
+                    return tokens
+
+    def skim(self, tokens: list[Token], width: int) -> None:
+        """Moves to the end of a logical line that is refused at its last token anyway."""
+        depth = len(self.brackets)
+        last = tokens[-1]
+        if last.type == "UNTERMINATED" or (last.type == "SINGLE" and last.text[-1:] != "'"):
+            depth = 0  # it may have swallowed the closing ones
+        self.brackets.clear()
+        while True:
+            match = _SKIM.match(self.source.text, self.pos)
+            assert match is not None and match.lastgroup is not None
+            kind = match.lastgroup
+            if kind == "OP":
+                self.pos = match.end()
+                signs = match.group(kind)
+                opened = sum(signs.count(sign) for sign in CLOSER)
+                depth = max(0, depth + 2 * opened - len(signs))
+            elif kind == "COMMENT":
+                self.pos = match.end()
+            elif kind == "STRING":
+                self.advance(match.end())
+            elif not self.joins(tokens, match, width, depth > 0):
+                self.finish(tokens, match)
+                return
 
     def token(self, kind: str, start: int, end: int, first: bool) -> Token:
         text = self.source.text[start:end]
@@ -239,48 +277,54 @@ class _Scanner:
         last = end - self.row_start + 1
         return Token(kind, text, self.source, row, column, self.row, last, opener, first)
 
-    def track(self, token: Token) -> None:
-        """Opens and closes brackets; a closing one that fits an outer bracket closes up to it."""
+    def track(self, token: Token) -> bool:
+        """Opens and closes brackets; False if the token closes what is not open.
+
+        A closing bracket that fits one of the innermost open ones closes up to it.
+        """
         if token.text in CLOSER:
             self.brackets.append(token)
-        elif token.text in CLOSES and self.brackets:
+        elif token.text in CLOSES:
             wanted = CLOSES[token.text]
+            if self.brackets and self.brackets[-1].text == wanted:
+                self.brackets.pop()
+                return True
             if any(b.text == wanted for b in self.brackets[-8:]):
                 while self.brackets.pop().text != wanted:
                     pass
-        elif token.type == "UNTERMINATED" or (token.type == "SINGLE" and token.text[-1] != "'"):
-            self.brackets.clear()  # it may have swallowed the closing ones
+            return False
+        return True
 
-    def joins(self, tokens: list[Token], match: re.Match[str], width: int) -> bool:
+    def joins(self, tokens: list[Token], match: re.Match[str], width: int, inside: bool) -> bool:
         """Whether the logical line goes on after this line break; if so, moves past it."""
         text = self.source.text
-        if match.lastgroup == "END" or not (self.brackets or _asks_for_more(tokens)):
+        if match.lastgroup == "END" or not (inside or _asks_for_more(tokens)):
             return False
         blank = _BLANK.match(text, match.start(match.lastgroup or 0))
         assert blank is not None
         indent = _INDENT.match(text, blank.end())
         assert indent is not None
-        if self.brackets and _STATEMENT.match(text, indent.end()):
+        if inside and _STATEMENT.match(text, indent.end()):
             return False
-        if not self.brackets and len(indent.group().expandtabs(4)) <= width:
+        if not inside and len(indent.group().expandtabs(4)) <= width:
             return False
         if indent.end() == len(text):
             return False
         self.advance(indent.end())
         return True
 
-    def finish(self, tokens: list[Token], match: re.Match[str], broken: bool) -> None:
+    def finish(self, tokens: list[Token], match: re.Match[str]) -> None:
         """Ends the logical line: a bracket still open is a fault of its own."""
-        start = match.start(match.lastgroup or 0)
-        column = start - self.row_start + 1
-        if self.brackets and not broken:
-            b = self.brackets[-1]
-            here = (self.source, b.line, b.column, b.end_line, b.end_column)
-            tokens.append(Token("UNCLOSED", b.text, *here, b))
-        last = tokens[-1] if tokens else None
-        row, column = (last.end_line, last.end_column) if last else (self.row, column)
+        if self.brackets:
+            bracket = self.brackets[-1]
+            tokens.append(replace(bracket, type="UNCLOSED", opener=bracket))
+        last = tokens[-1]
+        row, column = last.end_line, last.end_column
         tokens.append(Token("_NL", "", self.source, row, column, row, column + 1))
-        self.advance(match.end())
+        self.pos = match.end()
+        if match.lastgroup == "BREAK":
+            self.row += 1
+            self.row_start = self.pos
 
     # ---- nesting ------------------------------------------------------------------------------
 
@@ -292,6 +336,7 @@ class _Scanner:
         elif line.tokens[0].type != "ELSE":
             self.elifs.pop(line.level, None)
         outer = line.level + sum(self.elifs.values())
+        outer += line.tokens[-2].type == "COLON"  # the block that it opens
         if outer + len(line.tokens) <= NESTING_LIMIT:
             return
         at = _too_deep(line.tokens, outer)

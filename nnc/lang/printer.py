@@ -23,10 +23,14 @@ _BINARY = {
 
 def print_file(file: ast.File) -> str:
     """The file as canonical text, ending with a line break."""
-    pieces: list[Piece] = [f'"{file.doc}"\n'] if file.doc is not None else []
-    for decl in file.decls:
-        separate = not (isinstance(decl, ast.Import) or decl is file.decls[0])
-        pieces += ["\n"] if separate or (pieces and decl is file.decls[0]) else []
+    first, rest = file.decls[:1], file.decls[1:]
+    if not first or not isinstance(first[0], ast.Edition):
+        first, rest = (), file.decls
+    pieces: list[Piece] = [(decl, 0) for decl in first]
+    pieces += [f'"{file.doc}"\n'] if file.doc is not None else []
+    for decl in rest:
+        if pieces and not (isinstance(decl, ast.Import) and decl is not rest[0]):
+            pieces.append("\n")
         pieces.append((decl, 0))
     return _write(pieces)
 

@@ -39,6 +39,7 @@ CODES = {
     "E0125": "`else` or `elif` without its `if`",
     "E0126": "a file without declarations",
     "E0127": "a tuple of one",
+    "E0128": "a statement that is too long",
 }
 
 Accepts = Callable[[str], bool]
@@ -73,10 +74,11 @@ class Situation:
     def forbidden(self, at: int) -> Diagnostic | None:
         """What the grammar lets through and the place forbids."""
         token = self.line.tokens[at]
+        starts = at == 0 or self.line.tokens[at - 1].type == "COLON"
         match token.type:
-            case "RETURN" if not any(x.head in ("DEF", "ADJOINT") for x in self.open):
+            case "RETURN" if starts and not any(x.head in ("DEF", "ADJOINT") for x in self.open):
                 return outside_function(token)
-            case "YIELD" if not any(collects(x) for x in self.open):
+            case "YIELD" if starts and not any(collects(x) for x in self.open):
                 return outside_loop(token)
             case "EDITION" if self.previous is not None:
                 message = "`edition` comes first in a file"

@@ -16,6 +16,7 @@ from nnc.lang.mistakes import explain, missing_block
 from nnc.lang.stop import WATCHED, Situation
 
 ERROR_LIMIT = 20  # a file with more mistakes than this gets no further messages
+SKIP_LIMIT = 10_000  # a file is given up where a mistake takes more lines than this with it
 
 
 def parse(source: Source, diagnostics: Diagnostics) -> ast.File | None:
@@ -107,11 +108,13 @@ class _Driver:
         self.state = _lark().parse_interactive().parser_state
         before = len(self.diagnostics.errors)
         skip: Line | None = None
+        skipped = 0
         for line in logical_lines(self.source, self.diagnostics):
             if skip is not None and _belongs(line, skip):
-                continue
-            skip = self.line(line)
-            if len(self.diagnostics.errors) - before >= ERROR_LIMIT:
+                skipped += 1
+            else:
+                skip, skipped = self.line(line), 0
+            if skipped > SKIP_LIMIT or len(self.diagnostics.errors) - before >= ERROR_LIMIT:
                 return ()
         return self.end()
 
