@@ -10,13 +10,13 @@ from functools import cache
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
-from guard import guarded
-from jit import assembly, build
 
 from nnc.codegen import contract as leaf
 from nnc.codegen import flow, pack, tiles
 from nnc.codegen.emit import Emitter
 from nnc.codegen.target import LLVM_TYPE, Target, host, x86
+from tests.guard import guarded
+from tests.jit import assembly, build
 
 NUMPY = {"f32": np.float32, "f64": np.float64}
 EPS = {"f32": 2.0**-24, "f64": 2.0**-53}
@@ -57,10 +57,10 @@ def symbols(dtype: str, target: Target) -> None:
 
 @cache
 def kernels(dtype: str, target: Target) -> dict[str, int]:
-    e = build(tiles.kernels_module(dtype, target), tiles.grid_module(), target=target, level=0)
-    tables = (f"nnrt_tiles_{dtype}", f"nnrt_wide_{dtype}")
-    return {n: e.get_global_value_address(n) for n in tables} | {
-        "nnrt_grid": e.get_function_address("nnrt_grid")
+    e = build(leaf.support_module(dtype, target), target=target, level=0)
+    functions, data = leaf.support_symbols(dtype, target)
+    return {n: e.get_function_address(n) for n in functions} | {
+        n: e.get_global_value_address(n) for n in data
     }
 
 
@@ -326,7 +326,9 @@ STACK_TRAFFIC = re.compile(r"[xyz]mm\d+.*\(%r[sb]p|\(%r[sb]p.*[xyz]mm")
 @pytest.mark.parametrize("dtype", NUMPY)
 def test_tiles_fit_the_registers(isa: str, dtype: str) -> None:
     target = x86(isa)
-    text = assembly(tiles.kernels_module(dtype, target), target, level=0)
+    t = tiles.tile(dtype, target)
+    text = "\n".join((*tiles.kernel_declarations(t), tiles.definitions(t, target)))
+    text = assembly(text, target, level=0)
     assert not STACK_TRAFFIC.findall(text)
     assert "call" not in text  # an fma that the target lacks
 
@@ -335,9 +337,8 @@ def test_one_row_too_many_would_spill() -> None:
     """The control of the test above."""
     target = x86("avx2")
     t = tiles.tile("f32", target)
-    fma = f"declare {t.vector} @llvm.fma.v8f32({t.vector}, {t.vector}, {t.vector})\n"
-    fma += "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)\n"
-    text = assembly(fma + tiles.kernel_text(t, target, 8, 2), target, level=0)
+    kernel = tiles.kernel_text(t, target, 8, 2)
+    text = assembly("\n".join((*tiles.kernel_declarations(t), kernel)), target, level=0)
     assert STACK_TRAFFIC.search(text)
 
 

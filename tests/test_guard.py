@@ -8,7 +8,8 @@ import os
 
 import numpy as np
 import pytest
-from guard import Guarded
+
+from tests.guard import Guarded
 
 
 def _dies(address: int, *, write: bool = False) -> bool:

@@ -10,9 +10,9 @@ from functools import cache
 
 import numpy as np
 import pytest
-from jit import build, pool
 
 from nnc.codegen.pool import DECLARATIONS, pool_module
+from tests.jit import build, pool
 
 RUN = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32)
 

@@ -8,8 +8,8 @@
 
 emits it into the function being built, for thread `tid` of `nt` (i32 operands, "%tid" and "%nt"
 unless said otherwise; tid "0" and nt "1" for one thread). The module needs the lines of
-`declarations`, and at link time `tiles.kernels_module(dtype, target)` and `tiles.grid_module()`,
-which all contractions of a process share.
+`declarations`, and at link time the symbols of `support_module(dtype, target)`, which all
+contractions of a process share (compile it once, keep its object, without LLVM's middle end).
 
 * Every element is computed by one thread: sums over blocks of at most `Tile.block` k, each one a
   chain of fused multiply-adds from 0 in order of k, added up in order. The blocks depend on k only:
@@ -32,6 +32,7 @@ the last k block the epilogue over the finished tile.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -52,11 +53,16 @@ __all__ = [
     "packed_bytes",
     "scratch_bytes",
     "strided_store",
+    "support_module",
+    "support_symbols",
 ]
 
 _COLUMNS = {64: 2048, 32: 1024, 16: 512}  # bytes of a row of a B block, by vector bytes
 _PARTIAL_ROWS = 512  # rows of partial sums kept while B is packed once
-_IN_PLACE = 28  # rows up to which packing B costs more than reading it in place
+_IN_PLACE = 256  # rows up to which packing B costs more than reading it in place,
+_ALIASING = (
+    8192  # unless its rows are a multiple of so many bytes apart: then they share cache sets
+)
 
 Store = Callable[[Emitter, str, str, str, str | None], None]
 
@@ -99,7 +105,23 @@ def scratch_bytes(dtype: str, target: Target) -> int:
 def declarations(dtype: str, target: Target) -> tuple[str, ...]:
     """Lines that the module must hold, each once."""
     t = tiles.tile(dtype, target)
-    return (*tiles.declarations(t), *pack.declarations(t))
+    return (*tiles.declarations(t), *pack.declarations(t), *pack.shared_declarations(t))
+
+
+def support_module(dtype: str, target: Target) -> str:
+    """The IR text of the micro-kernels and packing functions of a dtype."""
+    t = tiles.tile(dtype, target)
+    lines = (*tiles.kernel_declarations(t), *pack.declarations(t))
+    triple = f'target triple = "{target.triple}"'
+    return "\n".join((triple, *lines, pack.definitions(t), tiles.definitions(t, target)))
+
+
+def support_symbols(dtype: str, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Names that `support_module` defines and contractions refer to: functions, and data."""
+    declared = declarations(dtype, target)
+    names = [re.search(r"@(nnrt_\w+)", line) for line in declared]
+    found = [(m[1], line.startswith("@")) for m, line in zip(names, declared, strict=True) if m]
+    return tuple(n for n, data in found if not data), tuple(n for n, data in found if data)
 
 
 def strided_store(
@@ -140,7 +162,7 @@ def emit_prepack(
     j0 = flow.mul(em, p0, panel)
     columns = flow.sub(em, flow.minimum(em, flow.mul(em, p1, panel), n), j0)
     to = flow.offset(em, to, flow.mul(em, p0, gap), t.type)
-    pack.pack_panels(em, t, pack.computed(t, b), "0", k, j0, columns, to, gap)
+    pack.pack_panels(em, t, b, "0", k, j0, columns, to, gap)
 
 
 def _wide(em: Emitter, x: str) -> str:
@@ -162,8 +184,6 @@ class _Emission:
     def __init__(self, em: Emitter, c: Contraction) -> None:
         self.em, self.c = em, c
         self.t = tiles.tile(c.dtype, c.target)
-        self.a = pack.computed(self.t, c.a)
-        self.b = None if isinstance(c.b, Packed) else pack.computed(self.t, c.b)
         size_a, size_b, _ = _areas(self.t)
         self.a_panel = c.scratch
         self.b_block = flow.offset(em, c.scratch, str(size_a), "i8")
@@ -223,11 +243,14 @@ class _Emission:
         return _Range(flow.add(em, columns.start, start), flow.sub(em, end, start))
 
     def reads_in_place(self, rows: _Range) -> str:
-        match self.c.b:
-            case Strided(col_stride="1"):
-                return flow.compare(self.em, "sle", rows.size, str(_IN_PLACE))
-            case _:
-                return "false"
+        em, b = self.em, self.c.b
+        if not isinstance(b, Strided) or b.col_stride != "1":
+            return "false"
+        apart = flow.rem(em, flow.mul(em, b.row_stride, str(self.t.size)), str(_ALIASING))
+        clash = flow.compare(em, "eq", apart, "0")
+        # One row tile reads B once: nothing is better than in place.
+        most = flow.select(em, clash, "i64", str(self.t.rows), str(_IN_PLACE))
+        return flow.compare(em, "sle", rows.size, most)
 
     def row_block(self, rows: _Range, columns: _Range) -> None:
         em, t = self.em, self.t
@@ -238,7 +261,7 @@ class _Emission:
             tiles_ = flow.ceil_div(em, rows.size, str(t.rows))
             with flow.loop(em, "0", tiles_) as it:
                 part = self.cut(rows, it, tiles_)
-                pack.pack_rows(em, t, self.a, part.start, part.size, k0, kc, self.a_panel)
+                pack.pack_rows(em, t, self.c.a, part.start, part.size, k0, kc, self.a_panel)
                 self.row_tile(rows, part, columns, pc, kc, panels)
 
     def right(self, k0: str, kc: str, columns: _Range) -> _Right:
@@ -252,13 +275,12 @@ class _Emission:
             at = flow.add(em, at, flow.mul(em, k0, panel))
             packed = _Panels(flow.offset(em, c.b.ptr, at, t.type), row, gap)
             return _Right(packed, packed, whole)
-        assert self.b is not None
         gap = flow.mul(em, flow.round_up(em, kc, str(OVERSHOOT)), panel)
         skip = flow.select(em, self.in_place, "i64", whole, "0")
         start, size = flow.add(em, columns.start, skip), flow.sub(em, columns.size, skip)
         to = flow.mul(em, flow.div(em, skip, panel), gap)
         to = flow.offset(em, self.b_block, to, t.type)
-        pack.pack_panels(em, t, self.b, k0, kc, start, size, to, gap)
+        pack.pack_panels(em, t, c.b, k0, kc, start, size, to, gap)
         packed = _Panels(self.b_block, row, gap)
         if self.in_place == "false":
             return _Right(packed, packed, whole)

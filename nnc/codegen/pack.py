@@ -3,6 +3,12 @@
 A panel of A holds the rows of one register tile, k contiguous, `Tile.a_row` apart. A block of B
 holds panels of `Tile.panel` columns, each [k][column], `round_up(kc, OVERSHOOT)` rows apart.
 Packing may write (never read) up to OVERSHOOT - 1 elements of k past the block.
+
+Strided operands are packed by functions that all contractions of a process share; only `Computed`
+ones are packed by code of their own:
+
+    void nnrt_pack_rows_<dtype>_<axis>(src, row_stride, col_stride, height, kc, panel)
+    void nnrt_pack_panels_<dtype>_<axis>(src, row_stride, col_stride, kc, columns, to, gap)
 """
 
 from __future__ import annotations
@@ -167,10 +173,83 @@ def _store(em: Emitter, t: Tile, value: str, base: str, at: str, type_: str) -> 
     em.line(f"store {type_} {value}, ptr {flow.offset(em, base, at, t.type)}, align {t.size}")
 
 
+def _axis(operand: Strided) -> str:
+    """The vector axis as the shared functions' names have it."""
+    if operand.col_stride == "1":
+        return "1"
+    return "0" if operand.row_stride == "1" else "none"
+
+
+def _start(em: Emitter, t: Tile, x: Strided, row: str, col: str) -> str:
+    """Arguments: the address of an element, and the strides."""
+    at = flow.add(em, flow.mul(em, row, x.row_stride), flow.mul(em, col, x.col_stride))
+    place = flow.offset(em, x.ptr, at, t.type)
+    return f"ptr {place}, i64 {x.row_stride}, i64 {x.col_stride}"
+
+
 def pack_rows(
-    em: Emitter, t: Tile, a: Computed, i0: str, height: str, k0: str, kc: str, panel: str
+    em: Emitter, t: Tile, a: Operand, i0: str, height: str, k0: str, kc: str, panel: str
 ) -> None:
     """Rows i0 .. i0 + height of A, k from k0 to k0 + kc, to a panel of A."""
+    if isinstance(a, Computed):
+        _rows(em, t, a, i0, height, k0, kc, panel)
+        return
+    name = f"@nnrt_pack_rows_{t.dtype}_{_axis(a)}"
+    em.line(f"call void {name}({_start(em, t, a, i0, k0)}, i64 {height}, i64 {kc}, ptr {panel})")
+
+
+def pack_panels(
+    em: Emitter, t: Tile, b: Operand, k0: str, kc: str, j0: str, columns: str, to: str, gap: str
+) -> None:
+    """Columns j0 .. j0 + columns of B, k from k0 to k0 + kc, to panels `gap` elements apart."""
+    if isinstance(b, Computed):
+        _panels(em, t, b, k0, kc, j0, columns, to, gap)
+        return
+    name = f"@nnrt_pack_panels_{t.dtype}_{_axis(b)}"
+    rest = f"i64 {kc}, i64 {columns}, ptr {to}, i64 {gap}"
+    em.line(f"call void {name}({_start(em, t, b, k0, j0)}, {rest})")
+
+
+_SIGNATURES = {"rows": "i64, i64, ptr", "panels": "i64, i64, ptr, i64"}
+_AXES = {"1": ("%rs", "1"), "0": ("1", "%cs"), "none": ("%rs", "%cs")}
+
+
+def shared_declarations(t: Tile) -> tuple[str, ...]:
+    """Lines for a module that calls the shared functions."""
+    return tuple(
+        f"declare void @nnrt_pack_{what}_{t.dtype}_{axis}(ptr, i64, i64, {rest})"
+        for what, rest in _SIGNATURES.items()
+        for axis in _AXES
+    )
+
+
+def definitions(t: Tile) -> str:
+    """The shared functions."""
+    return "\n".join(
+        _definition(t, what, axis, strides)
+        for what in _SIGNATURES
+        for axis, strides in _AXES.items()
+    )
+
+
+def _definition(t: Tile, what: str, axis: str, strides: tuple[str, str]) -> str:
+    em = Emitter()
+    em.label("entry")
+    source = computed(t, Strided("%src", *strides))
+    if what == "rows":
+        _rows(em, t, source, "0", "%height", "0", "%kc", "%to")
+        rest = "i64 %height, i64 %kc, ptr %to"
+    else:
+        _panels(em, t, source, "0", "%kc", "0", "%columns", "%to", "%gap")
+        rest = "i64 %kc, i64 %columns, ptr %to, i64 %gap"
+    em.line("ret void")
+    head = f"define void @nnrt_pack_{what}_{t.dtype}_{axis}(ptr %src, i64 %rs, i64 %cs, {rest})"
+    return f"{head} nounwind {{\n{em.text()}\n}}\n"
+
+
+def _rows(
+    em: Emitter, t: Tile, a: Computed, i0: str, height: str, k0: str, kc: str, panel: str
+) -> None:
     if a.vector is None:
         with flow.loop(em, "0", height) as i, flow.loop(em, "0", kc) as k:
             x = a.load(em, flow.add(em, i0, i), flow.add(em, k0, k))
@@ -216,10 +295,9 @@ def _transpose_rows(
                 _store(em, t, x, panel, flow.add(em, to, k), t.vector)
 
 
-def pack_panels(
+def _panels(
     em: Emitter, t: Tile, b: Computed, k0: str, kc: str, j0: str, columns: str, to: str, gap: str
 ) -> None:
-    """Columns j0 .. j0 + columns of B, k from k0 to k0 + kc, to panels `gap` elements apart."""
     if b.vector is None:
         _gather_panels(em, t, b.load, k0, kc, j0, columns, to, gap)
     elif b.axis == 1:

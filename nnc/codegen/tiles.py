@@ -2,7 +2,7 @@
 
 A micro-kernel multiplies `height` rows of A by a few vectors of B over one block of k, and writes
 (or adds) the tile to scratch memory. It knows nothing of layouts, edges, epilogues or threads, so
-all contractions of a process share one set: `kernels_module` is compiled once.
+all contractions of a process share one set.
 
     void nnrt_tile_<dtype>_<height>x<vectors>(a, b, b_k, b_panel, kc, tile, add)
 
@@ -233,7 +233,7 @@ def _tables(t: Tile) -> str:
 # divisor of n and takes the least work of the busiest thread: 8 for a row of a panel, 48 for
 # packing a panel, 2 for packing a row (in eighths of a cycle for each k).
 _GRID = """\
-define { i64, i64 } @nnrt_grid(i64 %m, i64 %p, i64 %n) nounwind {
+define linkonce_odr { i64, i64 } @nnrt_grid(i64 %m, i64 %p, i64 %n) nounwind {
 entry:
   br label %try
 try:
@@ -280,29 +280,26 @@ def kernel_text(t: Tile, target: Target, height: int, vectors: int) -> str:
     return _Kernel(t, target.fma, height, vectors).text()
 
 
-def kernels_module(dtype: str, target: Target) -> str:
-    """The IR text of all micro-kernels of a dtype with their tables."""
-    t = tile(dtype, target)
-    intrinsics = (
-        f"declare {t.vector} @llvm.fma.{suffix(t)}({t.vector}, {t.vector}, {t.vector})",
-        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
-    )
+def definitions(t: Tile, target: Target) -> str:
+    """The micro-kernels of a dtype with their tables, and the grid."""
     kernels = (
         kernel_text(t, target, h, v)
         for h in range(1, t.rows + 1)
         for v in sorted(set(t.vectors(h)))
     )
-    triple = f'target triple = "{target.triple}"'
-    return "\n".join((triple, *intrinsics, *kernels, _tables(t)))
+    return "\n".join((*kernels, _tables(t), _GRID))
 
 
-def grid_module() -> str:
-    """The IR text of `nnrt_grid`, shared by all dtypes."""
-    return _GRID
+def kernel_declarations(t: Tile) -> tuple[str, ...]:
+    """Lines for a module that holds `definitions`."""
+    return (
+        f"declare {t.vector} @llvm.fma.{suffix(t)}({t.vector}, {t.vector}, {t.vector})",
+        "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
+    )
 
 
 def declarations(t: Tile) -> tuple[str, ...]:
-    """Lines for a module that refers to the kernels of a dtype and to the grid."""
+    """Lines for a module that refers to them."""
     return (
         f"@nnrt_tiles_{t.dtype} = external constant [{t.rows} x [3 x ptr]]",
         f"@nnrt_wide_{t.dtype} = external constant [{t.rows} x i64]",
