@@ -10,6 +10,7 @@ import pytest
 
 from nnc.diagnostics import Diagnostics, Source, render_all
 from nnc.lang import ast, build, layout, mistakes, stop, syntax
+from nnc.lang.format import format_source
 from nnc.lang.printer import print_expr, print_file
 from nnc.lang.syntax import parse
 from tests import fuzz_source
@@ -181,6 +182,11 @@ def test_a_dangling_operator_does_not_take_the_next_statement() -> None:
     assert errors("def f(x: real) -> real:\n    y = x +\n    return y\n") == [("E0100", 2, 12)]
 
 
+def test_a_file_of_comments_declares_nothing() -> None:
+    assert read("# to be written\n").decls == ()
+    assert errors(" \n\n") == [("E0126", 1, 1)]
+
+
 def test_docs() -> None:
     text = '"a file"\nmodule M:\n    "a module"\n'
     text += 'def f(x: f32) -> f32:\n    "a function"\n    return x\n'
@@ -327,6 +333,65 @@ test "t":
     ]  # fmt: skip
 
 
+# ---- formatting -------------------------------------------------------------------------------
+
+
+def formatted(text: str) -> str:
+    result = format_source(Source("test.nn", text), Diagnostics())
+    assert result is not None
+    return result
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda p: p.name)
+def test_programs_are_formatted(path: Path) -> None:
+    text = path.read_text("utf-8")
+    assert formatted(text) == text
+
+
+def test_formatting() -> None:
+    text = """\ufeff
+# a function
+def f(x: real[B],
+      y: real[B]) -> real[B]:   \r
+  # first
+  z = (x +
+       y)
+
+
+  if z > 0:
+   # inner
+   z = 1
+   # still inner
+  # outer
+  return z
+  # the end
+# very end
+def g(x: f32) -> f32 = x
+
+
+"""
+    expected = """# a function
+def f(x: real[B],
+      y: real[B]) -> real[B]:
+    # first
+    z = (x +
+         y)
+
+    if z > 0:
+        # inner
+        z = 1
+        # still inner
+    # outer
+    return z
+    # the end
+# very end
+def g(x: f32) -> f32 = x
+"""
+    assert formatted(text) == expected
+    assert formatted(expected) == expected
+    assert print_file(read(expected)) == print_file(read(text))
+
+
 # ---- damaged texts ----------------------------------------------------------------------------
 
 
@@ -336,7 +401,14 @@ def check(text: str) -> None:
     file = parse(Source("fuzz.nn", text), diagnostics)
     assert (file is None) == bool(diagnostics.errors)
     assert render_all(diagnostics.items) or file is not None
+    for d in diagnostics.items:
+        for span in (d.span, *(label.span for label in d.labels)):
+            assert 1 <= span.line <= span.end_line <= max(len(span.source.lines), 1)
+            assert span.column <= len((span.source.lines or [""])[span.line - 1]) + 1
     if file is not None:
+        again = format_source(Source("fuzz.nn", text), diagnostics)
+        assert again is not None and format_source(Source("f.nn", again), diagnostics) == again
+        assert print_file(read(again)) == print_file(file)
         assert print_file(read(print_file(file))) == print_file(file)
 
 

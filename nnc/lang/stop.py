@@ -37,7 +37,7 @@ CODES = {
     "E0123": "a line in the wrong place",
     "E0124": "a misplaced or unknown edition",
     "E0125": "`else` or `elif` without its `if`",
-    "E0126": "a file without declarations",
+    "E0126": "an empty file",
     "E0127": "a tuple of one",
     "E0128": "a statement that is too long",
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.resources
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -33,11 +33,11 @@ def parse(source: Source, diagnostics: Diagnostics) -> ast.File | None:
 
 
 def _file(source: Source, decls: tuple[Any, ...], diagnostics: Diagnostics) -> ast.File | None:
-    """Separates the description of a file from its declarations, of which there must be some."""
+    """Separates the description of a file from its declarations; a file of comments has none."""
     rest = list(decls)
     edition = [rest.pop(0)] if rest and isinstance(rest[0], ast.Edition) else []
     doc = rest.pop(0).value if rest and isinstance(rest[0], ast.Str) else None
-    if not edition + rest:
+    if not source.text.strip("\ufeff \t\r\n"):
         diagnostics.add(_empty(source))
         return None
     last = max(len(source.lines), 1)
@@ -48,7 +48,7 @@ def _file(source: Source, decls: tuple[Any, ...], diagnostics: Diagnostics) -> a
 def _empty(source: Source) -> Diagnostic:
     span = Span(source, 1, 1, 1, 2)
     help = "a first declaration: `def double(x: real[..N]) -> real[..N] = 2 * x`"
-    return Diagnostic("E0126", "this file declares nothing", span, help=help)
+    return Diagnostic("E0126", "this file is empty", span, help=help)
 
 
 # ---- the parser -------------------------------------------------------------------------------
@@ -115,8 +115,14 @@ class _Driver:
             else:
                 skip, skipped = self.line(line), 0
             if skipped > SKIP_LIMIT or len(self.diagnostics.errors) - before >= ERROR_LIMIT:
+                self.give_up()
                 return ()
         return self.end()
+
+    def give_up(self) -> None:
+        last = self.diagnostics.items[-1]
+        note = "the rest of the file was not read"
+        self.diagnostics.items[-1] = replace(last, notes=(*last.notes, note))
 
     def line(self, line: Line) -> Line | None:
         """Parses one line; if it fails, the line whose block and branches are to be skipped."""
