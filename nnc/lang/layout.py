@@ -1,10 +1,12 @@
 """Source text to tokens in logical lines: words, operators, brackets, line joining, indentation.
 
-A logical line ends at a line break outside brackets, unless its last token asks for more (an
-operator, `=`, `->`, `where`, a comma of a `where` clause) and the next line is indented deeper
-than this one began. What can never be part of a program (a stray character, a string without an
-end) becomes a token of a type of `FAULTY`, which no grammar rule accepts: the parser then stops
-exactly there, and one mistake gives one message (nnc/lang/mistakes.py).
+A logical line ends at a line break outside brackets. It goes on if the next line is indented
+deeper than this one began, and its last token asks for more (an operator, `=`, `->`, `where`, a
+comma of a `where` clause) or the next line begins with the `->` or `where` of a signature.
+
+What can never be part of a program (a stray character, a string without an end) becomes a token
+of a type of `FAULTY`, which no grammar rule accepts: the parser then stops exactly there, and one
+mistake gives one message (nnc/lang/mistakes.py).
 """
 
 from __future__ import annotations
@@ -85,6 +87,8 @@ _SKIM = re.compile(
 _BLANK = re.compile(r"(?:[ \t]*(?:#[^\r\n]*)?(?:\r\n|\n|\r))*(?:[ \t]*(?:#[^\r\n]*)?\Z)?")
 _BREAK = re.compile(r"\r\n|\n|\r")
 _INDENT = re.compile(r"[ \t]*")
+_SIGNATURES = frozenset(("DEF", "EXPORT", "EXTERN"))
+_SIGNATURE_ROW = re.compile(r"->|where\b")
 _WORD_END = re.compile(r"[A-Za-z_0-9]+")
 # A line that begins so cannot be inside brackets: one before it was not closed.
 _STATEMENT = re.compile(
@@ -298,17 +302,20 @@ class _Scanner:
     def joins(self, tokens: list[Token], match: re.Match[str], width: int, inside: bool) -> bool:
         """Whether the logical line goes on after this line break; if so, moves past it."""
         text = self.source.text
-        if match.lastgroup == "END" or not (inside or _asks_for_more(tokens)):
+        if match.lastgroup == "END":
             return False
         blank = _BLANK.match(text, match.start(match.lastgroup or 0))
         assert blank is not None
         indent = _INDENT.match(text, blank.end())
         assert indent is not None
+        deeper = len(indent.group().expandtabs(4)) > width
+        if indent.end() == len(text) or not (inside or deeper):
+            return False
         if inside and _STATEMENT.match(text, indent.end()):
             return False
-        if not inside and len(indent.group().expandtabs(4)) <= width:
-            return False
-        if indent.end() == len(text):
+        signature = tokens[0].type in _SIGNATURES and tokens[-1].type != "COLON"
+        goes_on = signature and _SIGNATURE_ROW.match(text, indent.end())
+        if not (inside or goes_on or _asks_for_more(tokens)):
             return False
         self.advance(indent.end())
         return True
@@ -361,7 +368,7 @@ def _asks_for_more(tokens: list[Token]) -> bool:
         return True
     if last in ("IF", "ELSE"):
         return len(tokens) > 1
-    if last not in ("WHERE", "COMMA") or tokens[0].type not in ("DEF", "EXPORT", "EXTERN"):
+    if last not in ("WHERE", "COMMA") or tokens[0].type not in _SIGNATURES:
         return False
     return last == "WHERE" or any(t.type == "WHERE" and t.opener is None for t in tokens)
 

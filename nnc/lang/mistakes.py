@@ -7,11 +7,13 @@ the message.
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 
 from nnc.diagnostics import Diagnostic, Label
 from nnc.lang.foreign import faulty
 from nnc.lang.layout import CLOSER, CLOSES, KEYWORDS, OPERAND_ENDS, Line, Token, words
 from nnc.lang.stop import (
+    HEADERS,
     Accepts,
     Situation,
     Stop,
@@ -32,6 +34,10 @@ def explain(situation: Situation, at: int, accepts: Accepts) -> Diagnostic:
         if found is not None:
             return found
     return _generic(stop)
+
+
+_DECLARATIONS = words("MODULE DEF EXTERN ADJOINT TEST CONST SPECIALIZE FROM IMPORT EDITION EXPORT")
+_STATEMENTS = words("FOR IF WHILE RETURN YIELD ASSERT PROBE")
 
 
 # ---- brackets ---------------------------------------------------------------------------------
@@ -106,6 +112,9 @@ def _reserved(stop: Stop) -> Diagnostic | None:
     if token.text in KEYWORDS and only_name:
         return reserved_word(token.text, token.span)
     called = token.type == "LPAR" and before.type != "IMPORT"
+    if before.type in ("FROM", "IMPORT") and token.type == "DOT":
+        help = "a file beside this one is imported by its name: `from gpt2 import GPT2`"
+        return one("E0116", "imports have no leading dots", token, help=help)
     if before.type in _NAMELIKE and stop.at == 1 and (token.type in _BINDING or called):
         return reserved_word(before.text, before.span)
     return None
@@ -132,6 +141,9 @@ _OTHER_DEFS = {
 }
 
 
+_FIRST_WORDS = sorted(type.lower() for type in HEADERS | _DECLARATIONS | _STATEMENTS)
+
+
 def _other_word(stop: Stop) -> Diagnostic | None:
     """`function f(x)`, `let x = 1`: a first word that other languages have."""
     word, at = stop.tokens[0], 0 if stop.situation.place == "file" else 1
@@ -144,6 +156,13 @@ def _other_word(stop: Stop) -> Diagnostic | None:
         if stop.situation.place == "file":
             help = f"write `const {stop.tokens[1].text} = ...`"
         return one("E0116", "names are not declared before their use", word, help=help)
+    if word.text == "print":
+        help = f"`probe {stop.tokens[1].text}` makes a value visible from outside"
+        return one("E0116", "programs do not print", word, help=help)
+    close = get_close_matches(word.text, _FIRST_WORDS, 1, 0.75)
+    if close:
+        message = f"`{word.text}` is no word of the language"
+        return one("E0100", message, word, help=f"did you mean `{close[0]}`?")
     if word.text in _OTHER_DEFS:
         message = f"`{word.text}` is no word of the language"
         return one("E0116", message, word, help=f"write `{_OTHER_DEFS[word.text]}`")
@@ -158,6 +177,12 @@ def _equals(stop: Stop) -> Diagnostic | None:
     if token.type != "EQUAL":
         return None
     before = stop.tokens[: stop.at]
+    if token.opener and token.opener.text == "(" and before[-1].type in OPERAND_ENDS:
+        called = stop.tokens.index(token.opener)
+        if called and stop.tokens[called - 1].type in OPERAND_ENDS:
+            help = "an argument is named by a single word: `f(name=value)`"
+            return one("E0100", "`=` comes after the name of an argument", token, help=help)
+        return one("E0114", "`=` defines, it does not compare", token, help="compare with `==`")
     if stop.head in ("IF", "ELIF", "WHILE", "ASSERT") or _open_if(before):
         return one("E0114", "`=` defines, it does not compare", token, help="compare with `==`")
     if token.opener is None and any(t.type == "EQUAL" and t.opener is None for t in before):
@@ -176,7 +201,8 @@ def _update_inside(stop: Stop) -> Diagnostic | None:
     token = stop.token
     if token.type != "ASSIGN":
         return None
-    if token.opener is None and not any(t.type == "EQUAL" for t in stop.tokens[: stop.at]):
+    earlier = any(t.type in ("EQUAL", "ASSIGN") for t in stop.tokens[: stop.at])
+    if token.opener is None and not earlier:
         return None
     help = "write storage on a line of its own: `x := ...`"
     return one("E0121", "`:=` is a statement, not part of an expression", token, help=help)
@@ -218,6 +244,10 @@ def _semicolon(stop: Stop) -> Diagnostic | None:
 def _no_else(stop: Stop) -> Diagnostic | None:
     if not stop.accepts("ELSE") or not _open_if(stop.tokens[1 : stop.at]):
         return None
+    opener = stop.token.opener
+    if opener and any(t.type == "FOR" and t.opener is opener for t in stop.tokens[: stop.at]):
+        message = "a list built by `for` has no condition"
+        return one("E0100", message, stop.token, help="choose the whole list: `[...] if c else []`")
     help = "a choice has both sides: `a if c else b`"
     return one("E0100", f"expected `else`, found {_called(stop.token)}", stop.token, help=help)
 
@@ -281,9 +311,6 @@ def _missing_type(stop: Stop) -> Diagnostic | None:
 
 
 # ---- places -----------------------------------------------------------------------------------
-
-_DECLARATIONS = words("MODULE DEF EXTERN ADJOINT TEST CONST SPECIALIZE FROM IMPORT EDITION EXPORT")
-_STATEMENTS = words("FOR IF WHILE RETURN YIELD ASSERT PROBE")
 
 
 def _place(stop: Stop) -> Diagnostic | None:
@@ -400,6 +427,16 @@ def _general_help(stop: Stop) -> str | None:
         return "one comma is enough"
     if ends and token.type in ("NAME", "NUMBER", "STRING"):
         return "two values need an operator or a comma between them"
+    if token.text == ":" and token.opener and token.opener.text == "[":
+        return "slices have no steps: `x[a:b]`"
+    if token.text in ("*", "**") and before is not None and before.text in ("(", ","):
+        return "lists are not unpacked into arguments"
+    if token.text == "@" and stop.at == 0:
+        return "there are no decorators; `export` stands before `def`"
+    if before is not None and before.text == ":" and token.type in _STATEMENTS:
+        return "begin a new line, indented deeper"
+    if token.type == "NAME" and stop.accepts("STRING") and not stop.accepts("NUMBER"):
+        return f'write `"{token.text}"`'
     if token.type == "_NL" and stop.accepts("NUMBER"):
         return "complete the line; it goes on after an operator if the next line is indented deeper"
     return None
@@ -411,14 +448,11 @@ def _called(token: Token) -> str:
 
 def _expected(accepts: Accepts) -> str:
     """What the parser would have taken, in a reader's words."""
+    for word, what in (("MODULE", "declaration"), ("PARAM", "member"), ("RETURN", "statement")):
+        if accepts(word):
+            return f"a {what}"
     parts = []
-    if accepts("MODULE"):
-        parts.append("a declaration")
-    elif accepts("PARAM"):
-        parts.append("a member of the module")
-    elif accepts("RETURN"):
-        parts.append("a statement")
-    elif accepts("NUMBER") and accepts("LPAR"):
+    if accepts("NUMBER") and accepts("LPAR"):
         parts.append("an expression")
     elif accepts("NAME"):
         parts.append("a type" if accepts("LPAR") else "a name")
@@ -428,6 +462,8 @@ def _expected(accepts: Accepts) -> str:
         parts.append("a number")
     elif accepts("CMP") and accepts("PM"):
         parts.append("an operator")
+    if not parts and accepts("LPAR"):
+        parts.append("`(`")
     parts += [words for type, words in _SIGNS.items() if accepts(type)]
     parts = parts[:5]
     if len(parts) < 2:

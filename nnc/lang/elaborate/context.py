@@ -1,0 +1,375 @@
+"""What is known while elaborating: the frame of the running function, storage versions, loop variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from nnc.diagnostics import Diagnostic, Diagnostics, Label, Span
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, names
+from nnc.ir.graph import Axis, Compute, Input, Node
+from nnc.ir.signature import Check
+from nnc.lang import ast
+from nnc.lang.dims import Dim, Facts, Range, prove_nonneg
+from nnc.lang.elaborate.values import (
+    UNKNOWN,
+    Instance,
+    Module,
+    ModuleType,
+    Origin,
+    Origins,
+    Stored,
+    Tensor,
+    Value,
+    of_node,
+)
+from nnc.lang.types import DType, TensorType
+from nnc.lang.units import Loader, Unit
+
+
+class Mistake(Exception):
+    """A diagnosed mistake; unwinds to the statement, whose results become Unknown."""
+
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic.message)
+        self.diagnostic = diagnostic
+
+
+class Poisoned(Exception):
+    """An operand is Unknown: the result is too; nothing is reported."""
+
+
+def fail(
+    code: str,
+    message: str,
+    span: Span,
+    text: str = "",
+    labels: Sequence[Label] = (),
+    notes: Sequence[str] = (),
+    help: str | None = None,
+) -> Mistake:
+    """The exception to raise for a mistake in the program."""
+    d = Diagnostic(code, message, span, text, tuple(labels), tuple(notes), help)
+    return Mistake(d)
+
+
+@dataclass(frozen=True)
+class Binder:
+    """An index name: its loop variables (several for `..n`), and where it was bound."""
+
+    vars: tuple[str, ...]
+    span: Span
+    explicit: bool
+
+
+@dataclass(eq=False)
+class Frame:
+    """One running function (or module header): names, sizes, mode."""
+
+    unit: Unit
+    func: ast.FuncDef | None = None
+    owner: Module | None = None
+    dims: dict[str, Dim] = field(default_factory=dict)
+    packs: dict[str, tuple[Dim, ...]] = field(default_factory=dict)
+    vars: dict[str, Value] = field(default_factory=dict)
+    var_spans: dict[str, Span] = field(default_factory=dict)
+    used: set[str] = field(default_factory=set)
+    binders: dict[str, Binder] = field(default_factory=dict)
+    real: DType = "f32"
+    train: bool | None = False
+    bang: bool = False
+    exported: bool = False
+    path: str = ""
+    instance: Instance | None = None
+    result: Value | None = None
+    returned: bool = False
+    dim_spans: dict[str, Origin] = field(default_factory=dict)
+    read_only: dict[str, Span] = field(default_factory=dict)
+    initializing: bool = False
+
+    @property
+    def module(self) -> Instance | None:
+        return self.instance if self.owner is None else self.owner.inst
+
+
+@dataclass(eq=False)
+class Storage:
+    """A root argument's leaf: its input, its current version, whether it may be written."""
+
+    input: Input
+    now: Tensor
+    writable: bool
+    root: str
+    kind: str  # param, state, arg
+
+
+@dataclass(eq=False)
+class Context:
+    """The elaboration of one definition or export."""
+
+    loader: Loader
+    prelude: Callable[[str], Value | None]
+    generic: bool
+    frame: Frame
+    store: dict[str, Storage] = field(default_factory=dict)
+    ranges: dict[str, Dim] = field(default_factory=dict)  # active loop variables
+    conds: list[Expr] = field(default_factory=list)  # of enclosing lazy branches
+    facts: Facts = field(default_factory=Facts)
+    calls: list[tuple[ast.FuncDef, Span]] = field(default_factory=list)
+    counters: dict[str, int] = field(default_factory=dict)
+    rng: tuple[Input, Input] | None = None
+    instances: dict[str, Instance] = field(default_factory=dict)
+    written_at: dict[str, Span] = field(default_factory=dict)
+    versions: dict[Node, tuple[str, Span]] = field(default_factory=dict)
+    overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    building: list[tuple[Instance, Span]] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    slots: dict[str, ast.Weights] = field(default_factory=dict)
+    memo: dict[int, Value] = field(default_factory=dict)
+    asserted: list[tuple[Node, ast.Assert]] = field(default_factory=list)
+    # wired by elaborate.engine, so that the rooms need not import each other
+    lookup: Callable[[str], Value | None] = field(init=False)
+    eval: Callable[[ast.Expr], Value] = field(init=False)
+    eval_dim: Callable[[ast.Expr], Dim] = field(init=False)
+    eval_static: Callable[[ast.Expr], Value] = field(init=False)
+    execute: Callable[[Sequence[ast.Stmt]], None] = field(init=False)
+    call_expr: Callable[[ast.Call], Value] = field(init=False)
+    constant: Callable[[Unit, ast.ConstDef], Value] = field(init=False)
+    instantiate: Callable[[ModuleType, Sequence[ast.Arg], Span], Instance] = field(init=False)
+    prelude_names: list[str] = field(default_factory=list)
+    std_homes: dict[str, list[str]] = field(default_factory=dict)
+
+    # ---- reporting ----------------------------------------------------------------------------
+    @property
+    def diagnostics(self) -> Diagnostics:
+        return self.loader.diagnostics
+
+    def report(self, mistake: Mistake) -> None:
+        self.diagnostics.add(mistake.diagnostic)
+
+    def warn(self, code: str, message: str, span: Span, help: str | None = None) -> None:
+        self.diagnostics.add(Diagnostic(code, message, span, help=help, severity="warning"))
+
+    # ---- frames and loops ---------------------------------------------------------------------
+    @contextmanager
+    def in_frame(self, frame: Frame) -> Iterator[Frame]:
+        saved = self.frame
+        self.frame = frame
+        try:
+            yield frame
+        finally:
+            self.frame = saved
+
+    @contextmanager
+    def bound(self, binders: Mapping[str, Binder], extents: Mapping[str, Dim]) -> Iterator[None]:
+        """Index names and their loop variables, for the extent of one index expression."""
+        saved_names, saved_ranges = dict(self.frame.binders), dict(self.ranges)
+        self.frame.binders.update(binders)
+        self.ranges.update(extents)
+        try:
+            yield
+        finally:
+            self.frame.binders, self.ranges = saved_names, saved_ranges
+
+    @contextmanager
+    def under(self, cond: Expr) -> Iterator[None]:
+        """Inside the branch of a lazy `if`."""
+        self.conds.append(cond)
+        try:
+            yield
+        finally:
+            self.conds.pop()
+
+    @contextmanager
+    def outside_loops(self) -> Iterator[None]:
+        """Evaluates something that does not depend on the loop variables."""
+        saved = self.ranges, self.conds
+        self.ranges, self.conds = {}, []
+        try:
+            yield
+        finally:
+            self.ranges, self.conds = saved
+
+    def fresh_var(self, name: str, taken: Sequence[str] = ()) -> str:
+        var, n = f"${name}", 1
+        while var in self.ranges or var in taken:
+            n += 1
+            var = f"${name}{n}"
+        return var
+
+    def box(self) -> dict[str, Range]:
+        return {v: (Dim.of(0), extent - 1) for v, extent in self.ranges.items()}
+
+    def cond_facts(self) -> tuple[Dim, ...]:
+        return tuple(f for c in self.conds for f in affine_facts(c))
+
+    def proves(self, p: Dim) -> bool:
+        """Whether p >= 0 under all facts, loop ranges and conditions in force."""
+        return prove_nonneg(p, self.facts.plus(*self.cond_facts()), self.box())
+
+    # ---- values -------------------------------------------------------------------------------
+    def tensor(self, value: Value) -> Value:
+        """The current version when `value` names storage."""
+        if isinstance(value, Stored):
+            now = self.store[value.key].now
+            return Tensor(now.type, now.at, now.node, value.letters or now.letters, now.origins)
+        return value
+
+    def compute(
+        self,
+        shape: Sequence[Dim],
+        body: Callable[[tuple[Expr, ...]], Expr],
+        span: Span,
+        *,
+        reduce: tuple[str, Sequence[Dim], Callable[[tuple[Expr, ...], tuple[Expr, ...]], Expr]]
+        | None = None,
+        origins: Origins = (),
+        dtype: DType | None = None,
+        name: str = "",
+    ) -> Tensor:
+        """A new value of the given shape: `body` gives an element (with `reduce`: op over further axes).
+
+        Under loop variables the node gets those that its body uses as leading axes, and the result reads it there.
+        """
+        letters = "ijklmnpqrstuvwxyz"
+        taken: list[str] = []
+
+        def fresh(n: int) -> tuple[str, ...]:
+            out = []
+            for _ in range(n):
+                var = self.fresh_var(letters[len(taken) % len(letters)], taken)
+                taken.append(var)
+                out.append(var)
+            return tuple(out)
+
+        own = fresh(len(shape))
+        index: tuple[Expr, ...] = tuple(Idx(Dim.of(v)) for v in own)
+        op, rvars, extents = "", tuple[str, ...](), tuple[Dim, ...]()
+        if reduce is None:
+            if self.ranges and not shape:
+                e = body(())
+                return Tensor(TensorType(dtype or e.dtype), lambda i: e, None, (), origins)
+            if self.ranges:
+                probe = body(index)
+                return Tensor(TensorType(probe.dtype, tuple(shape)), body, None, (), origins)
+            element = body(index)
+        else:
+            op, extents, f = reduce[0], tuple(reduce[1]), reduce[2]
+            rvars = fresh(len(extents))
+            element = f(index, tuple(Idx(Dim.of(v)) for v in rvars))
+        return self.node(
+            tuple(zip(own, shape, strict=True)),
+            tuple(zip(rvars, extents, strict=True)),
+            op,
+            element,
+            span,
+            origins,
+            name,
+        )
+
+    def node(
+        self,
+        axes: Sequence[tuple[str, Dim]],
+        raxes: Sequence[tuple[str, Dim]],
+        op: str,
+        body: Expr,
+        span: Span,
+        origins: Origins = (),
+        name: str = "",
+    ) -> Tensor:
+        """A Compute node over the active loop variables that its body uses, then `axes`."""
+        if self.conds and op:
+            body = self._guarded(body)
+        used = names([body])
+        outer = [(v, n) for v, n in self.ranges.items() if v in used]
+        outer = [(v, n) for v, n in outer if v not in {a for a, _ in (*axes, *raxes)}]
+        every = (*outer, *axes)
+        dtype = "i32" if op in ("argmax", "argmin") else body.dtype
+        result = Compute(
+            type=TensorType(dtype, tuple(n for _, n in every)),
+            span=span,
+            name=name,
+            axes=tuple(Axis(v, n) for v, n in every),
+            raxes=tuple(Axis(v, n) for v, n in raxes),
+            op=op,
+            body=body,
+        )
+        if not outer:
+            return of_node(result, (), origins)
+        prefix = tuple(Idx(Dim.of(v)) for v, _ in outer)
+        shape = tuple(n for _, n in axes)
+
+        def at(index: tuple[Expr, ...]) -> Expr:
+            return Load(dtype, result, (*prefix, *index))
+
+        return Tensor(TensorType(dtype, shape), at, None, (), origins)
+
+    def _guarded(self, body: Expr) -> Expr:
+        """A hoisted reduction keeps the laziness of the branch that it stands in."""
+        cond = self.conds[0]
+        for c in self.conds[1:]:
+            cond = Op("bool", "and", (cond, c))
+        zero = Const(body.dtype, False if body.dtype == "bool" else 0)
+        return Select(body.dtype, cond, body, zero)
+
+    # ---- storage ------------------------------------------------------------------------------
+    def add_storage(self, node: Input, writable: bool, root: str, origins: Origins = ()) -> None:
+        kind = node.kind
+        self.store[node.name] = Storage(node, of_node(node, (), origins), writable, root, kind)
+
+    def require(self, dim: Dim, equal: bool, text: str, span: Span) -> None:
+        """A condition on run-time sizes, checked at entry."""
+        if not self.generic:
+            place = f"{span.source.name}:{span.line}"
+            self.checks.append(Check(dim, equal, text, place))
+
+    def instance_labels(self, span: Span) -> list[Label]:
+        """Where the instance that is being built comes from."""
+        return [Label(s, f"{i.id} is built here") for i, s in self.building if s != span][-1:]
+
+
+def affine_facts(cond: Expr) -> list[Dim]:
+    """The inequalities (`>= 0`) that a condition over sizes and loop variables states."""
+    match cond:
+        case Op(fn="and", args=args):
+            return [f for a in args for f in affine_facts(a)]
+        case Op(fn=fn, args=(a, b)) if isinstance(_int(a), Dim) and isinstance(_int(b), Dim):
+            x, y = _int(a), _int(b)
+            assert x is not None and y is not None
+            match fn:
+                case "le":
+                    return [y - x]
+                case "lt":
+                    return [y - x - 1]
+                case "ge":
+                    return [x - y]
+                case "gt":
+                    return [x - y - 1]
+                case "eq":
+                    return [x - y, y - x]
+    return []
+
+
+def _int(e: Expr) -> Dim | None:
+    match e:
+        case Idx(dim=d):
+            return d
+        case Const(value=v) if isinstance(v, int) and not isinstance(v, bool):
+            return Dim.of(v)
+        case Op(fn="cast", args=(Idx(dim=d),), dtype=dtype) if dtype in ("i64", "i32"):
+            return d
+    return None
+
+
+__all__ = [
+    "UNKNOWN",
+    "Binder",
+    "Context",
+    "Frame",
+    "Mistake",
+    "Poisoned",
+    "Storage",
+    "affine_facts",
+    "fail",
+]

@@ -1,0 +1,344 @@
+"""What an expression can be while a program is elaborated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from nnc.diagnostics import Span
+from nnc.ir.expr import Const, Expr, Idx, Load, Op
+from nnc.ir.graph import Node
+from nnc.ir.scalar import cast
+from nnc.lang import ast
+from nnc.lang.dims import Dim
+from nnc.lang.types import DType, TensorType
+from nnc.lang.units import Unit
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a size comes from, in the reader's words: `columns of w`, and the place."""
+
+    text: str
+    span: Span
+
+    def show(self, seen_from: Span) -> str:
+        return f"{self.text} ({self.span.line_in(seen_from)})"
+
+
+Origins = tuple[Origin | None, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A tensor: its type and how to get an element. `node` when it is a value of the Graph.
+
+    `letters`: the index names of the statement that defined it (only on variables); `origins`: one for each axis.
+    """
+
+    type: TensorType
+    at: Callable[[tuple[Expr, ...]], Expr]
+    node: Node | None = None
+    letters: tuple[str, ...] = ()
+    origins: Origins = ()
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        return self.type.shape
+
+    @property
+    def dtype(self) -> DType:
+        return self.type.dtype
+
+    def origin(self, axis: int) -> Origin | None:
+        return self.origins[axis] if axis < len(self.origins) else None
+
+
+@dataclass(frozen=True, eq=False)
+class Weak:
+    """A number that adapts to its context: literal, size, loop variable, or a function of these.
+
+    `dim`: when it is an integer polynomial; `number`: when it is known now; `make(dtype)`: its expression.
+    """
+
+    kind: str  # "int" or "float"
+    make: Callable[[DType], Expr]
+    dim: Dim | None = None
+    number: float | int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Bool:
+    """A static bool; None while it is not known (generic check)."""
+
+    value: bool | None
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    value: str
+
+
+@dataclass(frozen=True, eq=False)
+class Nothing:
+    """`None`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Fill:
+    """`zeros[...]`: a tensor of one number whose dtype comes from its use."""
+
+    shape: tuple[Dim, ...]
+    number: float
+
+
+@dataclass(frozen=True, eq=False)
+class Tuple:
+    items: tuple[Value, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Seq:
+    """A static list; `items` None: unknown length, every item like `like` (generic check)."""
+
+    items: tuple[Value, ...] | None
+    like: Value | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Pack:
+    """`..N` or a pack's name as a value: sizes of some axes."""
+
+    dims: tuple[Dim, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class AxisRef:
+    """An axis argument, resolved against the call's tensor: counted from the left; None: unknown."""
+
+    axis: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class Function:
+    """A function of a file, or a method bound to `owner`."""
+
+    unit: Unit
+    defn: ast.FuncDef
+    owner: Module | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Builtin:
+    name: str
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleType:
+    """A module definition, to be called with its parameters."""
+
+    unit: Unit
+    defn: ast.ModuleDef
+
+
+@dataclass(frozen=True, eq=False)
+class UnitRef:
+    """`import a as b`."""
+
+    unit: Unit
+
+
+@dataclass(eq=False)
+class LeafDecl:
+    """A stored tensor (or tree of tensors, when `tree`) of a module instance, relative to the instance."""
+
+    name: str
+    decl: ast.ParamDecl | ast.StateDecl
+    type: TensorType | None
+    tree: Instance | TreeParam | None
+    storage: str  # param, state
+    key: str | None
+
+
+@dataclass(eq=False)
+class TreeParam:
+    """A `tree` parameter that is not known yet (generic check): one leaf of any shape."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class Instance:
+    """A module definition with all its parameters bound."""
+
+    unit: Unit
+    defn: ast.ModuleDef
+    args: dict[str, Value]
+    id: str
+    given: dict[str, str]
+    trees: dict[str, Instance]
+    defaults: dict[str, str]
+    real: DType = "f32"
+    generic: bool = False
+    leaves: dict[str, LeafDecl] = field(default_factory=dict)
+    members: dict[str, Value | Sub | SubList] = field(default_factory=dict)
+    methods: dict[str, ast.FuncDef] = field(default_factory=dict)
+    facts: list[Dim] = field(default_factory=list)
+
+
+@dataclass(frozen=True, eq=False)
+class Sub:
+    """A sub-module declaration inside an instance."""
+
+    inst: Instance
+    span: Span
+
+
+@dataclass(frozen=True, eq=False)
+class SubList:
+    """A list of sub-modules; `items` None: unknown (generic check), then `like` stands for each."""
+
+    items: tuple[Instance, ...] | None
+    like: Instance | None
+    span: Span
+
+
+@dataclass(frozen=True, eq=False)
+class Module:
+    """A module in use: instance, and where its storage lives (`net.fc1`).
+
+    `unset`: it has no storage (a type used as a value in the generic check).
+    """
+
+    inst: Instance
+    path: str
+    name: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class ModuleList:
+    items: tuple[Module, ...] | None
+    like: Module | None
+
+
+@dataclass(frozen=True, eq=False)
+class Tree:
+    """Values under leaf keys; `of` is the instance whose params they mirror."""
+
+    leaves: dict[str, Value]
+    of: Instance | TreeParam | None
+
+
+@dataclass(frozen=True, eq=False)
+class Stored:
+    """A variable that names storage (an `inout` tensor, a state): its value is the current version."""
+
+    key: str
+    letters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Unknown:
+    """After a mistake, or not decidable generically: absorbs everything silently."""
+
+
+Value = (
+    Tensor
+    | Weak
+    | Bool
+    | Text
+    | Nothing
+    | Fill
+    | Tuple
+    | Seq
+    | Pack
+    | AxisRef
+    | Function
+    | Builtin
+    | ModuleType
+    | UnitRef
+    | Module
+    | ModuleList
+    | Tree
+    | Stored
+    | Unknown
+)
+
+UNKNOWN = Unknown()
+
+
+# ---- making values ----------------------------------------------------------------------------
+
+
+def integer(dim: Dim | int) -> Weak:
+    """A size or index as a number."""
+    d = Dim.of(dim)
+    return Weak("int", lambda dtype: cast(Idx(d), dtype), d, d.const)
+
+
+def number(x: float | int) -> Weak:
+    """A literal."""
+    if isinstance(x, int) and not isinstance(x, bool):
+        return integer(x)
+    return Weak("float", lambda dtype: Const(dtype, float(x)), None, float(x))
+
+
+def of_node(node: Node, letters: Sequence[str] = (), origins: Origins = ()) -> Tensor:
+    """A Graph value as a tensor."""
+
+    def at(index: tuple[Expr, ...]) -> Expr:
+        return Load(node.type.dtype, node, index)
+
+    return Tensor(node.type, at, node, tuple(letters), origins)
+
+
+def scalar(e: Expr) -> Tensor:
+    """A rank-0 tensor inside index notation."""
+    return Tensor(TensorType(e.dtype), lambda index: e)
+
+
+def weak_op(fn: str, *args: Weak, kind: str) -> Weak:
+    """A scalar function of weak numbers, still weak."""
+    return Weak(kind, lambda dtype: Op(dtype, fn, tuple(a.make(dtype) for a in args)))
+
+
+def named(value: Tensor, letters: tuple[str, ...]) -> Tensor:
+    return replace(value, letters=letters)
+
+
+def describe(value: Value) -> str:
+    """The value's type in the reader's words."""
+    match value:
+        case Tensor(type=t):
+            return str(t)
+        case Weak(kind="int"):
+            return "an integer"
+        case Weak():
+            return "a number"
+        case Bool():
+            return "a bool"
+        case Text():
+            return "a string"
+        case Nothing():
+            return "None"
+        case Fill(shape=shape):
+            return f"a tensor [{', '.join(map(str, shape))}]"
+        case Tuple(items=items):
+            return f"a tuple ({', '.join(describe(i) for i in items)})"
+        case Seq() | ModuleList():
+            return "a list"
+        case Function(defn=defn):
+            return f"the function `{defn.name}`"
+        case Builtin(name=name):
+            return f"the built-in `{name}`"
+        case ModuleType(defn=d):
+            return f"the module type `{d.name}`"
+        case Module(inst=inst):
+            return f"a module {inst.id}"
+        case Tree():
+            return "a tree of tensors"
+        case UnitRef(unit=unit):
+            return f"the file `{unit.name}`"
+        case Pack():
+            return "some axes"
+    return "a value"

@@ -1,0 +1,185 @@
+"""Source files and their imports: which name means which definition."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnc.diagnostics import Diagnostic, Diagnostics, Label, Source, Span
+from nnc.lang import ast
+from nnc.lang.syntax import parse
+
+STD = Path(__file__).resolve().parent.parent / "std"
+Definition = ast.ModuleDef | ast.FuncDef | ast.ConstDef | ast.ExternDef
+
+
+@dataclass(eq=False)
+class Unit:
+    """One file: its definitions, what it imports, and its adjoints, tests and specialisations."""
+
+    name: str  # dotted, as imported
+    file: ast.File
+    path: Path
+    defs: dict[str, Definition] = field(default_factory=dict)
+    imports: dict[str, tuple[Unit, Definition, ast.Name]] = field(default_factory=dict)
+    aliases: dict[str, Unit] = field(default_factory=dict)
+    adjoints: dict[str, ast.AdjointDef] = field(default_factory=dict)
+    tests: list[ast.TestDef] = field(default_factory=list)
+    specializations: list[ast.Specialize] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)
+
+    def find(self, name: str) -> tuple[Unit, Definition] | None:
+        """The definition that `name` means at the top of this file."""
+        if name in self.defs:
+            return self, self.defs[name]
+        if name in self.imports:
+            self.used.add(name)
+            unit, definition, _ = self.imports[name]
+            return unit, definition
+        return None
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.defs, *self.imports, *self.aliases]
+
+
+@dataclass(eq=False)
+class Loader:
+    """Reads and links files; every file once. Mistakes go to `diagnostics`."""
+
+    diagnostics: Diagnostics
+    units: dict[Path, Unit] = field(default_factory=dict)
+    loading: list[tuple[Path, str]] = field(default_factory=list)
+    sources: list[Source] = field(default_factory=list)
+
+    def load(self, path: Path, name: str, source: Source) -> Unit | None:
+        """Parses and links one file; None when it does not parse."""
+        key = path.resolve()
+        self.sources.append(source)
+        file = parse(source, self.diagnostics)
+        if file is None:
+            return None
+        unit = Unit(name, file, path)
+        self.units[key] = unit
+        self.loading.append((key, name))
+        for decl in file.decls:
+            self._declare(unit, decl)
+        self.loading.pop()
+        return unit
+
+    def _declare(self, unit: Unit, decl: ast.Decl) -> None:
+        match decl:
+            case ast.ModuleDef() | ast.FuncDef() | ast.ConstDef() | ast.ExternDef():
+                self._define(unit, decl)
+            case ast.Import():
+                self._import(unit, decl)
+            case ast.AdjointDef():
+                unit.adjoints[decl.name] = decl
+            case ast.TestDef():
+                unit.tests.append(decl)
+            case ast.Specialize():
+                unit.specializations.append(decl)
+            case ast.Edition(number=number) if number != 1:
+                self._error("E0812", f"edition {number} is not known", decl.span, help="edition 1")
+
+    def _define(self, unit: Unit, decl: Definition) -> None:
+        old = unit.defs.get(decl.name)
+        if old is None:
+            unit.defs[decl.name] = decl
+            return
+        label = Label(old.name_span, "first defined here")
+        what = "two exports" if _exported(old) and _exported(decl) else "two definitions"
+        self._error(
+            "E0807",
+            f"{what} of `{decl.name}`",
+            decl.name_span,
+            labels=(label,),
+            help="rename one of them",
+        )
+
+    def _import(self, unit: Unit, decl: ast.Import) -> None:
+        target = self._find(unit, decl)
+        if target is None:
+            return
+        if not decl.names:
+            unit.aliases[decl.alias or decl.module.split(".")[-1]] = target
+        for name in decl.names:
+            found = target.defs.get(name.id)
+            if found is None:
+                near = nearest(name.id, list(target.defs))
+                text = f"did you mean `{near}`?" if near else _offer(target)
+                self._error("E0806", f"`{decl.module}` has no `{name.id}`", name.span, help=text)
+            else:
+                unit.imports[name.id] = (target, found, name)
+
+    def _find(self, unit: Unit, decl: ast.Import) -> Unit | None:
+        parts = decl.module.split(".")
+        if parts[0] == "std":
+            path = STD.joinpath(*parts[1:]).with_suffix(".nn")
+            known = [f"std.{p.stem}" for p in sorted(STD.glob("*.nn"))]
+            shown = "/".join(["std", *parts[1:]]) + ".nn"
+        else:
+            path = unit.path.parent.joinpath(*parts).with_suffix(".nn")
+            known = [p.stem for p in sorted(unit.path.parent.glob("*.nn"))]
+            known += [f"std.{p.stem}" for p in sorted(STD.glob("*.nn"))]
+            shown = str(path)
+        if not path.is_file():
+            self._missing(decl, known, shown)
+            return None
+        key = path.resolve()
+        cycle = [k for k, _ in self.loading]
+        if key in cycle:
+            names = [n for _, n in self.loading[cycle.index(key) :]]
+            note = " imports ".join([*names, decl.module])
+            self._error(
+                "E0808",
+                "these files import each other",
+                decl.module_span,
+                notes=(note,),
+                help="move what both need into a third file",
+            )
+            return None
+        if key in self.units:
+            return self.units[key]
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            self._error("E0805", f"cannot read {shown}: {error}", decl.module_span)
+            return None
+        return self.load(path, decl.module, Source(shown, text))
+
+    def _missing(self, decl: ast.Import, known: list[str], shown: str) -> None:
+        near = nearest(decl.module, known)
+        text = f"did you mean `{near}`?" if near else f"nnc looks for {shown}"
+        if decl.module.split(".")[0] in ("numpy", "torch", "keras", "tensorflow", "math", "np"):
+            text = "Python packages cannot be imported; the functions of .nn files need no import"
+        self._error("E0805", f"there is no file for `{decl.module}`", decl.module_span, help=text)
+
+    def _error(
+        self,
+        code: str,
+        message: str,
+        span: Span,
+        labels: tuple[Label, ...] = (),
+        notes: tuple[str, ...] = (),
+        help: str | None = None,
+    ) -> None:
+        self.diagnostics.add(Diagnostic(code, message, span, labels=labels, notes=notes, help=help))
+
+
+def _exported(d: Definition) -> bool:
+    return isinstance(d, ast.FuncDef) and d.exported
+
+
+def _offer(unit: Unit) -> str:
+    return f"it defines {', '.join(unit.defs)}" if unit.defs else "it defines nothing"
+
+
+def nearest(name: str, known: list[str]) -> str | None:
+    """The known name most like `name`, if one is near."""
+    lower = {k.lower(): k for k in known}
+    if name.lower() in lower:
+        return lower[name.lower()]
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    return found[0] if found else None
