@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import faulthandler
+import os
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 
 from nnc.codegen import contract as leaf
-from nnc.codegen import flow, pack, tiles
+from nnc.codegen import flow, pack, tiles, vectors
 from nnc.codegen.emit import Emitter
 from nnc.codegen.target import LLVM_TYPE, Target, host, x86
 from tests.guard import guarded
@@ -38,7 +40,7 @@ PROTOTYPE = ctypes.CFUNCTYPE(
 class Case:
     """Layouts are "row" (columns contiguous), "col" (rows contiguous), "any" (run-time strides),
     "computed" (x + 1 with a vector form along columns), "computed0" (along rows), "scalar"
-    (without a vector form), "packed" (B only)."""
+    (without a vector form), "packed" and "packed col" (B only, from those layouts)."""
 
     dtype: str = "f32"
     isa: str = "avx512"
@@ -46,6 +48,7 @@ class Case:
     b: str = "row"
     c: str = "row"
     epilogue: bool = False
+    careless: bool = False
     constant: tuple[int, int, int] | None = None
 
 
@@ -82,6 +85,10 @@ def operand(case: Case, name: str, layout: str, t: tiles.Tile) -> leaf.Strided |
     return leaf.Computed(load, None if layout == "scalar" else vector, axis)
 
 
+def unpacked(layout: str) -> str:
+    return layout.removeprefix("packed").strip() or "row"
+
+
 def store(case: Case, target: Target, t: tiles.Tile) -> leaf.Store:
     col_stride = "1" if case.c == "row" else "%cc"
     plain = leaf.strided_store(case.dtype, target, "%c", "%cr", col_stride)
@@ -89,7 +96,8 @@ def store(case: Case, target: Target, t: tiles.Tile) -> leaf.Store:
         return plain
 
     def bias_relu(em: Emitter, row: str, col: str, value: str, mask: str | None) -> None:
-        bias = pack.load_vector(em, t, flow.offset(em, "%bias", col, t.type), mask)
+        mask = None if case.careless else mask
+        bias = vectors.load_vector(em, t, flow.offset(em, "%bias", col, t.type), mask)
         x = em.op(f"fadd {t.vector} {value}, {bias}")
         positive = em.op(f"fcmp ogt {t.vector} {x}, zeroinitializer")
         choice = f"<{t.lanes} x i1> {positive}, {t.vector} {x}, {t.vector} zeroinitializer"
@@ -104,7 +112,7 @@ def module(case: Case) -> str:
     m, n, k = map(str, case.constant) if case.constant else ("%m", "%n", "%k")
     em = Emitter()
     em.label("entry")
-    b = leaf.Packed("%b") if case.b == "packed" else operand(case, "b", case.b, t)
+    b = leaf.Packed("%b") if "packed" in case.b else operand(case, "b", case.b, t)
     a = operand(case, "a", case.a, t)
     done = store(case, target, t)
     c = leaf.Contraction(case.dtype, target, m, n, k, a, b, done, "%scratch")
@@ -113,7 +121,8 @@ def module(case: Case) -> str:
     text = f"define void @f({PARAMETERS}) {{\n{em.text()}\n}}\n"
     em = Emitter()
     em.label("entry")
-    leaf.emit_prepack(em, case.dtype, target, leaf.Strided("%b", "%br", "1"), n, k, "%c")
+    source = operand(case, "b", unpacked(case.b), t)
+    leaf.emit_prepack(em, case.dtype, target, source, n, k, "%c")
     em.line("ret void")
     text += f"define void @prepack({PARAMETERS}) {{\n{em.text()}\n}}\n"
     return "\n".join((*leaf.declarations(case.dtype, target), text))
@@ -127,9 +136,9 @@ def compiled(case: Case) -> tuple[object, object]:
     return tuple(PROTOTYPE(engine.get_function_address(f)) for f in ("f", "prepack"))  # type: ignore
 
 
-def aligned(size: int) -> np.ndarray:
-    raw = np.full(size + 64, 0xFF, np.uint8)
-    return raw[-raw.ctypes.data % 64 :][:size]
+def aligned(alloc, size: int) -> np.ndarray:
+    """Poisoned scratch, guarded at both ends of its use: nothing may be read before it is written."""
+    return alloc((-(-size // 64) * 64,), np.uint8)
 
 
 def laid(alloc, values: np.ndarray, layout: str) -> tuple[np.ndarray, int, int]:
@@ -158,21 +167,22 @@ def run(case: Case, sizes: tuple[int, int, int], threads: int = 1, side: str = "
     bias = rng.standard_normal(n).astype(np_type)
     with guarded(side) as alloc:
         pa, ar, ac = laid(alloc, a, case.a)
-        pb, br, bc = laid(alloc, b, "row" if case.b == "packed" else case.b)
+        pb, br, bc = laid(alloc, b, unpacked(case.b))
         bias_ = alloc((n,), np_type, bias)
         shape = (n, m) if case.c == "col" else (m, n)
         pc = alloc(shape, np_type)
         cr, cc = (1, m) if case.c == "col" else (n, 1)
         rest = (bias_.ctypes.data,)
         strides = (m, n, k, ar, ac, br, bc, cr, cc)
-        if case.b == "packed":
-            packed = aligned(leaf.packed_bytes(case.dtype, target, n, k))
-            scratch = packed.ctypes.data
+        if "packed" in case.b:
+            packed = aligned(alloc, leaf.packed_bytes(case.dtype, target, n, k))
+            room = aligned(alloc, 1024)
             for tid in range(threads):
-                prepack(pa.ctypes.data, pb.ctypes.data, scratch, 0, 0, *strides, tid, threads)
+                args = (pa.ctypes.data, pb.ctypes.data, packed.ctypes.data, 0, room.ctypes.data)
+                prepack(*args, *strides, tid, threads)
             pb = packed
         for tid in range(threads):
-            scratch = aligned(leaf.scratch_bytes(case.dtype, target))
+            scratch = aligned(alloc, leaf.scratch_bytes(case.dtype, target))
             args = (pa.ctypes.data, pb.ctypes.data, pc.ctypes.data, *rest, scratch.ctypes.data)
             f(*args, *strides, tid, threads)
         got = (pc.T if case.c == "col" else pc).copy()
@@ -182,7 +192,7 @@ def run(case: Case, sizes: tuple[int, int, int], threads: int = 1, side: str = "
 
 def check(case: Case, got: np.ndarray, a: np.ndarray, b: np.ndarray, bias: np.ndarray) -> None:
     a = a + np.array(1, a.dtype) if case.a in ("computed", "computed0", "scalar") else a
-    b = b + np.array(1, b.dtype) if case.b in ("computed", "computed0", "scalar") else b
+    b = b + np.array(1, b.dtype) if "computed" in case.b or case.b == "scalar" else b
     exact = np.float64 if case.dtype == "f32" else np.longdouble
     x, y = a.astype(exact), b.astype(exact)
     want = x @ y
@@ -226,6 +236,8 @@ LAYOUTS = [
     ("computed0", "computed"),
     ("scalar", "scalar"),
     ("row", "packed"),
+    ("row", "packed col"),
+    ("row", "packed computed0"),
 ]
 ALL = [(i, d) for i in TARGETS for d in NUMPY]
 
@@ -274,7 +286,8 @@ def test_position_does_not_matter() -> None:
     m, n, k = 45, 70, 800
     a = rng.standard_normal((m, k)).astype(np.float32)
     b = rng.standard_normal((k, n)).astype(np.float32)
-    scratch = aligned(leaf.scratch_bytes("f32", TARGETS[case.isa])).ctypes.data
+    room = np.zeros(leaf.scratch_bytes("f32", TARGETS[case.isa]) + 64, np.uint8)
+    scratch = room.ctypes.data + -room.ctypes.data % 64
     whole, row = np.zeros((m, n), np.float32), np.zeros((1, n), np.float32)
 
     def call(x: np.ndarray, out: np.ndarray, rows: int) -> None:
@@ -305,6 +318,16 @@ def test_instruction_sets_with_fma_agree() -> None:
     assert (run(Case(isa="avx512"), sizes) == run(Case(isa="avx2"), sizes)).all()
 
 
+def test_ignoring_the_mask_is_a_fault() -> None:
+    """The control of the guard pages: a store of whole vectors at the edge must die."""
+    child = os.fork()
+    if child == 0:
+        faulthandler.disable()
+        run(Case(epilogue=True, careless=True), (5, 5, 5))
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
 def test_infinities_and_nan_stay_in_their_row_and_column() -> None:
     case = Case()
     f, _ = compiled(case)
@@ -312,7 +335,8 @@ def test_infinities_and_nan_stay_in_their_row_and_column() -> None:
     a, b = np.ones((m, k), np.float32), np.ones((k, n), np.float32)
     a[3, 2], b[1, 34] = np.inf, np.nan
     c = np.zeros((m, n), np.float32)
-    scratch = aligned(leaf.scratch_bytes("f32", TARGETS[case.isa])).ctypes.data
+    room = np.zeros(leaf.scratch_bytes("f32", TARGETS[case.isa]) + 64, np.uint8)
+    scratch = room.ctypes.data + -room.ctypes.data % 64
     f(a.ctypes.data, b.ctypes.data, c.ctypes.data, 0, scratch, m, n, k, k, 1, n, 1, n, 1, 0, 1)
     assert np.isnan(c[:, 34]).all()
     assert np.isposinf(c[3, :34]).all()
@@ -348,11 +372,11 @@ def test_transpose_in_registers() -> None:
         em = Emitter()
         em.label("entry")
         rows = [
-            pack.load_vector(em, t, flow.offset(em, "%x", str(i * t.lanes), t.type), None)
+            vectors.load_vector(em, t, flow.offset(em, "%x", str(i * t.lanes), t.type), None)
             for i in range(t.lanes)
         ]
-        for i, r in enumerate(pack.transpose(em, t, rows)):
-            pack.store_vector(em, t, r, flow.offset(em, "%y", str(i * t.lanes), t.type), None)
+        for i, r in enumerate(vectors.transpose(em, t, rows)):
+            vectors.store_vector(em, t, r, flow.offset(em, "%y", str(i * t.lanes), t.type), None)
         em.line("ret void")
         engine = build(f"define void @f(ptr %x, ptr %y) {{\n{em.text()}\n}}", target=target)
         f = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(

@@ -35,10 +35,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 
-from nnc.codegen import flow, pack, tiles
+from nnc.codegen import flow, pack, tiles, vectors
 from nnc.codegen.emit import Emitter
-from nnc.codegen.pack import OVERSHOOT, Computed, Operand, Packed, Strided, lane_mask
+from nnc.codegen.pack import OVERSHOOT, Computed, Operand, Packed, Strided, Window
 from nnc.codegen.target import Target
 from nnc.codegen.tiles import Tile
 
@@ -89,12 +90,12 @@ def _columns(t: Tile) -> int:
     return _COLUMNS[t.lanes * t.size] // t.size
 
 
-def _areas(t: Tile) -> tuple[int, int, int]:
-    """Bytes of scratch for the panel of A, the block of B and the (partial) sums."""
+def _areas(t: Tile) -> tuple[int, int, int, int]:
+    """Bytes of scratch for transposing, the panel of A, the block of B and the (partial) sums."""
     rows = -(-t.rows // t.lanes) * t.lanes
     depth = -(-t.block // OVERSHOOT) * OVERSHOOT
     a, b, c = rows * t.a_row, depth * _columns(t), _PARTIAL_ROWS * _columns(t)
-    return a * t.size, b * t.size, c * t.size
+    return t.lanes**2 * t.size, a * t.size, b * t.size, c * t.size
 
 
 def scratch_bytes(dtype: str, target: Target) -> int:
@@ -105,13 +106,13 @@ def scratch_bytes(dtype: str, target: Target) -> int:
 def declarations(dtype: str, target: Target) -> tuple[str, ...]:
     """Lines that the module must hold, each once."""
     t = tiles.tile(dtype, target)
-    return (*tiles.declarations(t), *pack.declarations(t), *pack.shared_declarations(t))
+    return (*tiles.declarations(t), *vectors.declarations(t), *pack.shared_declarations(t))
 
 
 def support_module(dtype: str, target: Target) -> str:
     """The IR text of the micro-kernels and packing functions of a dtype."""
     t = tiles.tile(dtype, target)
-    lines = (*tiles.kernel_declarations(t), *pack.declarations(t))
+    lines = (*tiles.kernel_declarations(t), *vectors.declarations(t))
     triple = f'target triple = "{target.triple}"'
     return "\n".join((triple, *lines, pack.definitions(t), tiles.definitions(t, target)))
 
@@ -134,9 +135,9 @@ def strided_store(
         at = flow.add(em, flow.mul(em, row, row_stride), flow.mul(em, col, col_stride))
         place = flow.offset(em, ptr, at, t.type)
         if col_stride == "1":
-            pack.store_vector(em, t, value, place, mask)
+            vectors.store_vector(em, t, value, place, mask)
         else:
-            pack.scatter_vector(em, t, value, place, col_stride, mask)
+            vectors.scatter_vector(em, t, value, place, col_stride, mask)
 
     return store
 
@@ -149,9 +150,12 @@ def packed_bytes(dtype: str, target: Target, n: int, k: int) -> int:
 
 def emit_prepack(
     em: Emitter, dtype: str, target: Target, b: Operand, n: str, k: str, to: str,
-    tid: str = "%tid", nt: str = "%nt",
+    scratch: str = "%scratch", tid: str = "%tid", nt: str = "%nt",
 ) -> None:  # fmt: skip
-    """Packs a k x n right operand to `to` (`packed_bytes`, aligned to 64); threads split panels."""
+    """Packs a k x n right operand to `to` (`packed_bytes`, aligned to 64); threads split panels.
+
+    `scratch` as for a contraction.
+    """
     t = tiles.tile(dtype, target)
     panel = str(t.panel)
     who, parts = _wide(em, tid), _wide(em, nt)
@@ -162,7 +166,8 @@ def emit_prepack(
     j0 = flow.mul(em, p0, panel)
     columns = flow.sub(em, flow.minimum(em, flow.mul(em, p1, panel), n), j0)
     to = flow.offset(em, to, flow.mul(em, p0, gap), t.type)
-    pack.pack_panels(em, t, b, "0", k, j0, columns, to, gap)
+    window = Window(b, "0", k, j0, columns)
+    pack.pack_panels(em, t, window, to, gap, scratch)
 
 
 def _wide(em: Emitter, x: str) -> str:
@@ -184,10 +189,9 @@ class _Emission:
     def __init__(self, em: Emitter, c: Contraction) -> None:
         self.em, self.c = em, c
         self.t = tiles.tile(c.dtype, c.target)
-        size_a, size_b, _ = _areas(self.t)
-        self.a_panel = c.scratch
-        self.b_block = flow.offset(em, c.scratch, str(size_a), "i8")
-        self.sums = flow.offset(em, c.scratch, str(size_a + size_b), "i8")
+        starts = accumulate(_areas(self.t), initial=0)
+        areas = [flow.offset(em, c.scratch, str(at), "i8") for at in starts]
+        self.stage, self.a_panel, self.b_block, self.sums, _ = areas
 
     def emit(self) -> None:
         em, t, c = self.em, self.t, self.c
@@ -261,7 +265,8 @@ class _Emission:
             tiles_ = flow.ceil_div(em, rows.size, str(t.rows))
             with flow.loop(em, "0", tiles_) as it:
                 part = self.cut(rows, it, tiles_)
-                pack.pack_rows(em, t, self.c.a, part.start, part.size, k0, kc, self.a_panel)
+                window = Window(self.c.a, part.start, part.size, k0, kc)
+                pack.pack_rows(em, t, window, self.a_panel, self.stage)
                 self.row_tile(rows, part, columns, pc, kc, panels)
 
     def right(self, k0: str, kc: str, columns: _Range) -> _Right:
@@ -280,7 +285,8 @@ class _Emission:
         start, size = flow.add(em, columns.start, skip), flow.sub(em, columns.size, skip)
         to = flow.mul(em, flow.div(em, skip, panel), gap)
         to = flow.offset(em, self.b_block, to, t.type)
-        pack.pack_panels(em, t, c.b, k0, kc, start, size, to, gap)
+        window = Window(c.b, k0, kc, start, size)
+        pack.pack_panels(em, t, window, to, gap, self.stage)
         packed = _Panels(self.b_block, row, gap)
         if self.in_place == "false":
             return _Right(packed, packed, whole)
@@ -356,7 +362,7 @@ class _Emission:
             return
         rest = flow.rem(em, valid, lanes)
         with flow.when(em, flow.compare(em, "ne", rest, "0")):
-            columns(flow.mul(em, whole, lanes), lane_mask(em, t, rest))
+            columns(flow.mul(em, whole, lanes), vectors.lane_mask(em, t, rest))
 
 
 @dataclass(frozen=True)
