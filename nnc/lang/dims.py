@@ -162,6 +162,8 @@ class Dim:
             return whole
         if q == ONE:
             return whole + rest
+        if rest.const == -1:  # divisors are positive
+            return whole - 1
         inner = _nested_floor(rest, q)
         return whole + (inner if inner is not None else _func("floor", rest, q))
 
@@ -493,7 +495,7 @@ def prove_nonneg(
         return True
     if depth == 0:
         return False
-    return any(prove_nonneg(p - f, facts, ranges, depth - 1) for f in facts.nonneg if f != p)
+    return any(prove_nonneg(p - f, facts, ranges, depth - 1) for f in facts.nonneg)
 
 
 def extremes(p: Dim, facts: Facts, ranges: Mapping[str, Range]) -> tuple[Dim, Dim] | None:
