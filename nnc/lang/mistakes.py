@@ -141,7 +141,8 @@ _OTHER_DEFS = {
 }
 
 
-_FIRST_WORDS = sorted(type.lower() for type in HEADERS | _DECLARATIONS | _STATEMENTS)
+_FIRST = HEADERS | _DECLARATIONS | _STATEMENTS | {"PARAM", "STATE"}
+_FIRST_WORDS = sorted(type.lower() for type in _FIRST)
 
 
 def _other_word(stop: Stop) -> Diagnostic | None:
