@@ -1,0 +1,215 @@
+"""The contraction leaf of a Program, given to the generator of register tiles.
+
+Groups of several axes become one index each. An operand that is a plain load with one stride for each
+group is read by strides; any other is computed where it is packed, the indices taken apart again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from nnc.codegen import contract, flow, pack, tiles
+from nnc.codegen.emit import Emitter
+from nnc.codegen.memory import ALWAYS, Guard, strides
+from nnc.codegen.reductions import Reductions
+from nnc.codegen.scopes import Value
+from nnc.ir.expr import Expr, Idx, Load, loads
+from nnc.ir.graph import Axis
+from nnc.ir.loop import Buffer, Contract
+from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
+
+
+@dataclass(frozen=True)
+class Group:
+    """Axes that form one index of the contraction, named `var`."""
+
+    var: str
+    axes: tuple[Axis, ...]
+
+    @property
+    def extent(self) -> Dim:
+        return dim_prod(a.extent for a in self.axes)
+
+
+def group(letter: str, axes: tuple[Axis, ...]) -> Group:
+    return Group(axes[0].var if len(axes) == 1 else f"${letter}", axes)
+
+
+class Leaves(Reductions):
+    """Reductions, and the contraction leaf."""
+
+    contractions: frozenset[str] = frozenset()
+
+    def contraction(self, c: Contract) -> None:
+        """The whole body of a kernel: batches outside, each one contraction."""
+        if not c.n:
+            c = replace(c, m=c.n, n=c.m, a=c.b, b=c.a)
+        self.contractions |= {c.a.dtype}
+        groups = [group(x, axes) for x, axes in zip("mnk", (c.m, c.n, c.k), strict=True)]
+        with self.merged_axes(groups):
+            if not c.batch:
+                with self.scope():
+                    self.one(c, groups, "%tid", "%nt")
+                return
+            self.batches(c, groups)
+
+    @contextmanager
+    def merged_axes(self, groups: list[Group]) -> Iterator[None]:
+        outer = self.groups, self.split, dict(self.ranges)
+        for g in groups:
+            self.ranges |= {a.var: (ZERO, a.extent - 1) for a in g.axes}
+            if len(g.axes) > 1:
+                self.groups = self.groups | {g.var: g.axes}
+                self.split = self.split | digits(Dim.of(g.var), g.axes)
+        yield
+        self.groups, self.split, self.ranges = outer
+
+    def batches(self, c: Contract, groups: list[Group]) -> None:
+        """Each thread takes as many whole batches as the others; all share those that are left."""
+        em = self.em
+        total = self.uniform(dim_prod(a.extent for a in c.batch)).text
+        each = flow.div(em, total, self.nt)
+        first = flow.mul(em, each, self.tid)
+        left = flow.sub(em, total, flow.mul(em, each, self.nt))
+        shift = flow.mul(em, each, flow.sub(em, self.nt, "1"))
+        with self.counted("0", flow.add(em, each, left)) as turn:
+            alone = flow.compare(em, "slt", turn, each)
+            start = flow.select(em, alone, "i64", first, shift)
+            batch = Value(flow.add(em, turn, start), "i64", 1, self.depth)
+            tid = em.op(f"select i1 {alone}, i32 0, i32 %tid", "tid")
+            nt = em.op(f"select i1 {alone}, i32 1, i32 %nt", "nt")
+            with self.indices(batch, c.batch), self.scope():
+                self.one(c, groups, tid, nt)
+
+    @contextmanager
+    def indices(self, number: Value, axes: tuple[Axis, ...]) -> Iterator[None]:
+        """Binds axes to the digits of a number."""
+        x = number.text
+        for i, axis in reversed(list(enumerate(axes))):
+            n = self.uniform(axis.extent).text
+            digit = flow.rem(self.em, x, n) if i else x
+            x = flow.div(self.em, x, n) if i else x
+            self.names[axis.var] = Value(digit, "i64", 1, self.depth)
+            self.ranges[axis.var] = (ZERO, axis.extent - 1)
+        yield
+        for axis in axes:
+            del self.names[axis.var], self.ranges[axis.var]
+
+    def one(self, c: Contract, groups: list[Group], tid: str, nt: str) -> None:
+        m, n, k = groups
+        done = contract.Contraction(
+            c.a.dtype,
+            self.target,
+            self.uniform(m.extent).text,
+            self.uniform(n.extent).text,
+            self.uniform(k.extent).text,
+            self.operand(c.a, m, k),
+            self.operand(c.b, k, n),
+            self.epilogue(c, m, n),
+            self.scratch(contract.scratch_bytes(c.a.dtype, self.target)),
+            tid,
+            nt,
+        )
+        contract.emit_contraction(self.em, done)
+
+    def scratch(self, size: int) -> str:
+        raise NotImplementedError
+
+    # ---- operands -------------------------------------------------------------------------------
+
+    def operand(self, e: Expr, row: Group, col: Group) -> pack.Operand:
+        return self.strided(e, row, col) or self.computed(e, row, col)
+
+    def strided(self, e: Expr, row: Group, col: Group) -> contract.Strided | None:
+        if not isinstance(e, Load) or e.other is not None or e.check is not None:
+            return None
+        if not all(isinstance(i, Idx) for i in e.index):
+            return None
+        buffer = e.tensor
+        assert isinstance(buffer, Buffer)
+        affine = self.collapsed(self.affine(e, buffer))
+        forms = affine.linear_in(row.var), affine.linear_in(col.var)
+        if forms[0] is None or forms[1] is None:
+            return None
+        slopes = forms[0][0], forms[1][0]
+        rest = affine.subst({row.var: ZERO, col.var: ZERO})
+        inner = {a.var for g in (row, col) for a in g.axes} | {row.var, col.var}
+        if inner & (rest.names | slopes[0].names | slopes[1].names):
+            return None
+        pointer = self.pointer(buffer, rest, ())
+        return contract.Strided(pointer.text, *(self.uniform(s).text for s in slopes))
+
+    def affine(self, e: Load, buffer: Buffer) -> Dim:
+        out = ZERO
+        for i, stride in zip(e.index, strides(buffer), strict=True):
+            if isinstance(i, Idx):
+                out = out + i.dim * stride
+        return out
+
+    def computed(self, e: Expr, row: Group, col: Group) -> contract.Computed:
+        lanes = tiles.tile(e.dtype, self.target).lanes
+        axis = 0 if self.contiguous(e, row) and not self.contiguous(e, col) else 1
+
+        def load(em: Emitter, i: str, j: str) -> str:
+            with self.inside_tile(row, i), self.bound(col.var, j, col.extent):
+                return self.spread(self.value(e), 1)
+
+        def vector(em: Emitter, i: str, j: str, mask: str | None) -> str:
+            along = (row, col)[axis]
+            with (
+                self.inside_tile(row, i),
+                self.bound(col.var, j, col.extent),
+                self.along(along, lanes, mask),
+            ):
+                return self.spread(self.value(e), lanes)
+
+        return contract.Computed(load, vector, axis)
+
+    def contiguous(self, e: Expr, g: Group) -> bool:
+        """Whether its tensor of most axes has unit stride along the last axis of the group."""
+        most = max(loads(e), key=lambda load: len(load.index), default=None)
+        if most is None or not g.axes or not isinstance(most.tensor, Buffer):
+            return False
+        form = self.affine(most, most.tensor).linear_in(g.axes[-1].var)
+        return form is not None and form[0] == ONE
+
+    @contextmanager
+    def inside_tile(self, g: Group, index: str) -> Iterator[None]:
+        with self.scope(), self.bound(g.var, index, g.extent):
+            yield
+
+    @contextmanager
+    def along(self, g: Group, lanes: int, mask: str | None) -> Iterator[None]:
+        """Code inside is for `lanes` successive values of a group's index, under a mask."""
+        self.vector, self.lanes = g.var, lanes
+        if mask is not None:
+            self.guard = Guard(None, Value(mask, "bool", lanes, self.depth))
+        yield
+        self.vector, self.lanes, self.guard = None, 1, ALWAYS
+
+    # ---- epilogue -------------------------------------------------------------------------------
+
+    def epilogue(self, c: Contract, m: Group, n: Group) -> contract.Store:
+        lanes = tiles.tile(c.a.dtype, self.target).lanes
+
+        def store(em: Emitter, i: str, j: str, value: str, mask: str | None) -> None:
+            with (
+                self.inside_tile(m, i),
+                self.bound(n.var, j, n.extent),
+                self.along(n, lanes, mask),
+            ):
+                self.variables[c.name] = Value(value, c.a.dtype, lanes, self.depth)
+                self.block(c.epilogue)
+
+        return store
+
+
+def digits(index: Dim, axes: tuple[Axis, ...]) -> dict[str, Dim]:
+    """Each axis as a function of the row-major number."""
+    out: dict[str, Dim] = {}
+    for axis in reversed(axes[1:]):
+        out[axis.var] = index % axis.extent
+        index = index // axis.extent
+    return out | {axes[0].var: index}

@@ -1,0 +1,440 @@
+"""Program to LLVM IR: the kernels, the function that every thread runs, and the exported entry point.
+
+    i32 @<symbol>(ptr ctx, ptr dims, ptr args)       0, or 1: an index check failed
+    i64 @<symbol>_bytes(ptr dims, i64 nthreads)      workspace for that many threads
+
+    ctx  { ptr workspace; i64 nthreads; i64 err_site; i64 err_value; i64 err_extent }
+
+`dims` are i64, `args` pointers. The workspace (aligned to 64) holds the arena and then each thread's
+scratch. err_site is 0 or the 1-based number of the first check that failed (of any thread).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from nnc.codegen import contract, flow, vecmath
+from nnc.codegen.emit import Emitter
+from nnc.codegen.leaf import Leaves
+from nnc.codegen.loops import stores, written
+from nnc.codegen.registers import MEMORY, literal, round_bf16
+from nnc.codegen.scopes import FRAME, Scopes, Value
+from nnc.codegen.target import Target
+from nnc.diagnostics import Span
+from nnc.ir.expr import Expr, Load, walk
+from nnc.ir.loop import Buffer, Commit, Contract, For, Kernel, Let, Program, Reduce, Stmt, Store
+from nnc.lang.dims import Facts, dim_sum, prove_nonneg
+from nnc.lang.types import DType
+
+_ON_STACK = 16 << 10  # bytes: larger local buffers live in scratch
+_SMALL_KERNEL = 1 << 15  # scalar operations: fewer run on one thread
+_SMALL_PROGRAM = 1 << 16
+
+_RUNTIME = """\
+@nn_zeros = internal constant [512 x i8] zeroinitializer, align 64
+declare void @nnrt_run(ptr, ptr, i32)
+declare void @nnrt_barrier(i32, i32)
+!0 = !{!"branch_weights", i32 1, i32 2000}
+
+define internal void @nn_index_error(ptr %ctx, i64 %site, i64 %value, i64 %extent) noinline cold {
+  %place = getelementptr i64, ptr %ctx, i64 2
+  %swap = cmpxchg ptr %place, i64 0, i64 %site monotonic monotonic
+  %first = extractvalue { i64, i1 } %swap, 1
+  br i1 %first, label %record, label %done
+record:
+  %value.place = getelementptr i64, ptr %ctx, i64 3
+  store i64 %value, ptr %value.place
+  %extent.place = getelementptr i64, ptr %ctx, i64 4
+  store i64 %extent, ptr %extent.place
+  br label %done
+done:
+  ret void
+}
+"""
+
+
+@dataclass(frozen=True)
+class Module:
+    """LLVM IR of one Program.
+
+    `sites`: of the index checks, in order of their numbers; `scratch`: bytes for each thread; `externals`:
+    undefined symbols; `contractions`: dtypes whose `contract.support_module` must be linked.
+    """
+
+    text: str
+    symbol: str
+    sites: tuple[Span, ...]
+    scratch: int
+    externals: tuple[str, ...]
+    contractions: tuple[DType, ...]
+
+
+def emit(program: Program, target: Target, symbol: str) -> Module:
+    """The module of a Program, exporting `symbol` and `symbol`_bytes."""
+    return _Emission(program, target, symbol).module()
+
+
+class _Kernel(Leaves):
+    """One kernel's function."""
+
+    def __init__(self, outer: _Emission, kernel: Kernel) -> None:
+        p = outer.program
+        super().__init__(outer.target, p.facts, p.dims)
+        self.outer, self.pointers = outer, {}
+        self.used = 0
+        self.checks = False
+        self.start()
+        self.setup(self.base_of, self.site_of, written(kernel.body))
+
+    pointers: dict[str, str]
+
+    def site_of(self, span: Span) -> int:
+        self.checks = True
+        return self.outer.site(span)
+
+    def base_of(self, buffer: Buffer) -> str:
+        if buffer.scope == "arena":
+            return self.in_arena(buffer)
+        if buffer.name not in self.pointers:
+            self.pointers[buffer.name] = self._base(buffer)
+        return self.pointers[buffer.name]
+
+    def in_arena(self, b: Buffer) -> str:
+        key = ("base", b.name)
+        found = self.find(key)
+        if found is None:
+            offset = self.uniform(b.offset).text
+            with self.at(0):
+                text = flow.offset(self.em, self.frame_field("arena"), offset, "i8")
+            found = self.keep(key, Value(text, "ptr"))
+        return found.text
+
+    def _base(self, b: Buffer) -> str:
+        if b.scope == "arg":
+            return self.frame_item("args", b.slot, "ptr")
+        if b.scope == "const":
+            return self.outer.constant(b)
+        size = b.bytes.const
+        assert b.scope == "local" and size is not None, b
+        return self.alloca(f"[{size} x i8]") if size <= _ON_STACK else self.scratch(size)
+
+    def scratch(self, size: int) -> str:
+        """So many bytes for this thread, for the whole kernel."""
+        base = self.frame_field("scratch")
+        each = self.frame_field("each")
+        start, self.used = self.used, self.used + -(-size // 64) * 64
+        with self.in_prologue():
+            mine = flow.offset(self.em, base, flow.mul(self.em, each, self.tid), "i8")
+            return flow.offset(self.em, mine, str(start), "i8")
+
+    def emit(self, name: str, body: tuple[Stmt, ...]) -> str:
+        match body:
+            case (Contract() as c,):
+                self.contraction(c)
+            case _:
+                self.kernel(body)
+        return (
+            f"define internal void @{name}(ptr %frame, i32 %tid, i32 %nt) nounwind noinline {{\n"
+            "entry:\n  %tid64 = zext i32 %tid to i64\n  %nt64 = zext i32 %nt to i64\n"
+            f"{self.body()}\n  ret void\n}}\n"
+        )
+
+
+class _Emission:
+    def __init__(self, program: Program, target: Target, symbol: str) -> None:
+        self.program, self.target, self.symbol = program, target, symbol
+        self.sites: dict[Span, int] = {}
+        self.constants: dict[str, str] = {}
+        self.calls: set[tuple[str, str, int]] = set()
+        self.contractions: set[str] = set()
+        self.scratch = 0
+
+    def site(self, span: Span) -> int:
+        return self.sites.setdefault(span, len(self.sites) + 1)
+
+    def constant(self, b: Buffer) -> str:
+        name = f'@"{self.symbol}.const.{b.name}"'
+        self.constants.setdefault(name, _constant(b))
+        return name
+
+    def module(self) -> Module:
+        kernels = [self.kernel(i, k) for i, k in enumerate(self.program.kernels)]
+        checked = [checks for _, checks in kernels]
+        parts = [text for text, _ in kernels]
+        parts += [self.spmd(checked), self.entry(), self.size()]
+        math, declares = vecmath.closure(self.calls)
+        lines = set(declares)
+        for dtype in sorted(self.contractions):
+            lines |= set(contract.declarations(dtype, self.target))
+        globals_ = [f"{name} = internal constant {x}" for name, x in self.constants.items()]
+        head = (f'target triple = "{self.target.triple}"', _RUNTIME, *sorted(lines), *globals_)
+        text = "\n".join((*head, math, *parts))
+        return Module(
+            text,
+            self.symbol,
+            tuple(self.sites),
+            self.scratch,
+            self.externals(),
+            tuple(sorted(self.contractions)),
+        )
+
+    def externals(self) -> tuple[str, ...]:
+        names = {"nnrt_run", "nnrt_barrier"}
+        for dtype in self.contractions:
+            for group in contract.support_symbols(dtype, self.target):
+                names |= set(group)
+        return tuple(sorted(names))
+
+    def kernel(self, number: int, kernel: Kernel) -> tuple[str, bool]:
+        """Its text, and whether it checks indices."""
+        k = _Kernel(self, kernel)
+        text = k.emit(f"{self.symbol}.k{number}", kernel.body)
+        self.calls |= k.ops.calls
+        self.contractions |= k.contractions
+        self.scratch = max(self.scratch, k.used)
+        return f"; {kernel.name}: {kernel.reason}\n{text}", k.checks
+
+    # ---- the functions around the kernels -------------------------------------------------------
+
+    def scopes(self) -> Scopes:
+        return Scopes(self.target, self.program.facts, self.program.dims)
+
+    def spmd(self, checked: list[bool]) -> str:
+        """What every thread runs: the kernels, with barriers where one needs another's results."""
+        s = self.scopes()
+        plan = _Plan(s, self.program.facts)
+        number = 0
+        for step in self.program.steps:
+            if isinstance(step, Commit):
+                self.commit(s, any(checked[number:]))
+                plan.passed()
+                continue
+            self.launch(s, plan, step, f"@{self.symbol}.k{number}")
+            number += 1
+        return (
+            f"define internal void @{self.symbol}.spmd(ptr %frame, i32 %tid, i32 %nt) nounwind {{\n"
+            f"entry:\n{s.body()}\n  ret void\n}}\n"
+        )
+
+    def launch(self, s: Scopes, plan: _Plan, kernel: Kernel, name: str) -> None:
+        em = s.em
+        small = "true"
+        if is_parallel(kernel):
+            work = s.uniform(kernel.work).text
+            small = flow.compare(em, "slt", work, str(_SMALL_KERNEL))
+        plan.barrier_before(kernel, small)
+        if small == "false":
+            em.line(f"call void {name}(ptr %frame, i32 %tid, i32 %nt)")
+            return
+        mine = em.op("icmp eq i32 %tid, 0", "mine")
+        parts = "1"
+        if small != "true":
+            all_run = flow.negate(em, small)
+            mine = em.op(f"or i1 {mine}, {all_run}", "mine")
+            parts = em.op(f"select i1 {small}, i32 1, i32 %nt", "parts")
+        with flow.when(em, mine):
+            em.line(f"call void {name}(ptr %frame, i32 %tid, i32 {parts})")
+
+    def commit(self, s: Scopes, checks_follow: bool) -> None:
+        """Leaves when an index error was recorded. All threads must see the same."""
+        em = s.em
+        em.line("call void @nnrt_barrier(i32 %tid, i32 %nt)")
+        place = em.op(f"getelementptr i64, ptr {s.frame_field('ctx')}, i64 2")
+        error = em.op(f"load atomic i64, ptr {place} monotonic, align 8", "error")
+        if checks_follow:
+            em.line("call void @nnrt_barrier(i32 %tid, i32 %nt)")
+        leave, go_on = em.fresh("leave"), em.fresh("commit")
+        failed = em.op(f"icmp ne i64 {error}, 0", "failed")
+        em.line(f"br i1 {failed}, label %{leave}, label %{go_on}, !prof !0")
+        em.label(leave)
+        em.line("ret void")
+        em.label(go_on)
+
+    def entry(self) -> str:
+        s = self.scopes()
+        em, s.fields["dims"] = s.em, "%dims"
+        frame = em.op(f"alloca [{len(FRAME)} x i64], align 16", "frame")
+        workspace = em.op("load ptr, ptr %ctx", "workspace")
+        place = em.op("getelementptr i64, ptr %ctx, i64 1")
+        threads = em.op(f"load i64, ptr {place}", "threads")
+        error = em.op("getelementptr i64, ptr %ctx, i64 2", "error")
+        em.line(f"store i64 0, ptr {error}")
+        scratch = flow.offset(em, workspace, self.arena(s), "i8")
+        values = ("%ctx", "%dims", "%args", workspace, scratch, str(self.scratch))
+        for i, ((_, type_), value) in enumerate(zip(FRAME.items(), values, strict=True)):
+            place = em.op(f"getelementptr i64, ptr {frame}, i64 {i}")
+            em.line(f"store {type_} {value}, ptr {place}")
+        work = s.uniform(dim_sum(k.work for k in self.program.kernels)).text
+        small = flow.compare(em, "slt", work, str(_SMALL_PROGRAM))
+        alone = "true" if not any(is_parallel(k) for k in self.program.kernels) else small
+        threads = flow.select(em, alone, "i64", "1", threads)
+        count = threads
+        if flow.const(threads) is None:
+            count = em.op(f"trunc i64 {threads} to i32", "count")
+        em.line(f"call void @nnrt_run(ptr @{self.symbol}.spmd, ptr {frame}, i32 {count})")
+        found = em.op(f"load i64, ptr {error}", "found")
+        failed = em.op(f"icmp ne i64 {found}, 0", "failed")
+        result = em.op(f"zext i1 {failed} to i32", "result")
+        return (
+            f"define i32 @{self.symbol}(ptr %ctx, ptr %dims, ptr %args) nounwind {{\nentry:\n"
+            f"{s.body()}\n  ret i32 {result}\n}}\n"
+        )
+
+    def arena(self, s: Scopes) -> str:
+        return flow.round_up(s.em, s.uniform(self.program.arena).text, "64")
+
+    def size(self) -> str:
+        s = self.scopes()
+        s.fields["dims"] = "%dims"
+        each = flow.mul(s.em, "%nthreads", str(self.scratch))
+        total = flow.add(s.em, self.arena(s), each)
+        return (
+            f"define i64 @{self.symbol}_bytes(ptr %dims, i64 %nthreads) nounwind {{\nentry:\n"
+            f"{s.body()}\n  ret i64 {total}\n}}\n"
+        )
+
+
+# ---- barriers -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Access:
+    reads: tuple[Buffer, ...]
+    writes: tuple[Buffer, ...]
+
+
+class _Plan:
+    """Decides where a barrier is needed, as far as possible while compiling.
+
+    A barrier before a kernel is left out at run time when that kernel and all since the last barrier run
+    on thread 0. `recent` are the kernels since the last place for a barrier, `older` those before it,
+    which still count when that barrier was left out.
+    """
+
+    def __init__(self, s: Scopes, facts: Facts) -> None:
+        self.s, self.facts = s, facts
+        self.recent: list[_Access] = []
+        self.older: list[_Access] = []
+        self.alone = "true"  # all kernels since the last barrier ran on thread 0
+        self.skipped = "false"  # the last place was passed without a barrier
+
+    def passed(self) -> None:
+        self.recent, self.older = [], []
+        self.alone, self.skipped = "true", "false"
+
+    def barrier_before(self, kernel: Kernel, small: str) -> None:
+        em, access = self.s.em, accesses(kernel)
+        needed = "true" if self.conflict(access, self.recent) else "false"
+        if needed == "false" and self.skipped != "false" and self.conflict(access, self.older):
+            needed = self.skipped
+        if needed != "false":
+            serial = _and(em, self.alone, small)
+            wanted = _and(em, needed, flow.negate(em, serial))
+            if wanted != "false":
+                with flow.when(em, wanted):
+                    em.line("call void @nnrt_barrier(i32 %tid, i32 %nt)")
+            self.older = [] if wanted == "true" else self.older + self.recent
+            self.recent = []
+            self.skipped = flow.negate(em, wanted)
+            self.alone = _or(em, wanted, self.alone)
+        self.recent.append(access)
+        self.alone = _and(em, self.alone, small)
+
+    def conflict(self, a: _Access, before: list[_Access]) -> bool:
+        return any(
+            self.overlap(a.reads, b.writes)
+            or self.overlap(a.writes, b.writes)
+            or self.overlap(a.writes, b.reads)
+            for b in before
+        )
+
+    def overlap(self, xs: tuple[Buffer, ...], ys: tuple[Buffer, ...]) -> bool:
+        return any(self.meet(x, y) for x in xs for y in ys)
+
+    def meet(self, x: Buffer, y: Buffer) -> bool:
+        """Whether two buffers may share memory."""
+        if x.name == y.name:
+            return True
+        if x.scope != y.scope or x.scope != "arena":
+            return x.scope == y.scope == "arg" and x.slot == y.slot
+        apart = (y.offset - x.offset - x.bytes, x.offset - y.offset - y.bytes)
+        return not any(prove_nonneg(d, self.facts) for d in apart)
+
+
+def _and(em: Emitter, a: str, b: str) -> str:
+    if "false" in (a, b):
+        return "false"
+    if a == "true":
+        return b
+    return a if b == "true" else em.op(f"and i1 {a}, {b}", "and")
+
+
+def _or(em: Emitter, a: str, b: str) -> str:
+    return flow.negate(em, _and(em, flow.negate(em, a), flow.negate(em, b)))
+
+
+def is_parallel(kernel: Kernel) -> bool:
+    """Whether several threads take part in it."""
+    return any(
+        isinstance(s, Contract) or (isinstance(s, For) and s.kind == "parallel")
+        for s in kernel.body
+    )
+
+
+def accesses(kernel: Kernel) -> _Access:
+    """The buffers outside of the kernel that it reads and writes, each name once."""
+    reads: dict[str, Buffer] = {}
+    for e in walk(*expressions(kernel.body)):
+        if isinstance(e, Load):
+            assert isinstance(e.tensor, Buffer), e
+            reads.setdefault(e.tensor.name, e.tensor)
+    writes: dict[str, Buffer] = {}
+    for s in stores(kernel.body):
+        writes.setdefault(s.buffer.name, s.buffer)
+        if s.accumulate:
+            reads.setdefault(s.buffer.name, s.buffer)
+    return _Access(_outside(reads.values()), _outside(writes.values()))
+
+
+def _outside(buffers: Iterable[Buffer]) -> tuple[Buffer, ...]:
+    return tuple(b for b in buffers if b.scope in ("arg", "arena"))
+
+
+def expressions(body: Iterable[Stmt]) -> list[Expr]:
+    """All expressions of the statements, however deep."""
+    out: list[Expr] = []
+    stack = list(body)
+    while stack:
+        match stack.pop():
+            case For(body=inner):
+                stack.extend(inner)
+            case Let(value=value) | Reduce(value=value):
+                out.append(value)
+            case Store(index=index, value=value, guard=guard):
+                out += [*index, value, *([] if guard is None else [guard])]
+            case Contract(a=a, b=b, epilogue=epilogue):
+                out += [a, b]
+                stack.extend(epilogue)
+    return out
+
+
+def _constant(b: Buffer) -> str:
+    """Initialiser of a constant buffer, in memory form."""
+    dtype = b.type.dtype
+    element = MEMORY[dtype]
+    items = ", ".join(f"{element} {_item(dtype, x)}" for x in b.data)
+    return f"[{len(b.data)} x {element}] [{items}], align 64"
+
+
+def _item(dtype: DType, x: float | int | bool) -> str:
+    match dtype:
+        case "bool":
+            return str(int(x))
+        case "bf16":
+            return str(int(np.float32(round_bf16(float(x))).view(np.uint32)) >> 16)
+        case "f16":
+            return str(int(np.float16(x).view(np.uint16)))
+    return literal(dtype, x)

@@ -1,0 +1,250 @@
+"""Statements: loop nests, vector loops with their edges, stores, and the split over threads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from nnc.codegen import flow
+from nnc.codegen.emit import Emitter
+from nnc.codegen.expressions import Expressions
+from nnc.codegen.memory import Guard
+from nnc.codegen.registers import tail_mask
+from nnc.codegen.scopes import Value
+from nnc.ir.expr import Expr, Idx
+from nnc.ir.loop import Contract, For, Let, Reduce, Stmt, Store
+from nnc.lang.types import DTYPES, is_float
+
+
+def stores(body: Iterable[Stmt]) -> Iterator[Store]:
+    """All stores in it, however deep."""
+    stack = list(body)
+    while stack:
+        match stack.pop():
+            case Store() as s:
+                yield s
+            case For(body=inner) | Contract(epilogue=inner):
+                stack.extend(inner)
+
+
+class Loops(Expressions):
+    """Expressions, and the statements around them."""
+
+    tid = "%tid64"
+    nt = "%nt64"
+
+    def reduce(self, leaf: Reduce) -> None:
+        raise NotImplementedError
+
+    def block(self, body: tuple[Stmt, ...]) -> None:
+        for s in body:
+            match s:
+                case Let(name=name, value=value):
+                    self.variables[name] = self.value(value)
+                case Store():
+                    self.store(s)
+                case Reduce():
+                    self.reduce(s)
+                case For():
+                    self.loop(s)
+                case Contract():
+                    raise AssertionError(f"{s} is not the whole body of its kernel")
+
+    def store(self, s: Store) -> None:
+        guard = self.guard
+        if s.guard is not None:
+            cond = self.value(s.guard)
+            if cond.text == "false":
+                return
+            guard = guard if cond.text == "true" else self.narrowed(guard, cond, True)
+        data: list[Value] = []
+        for i, size in zip(s.index, s.buffer.type.shape, strict=True):
+            if isinstance(i, Idx):
+                continue
+            index = self.as_i64(i, guard)
+            data.append(index)
+            if s.check is not None:
+                ok = self.inside(index, self.dim(size))
+                self.report(ok, index, self.dim(size), guard, s.check)
+                guard = self.narrowed(guard, ok, True)
+        value = self.value(s.value, guard)
+        place = self.place(s.buffer, *self.element(s.buffer, s.index, data))
+        self.write(s.buffer, place, value, s.accumulate, guard)
+
+    def as_i64(self, e: Expr, guard: Guard) -> Value:
+        return self.compute("cast", "i64", e.dtype, (self.value(e, guard),))
+
+    # ---- loops ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def counted(self, lo: str, hi: str, step: str = "1") -> Iterator[str]:
+        """`for (i = lo; i < hi; i += step)`; hoisted code runs when the loop runs at all."""
+        em = self.em
+        x, y, s = flow.const(lo), flow.const(hi), flow.const(step)
+        if x is not None and y is not None and s is not None and x < y <= x + s:
+            with self.scope():
+                yield lo
+            return
+        with flow.when(em, flow.compare(em, "slt", lo, hi)), self.scope():
+            enter, body, latch, done = (em.fresh(t) for t in ("enter", "body", "latch", "done"))
+            index, follow = f"%{em.fresh('i')}", f"%{em.fresh('next')}"
+            em.line(f"br label %{enter}")
+            em.label(enter)
+            em.line(f"br label %{body}")
+            em.label(body)
+            em.line(f"{index} = phi i64 [ {lo}, %{enter} ], [ {follow}, %{latch} ]")
+            yield index
+            em.line(f"br label %{latch}")
+            em.label(latch)
+            em.line(f"{follow} = add nsw i64 {index}, {step}")
+            em.line(f"br i1 {flow.compare(em, 'slt', follow, hi)}, label %{body}, label %{done}")
+            em.label(done)
+
+    def loop(self, loop: For) -> None:
+        for s in stores(loop.body):
+            self.forget(s.buffer.name)
+        n = self.uniform(self.merged(loop.axis.extent))
+        size = flow.const(n.text)
+        if loop.kind == "vector" and self.vector is None and size != 1:
+            self.vector_loop(loop, "0", n.text)
+        elif loop.kind == "unroll" or size == 1:
+            assert size is not None, f"unrolled loop of {loop.axis.extent}"
+            self.unrolled(loop, size)
+        else:
+            with self.counted("0", n.text) as i, self.bound(loop.axis.var, i, loop.axis.extent):
+                self.block(loop.body)
+
+    def unrolled(self, loop: For, size: int) -> None:
+        for i in range(size):
+            for s in stores(loop.body):
+                self.forget(s.buffer.name)
+            with self.scope(), self.bound(loop.axis.var, str(i), loop.axis.extent):
+                self.block(loop.body)
+
+    def vector_loop(self, loop: For, lo: str, hi: str) -> None:
+        """Whole vectors from `lo` to `hi`, then the rest under a mask."""
+        em, lanes = self.em, self.loop_lanes(loop)
+        step, size = str(lanes), flow.sub(em, hi, lo)
+        if flow.const(size) is not None:
+            lanes = min(lanes, 1 << (int(size) - 1).bit_length())
+            step = str(lanes)
+        self.vector, self.lanes = loop.axis.var, lanes
+        with flow.when(em, flow.compare(em, "slt", lo, hi)), self.scope():
+            full = flow.sub(em, hi, flow.rem(em, size, step))
+            if flow.compare(em, "slt", lo, full) != "false":
+                with (
+                    self.counted(lo, full, step) as i,
+                    self.bound(loop.axis.var, i, loop.axis.extent),
+                ):
+                    self.block(loop.body)
+            rest = flow.compare(em, "slt", full, hi)
+            if rest != "false":
+                count = flow.sub(em, hi, full)
+                with (
+                    flow.when(em, rest),
+                    self.edge(count, lanes),
+                    self.bound(loop.axis.var, full, loop.axis.extent),
+                ):
+                    self.block(loop.body)
+        self.vector, self.lanes = None, 1
+
+    @contextmanager
+    def edge(self, count: str, lanes: int) -> Iterator[None]:
+        """Only the first `count` lanes are active (at least one)."""
+        with self.scope():
+            mask = tail_mask(self.em, count, lanes)
+            outer = self.guard
+            self.guard = Guard(None, Value(mask, "bool", lanes, self.depth))
+            yield
+            self.guard = outer
+
+    def loop_lanes(self, loop: For) -> int:
+        """A register of the widest float stored (or the widest number, where no float is)."""
+        dtypes = [s.buffer.type.dtype for s in stores(loop.body)]
+        floats = [d for d in dtypes if is_float(d)]
+        widest = max((DTYPES[d].bytes for d in floats or dtypes), default=4)
+        return self.target.vector_bytes // max(widest, 4)
+
+    # ---- threads --------------------------------------------------------------------------------
+
+    def kernel(self, body: tuple[Stmt, ...]) -> None:
+        """The whole body: parallel loops are split, the rest is done by one thread."""
+        for s in body:
+            match s:
+                case For(kind="parallel"):
+                    self.parallel(s)
+                case Let() | Reduce():
+                    self.block((s,))
+                case _:
+                    only = flow.compare(self.em, "eq", self.tid, "0")
+                    with flow.when(self.em, only), self.scope():
+                        self.block((s,))
+
+    def share(self, total: str) -> tuple[str, str]:
+        """This thread's range of `total` items."""
+        em = self.em
+        lo = flow.share(em, total, self.tid, self.nt)
+        return lo, flow.share(em, total, flow.add(em, self.tid, "1"), self.nt)
+
+    def parallel(self, loop: For) -> None:
+        """Splits the joint space of the adjacent parallel loops into even contiguous ranges."""
+        em = self.em
+        nest, body = [loop], loop.body
+        while len(body) == 1 and isinstance(body[0], For) and body[0].kind == "parallel":
+            if body[0].axis.extent.names & {f.axis.var for f in nest}:
+                break
+            nest.append(body[0])
+            body = body[0].body
+        for s in stores(body):
+            self.forget(s.buffer.name)
+        sizes = [self.uniform(f.axis.extent).text for f in nest]
+        total = "1"
+        for n in sizes:
+            total = flow.mul(em, total, n)
+        lo, hi = self.share(total)
+        with flow.when(em, flow.compare(em, "slt", lo, hi)), self.scope():
+            first, last = self.digits(lo, sizes), self.digits(flow.sub(em, hi, "1"), sizes)
+            self.part(nest, sizes, first, last, "true", "true")
+
+    def digits(self, x: str, sizes: list[str]) -> list[str]:
+        """x as indices of a row-major space."""
+        out: list[str] = []
+        for n in reversed(sizes[1:]):
+            out.append(flow.rem(self.em, x, n))
+            x = flow.div(self.em, x, n)
+        return [x, *reversed(out)]
+
+    def part(
+        self,
+        nest: list[For],
+        sizes: list[str],
+        first: list[str],
+        last: list[str],
+        at_first: str,
+        at_last: str,
+    ) -> None:
+        """The loops from index vector `first` to `last`; `at_first`: the outer indices are the first's."""
+        em, loop = self.em, nest[0]
+        lo = flow.select(em, at_first, "i64", first[0], "0")
+        end = flow.add(em, last[0], "1")
+        hi = flow.select(em, at_last, "i64", end, sizes[0])
+        with self.counted(lo, hi) as i, self.bound(loop.axis.var, i, loop.axis.extent):
+            if len(nest) == 1:
+                self.block(loop.body)
+                return
+            is_first = conjunction(em, at_first, flow.compare(em, "eq", i, first[0]))
+            is_last = conjunction(em, at_last, flow.compare(em, "eq", i, last[0]))
+            self.part(nest[1:], sizes[1:], first[1:], last[1:], is_first, is_last)
+
+
+def conjunction(em: Emitter, a: str, b: str) -> str:
+    if "false" in (a, b):
+        return "false"
+    if a == "true":
+        return b
+    return a if b == "true" else em.op(f"and i1 {a}, {b}", "and")
+
+
+def written(body: Iterable[Stmt]) -> frozenset[str]:
+    """Names of the buffers stored to."""
+    return frozenset(s.buffer.name for s in stores(body))

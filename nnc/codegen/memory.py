@@ -1,0 +1,391 @@
+"""Loads and stores of buffers: addresses, guards, gathers, run-time index checks.
+
+No memory is touched for a lane that is not active. Vector accesses are masked; a scalar access under a
+condition reads a constant block of zeros instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nnc.codegen import flow
+from nnc.codegen.registers import (
+    HALVES,
+    MEMORY,
+    REGISTER,
+    any_lane,
+    invert,
+    iota,
+    suffix,
+    wide,
+)
+from nnc.codegen.scopes import Scopes, Value, integer
+from nnc.diagnostics import Span
+from nnc.ir.loop import Buffer
+from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
+from nnc.lang.types import DTYPES, DType
+
+ZEROS = "@nn_zeros"  # 512 readable bytes
+Part = tuple[Value, Dim]  # a data-dependent index and its stride in elements
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """What must hold for memory to be touched: a uniform condition and a mask (None: always).
+
+    `live`: at least one lane of the mask is known to be active (the edge of a vector loop).
+    """
+
+    scalar: Value | None = None
+    mask: Value | None = None
+    live: bool = True
+    parent: Guard | None = None
+
+    @property
+    def depth(self) -> int:
+        return max((v.depth for v in (self.scalar, self.mask) if v is not None), default=0)
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset().union(*(v.reads for v in (self.scalar, self.mask) if v is not None))
+
+
+ALWAYS = Guard()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where lanes lie: from `pointer`, at consecutive elements ("unit"), at one ("same"), or at
+    `offsets` (in elements) from it ("any")."""
+
+    kind: str
+    pointer: Value
+    offsets: Value | None = None
+
+
+class Memory(Scopes):
+    """Scopes, and access to the buffers of a Program."""
+
+    guard: Guard = ALWAYS  # of the statement being emitted
+
+    def setup(
+        self,
+        base: Callable[[Buffer], str],
+        site: Callable[[Span], int],
+        stored: frozenset[str],
+    ) -> None:
+        """`base`: pointer to a buffer; `site`: number of an index check; `stored`: names of buffers written here."""
+        self.base, self.site, self.stored = base, site, stored
+
+    # ---- guards ---------------------------------------------------------------------------------
+
+    def under(self, guard: Guard, cond: Value, holds: bool = True) -> Guard:
+        """`guard` and that `cond` is true (or false)."""
+        if not holds:
+            with self.at(cond.depth):
+                text = invert(self.em, cond.text, cond.lanes)
+            cond = Value(text, "bool", cond.lanes, cond.depth, cond.reads)
+        if cond.lanes == 1:
+            scalar = cond if guard.scalar is None else self.conjunction(guard.scalar, cond)
+            return Guard(scalar, guard.mask, guard.live, guard)
+        mask = cond if guard.mask is None else self.conjunction(guard.mask, cond)
+        return Guard(guard.scalar, mask, False, guard)
+
+    def conjunction(self, *conds: Value) -> Value:
+        out = conds[0]
+        for c in conds[1:]:
+            out = self.compute("and", "bool", "bool", (out, c))
+        return out
+
+    def some(self, guard: Guard) -> Value | None:
+        """Whether a lane is active; None: certainly."""
+        if guard.mask is None or guard.live:
+            return guard.scalar
+        with self.at(guard.mask.depth):
+            text = any_lane(self.em, guard.mask.text, guard.mask.lanes)
+        found = Value(text, "bool", 1, guard.mask.depth, guard.mask.reads)
+        return found if guard.scalar is None else self.conjunction(guard.scalar, found)
+
+    # ---- addresses ------------------------------------------------------------------------------
+
+    def place(self, buffer: Buffer, affine: Dim, parts: tuple[Part, ...]) -> Place:
+        """Of element `affine + sum of parts` (in elements of the row-major buffer)."""
+        affine = self.merged(affine)
+        vector = self.vector
+        varying = vector is not None and vector in affine.names
+        form = affine.linear_in(vector) if varying and vector is not None else (ZERO, affine)
+        moving = tuple(p for p in parts if p[0].lanes > 1)
+        if form is not None and not moving:
+            pointer = self.pointer(buffer, affine, parts)
+            if form[0] == ZERO or form[0] == ONE:
+                return Place("same" if form[0] == ZERO else "unit", pointer)
+            ramp = Value(iota("i64", self.lanes), "i64", self.lanes)
+            return Place("any", pointer, self.i64("mul", self.uniform(form[0]), ramp))
+        fixed = tuple(p for p in parts if p[0].lanes == 1)
+        pointer = self.pointer(buffer, ZERO if varying else affine, fixed)
+        offsets = self.dim(affine) if varying else None
+        for value, stride in moving:
+            step = self.i64("mul", self.dim(stride), value)
+            offsets = step if offsets is None else self.i64("add", offsets, step)
+        return Place("any", pointer, offsets)
+
+    def pointer(self, buffer: Buffer, affine: Dim, parts: tuple[Part, ...]) -> Value:
+        """In lane 0: what is known further out is added further out."""
+        key = ("pointer", buffer.name, affine, tuple((p[0].text, p[1]) for p in parts))
+        found = self.find(key)
+        if found is not None:
+            return found
+        terms = [self._term(m, c, False) for m, c in affine.terms]
+        terms += [self.i64("mul", v, self.uniform(stride)) for v, stride in parts]
+        out = Value(self.base(buffer), "ptr")
+        element = MEMORY[buffer.type.dtype]
+        for depth in sorted({t.depth for t in terms}):
+            total = integer(0)
+            for term in terms:
+                if term.depth == depth:
+                    total = self.i64("add", total, term)
+            depth = max(depth, out.depth)
+            with self.at(depth):
+                text = flow.offset(self.em, out.text, total.text, element)
+            out = Value(text, "ptr", 1, depth, out.reads | total.reads)
+        return self.keep(key, out)
+
+    # ---- reading --------------------------------------------------------------------------------
+
+    def read(self, buffer: Buffer, place: Place, guard: Guard) -> Value:
+        """The elements, in register form; inactive lanes hold anything."""
+        lanes = 1 if place.kind == "same" else self.lanes
+        depth = max(place.pointer.depth, place.offsets.depth if place.offsets else 0, guard.depth)
+        volatile = frozenset({buffer.name}) & self.stored
+        if volatile:
+            depth = self.depth
+        reads = place.pointer.reads | guard.reads | volatile
+        if place.offsets is not None:
+            reads |= place.offsets.reads
+        dtype = buffer.type.dtype
+        if place.kind == "same":
+            text = self._read_scalar(dtype, place.pointer, self.some(guard), depth)
+        else:
+            text = self._read_lanes(dtype, place, guard, depth)
+        with self.at(depth):
+            text = self.to_register(dtype, text, lanes)
+        return Value(text, dtype, lanes, depth, reads)
+
+    def _or_zeros(self, pointer: Value, cond: Value | None, depth: int) -> str:
+        if cond is None:
+            return pointer.text
+        with self.at(max(pointer.depth, cond.depth)):
+            return self.em.op(f"select i1 {cond.text}, ptr {pointer.text}, ptr {ZEROS}", "safe")
+
+    def _read_scalar(self, dtype: DType, pointer: Value, cond: Value | None, depth: int) -> str:
+        safe = self._or_zeros(pointer, cond, depth)
+        with self.at(depth):
+            size = DTYPES[dtype].bytes
+            return self.em.op(f"load {MEMORY[dtype]}, ptr {safe}, align {size}", "x")
+
+    def _read_lanes(self, dtype: DType, place: Place, guard: Guard, depth: int) -> str:
+        safe = self._or_zeros(place.pointer, guard.scalar, depth)
+        mask = None if guard.mask is None else guard.mask.text
+        if place.offsets is None:
+            with self.at(depth):
+                return self._load_vector(dtype, safe, mask)
+        offsets = place.offsets.text
+        if guard.scalar is not None:
+            with self.at(depth):
+                zero = self.spread(integer(0), self.lanes)
+                ty = wide("i64", self.lanes)
+                offsets = self.em.op(f"select i1 {guard.scalar.text}, {ty} {offsets}, {ty} {zero}")
+        with self.at(depth):
+            return self._gather(dtype, safe, offsets, mask)
+
+    def native_mask(self, dtype: DType) -> bool:
+        """Whether masked accesses of this dtype are instructions."""
+        size = DTYPES[dtype].bytes
+        return self.target.isa == "avx512" or (self.target.isa == "avx2" and size >= 4)
+
+    def _load_vector(self, dtype: DType, pointer: str, mask: str | None) -> str:
+        em, lanes, size = self.em, self.lanes, DTYPES[dtype].bytes
+        ty = wide(MEMORY[dtype], lanes)
+        if mask is None:
+            return em.op(f"load {ty}, ptr {pointer}, align {size}", "x")
+        if not self.native_mask(dtype):
+            return self._load_each(dtype, pointer, iota("i64", lanes), mask)
+        name = f"llvm.masked.load.{suffix(MEMORY[dtype], lanes)}.p0"
+        return em.op(
+            f"call {ty} @{name}(ptr align {size} {pointer}, <{lanes} x i1> {mask}, "
+            f"{ty} zeroinitializer)",
+            "x",
+        )
+
+    def _gather(self, dtype: DType, pointer: str, offsets: str, mask: str | None) -> str:
+        lanes, size = self.lanes, DTYPES[dtype].bytes
+        if size < 4 or not self.native_mask(dtype):
+            return self._load_each(dtype, pointer, offsets, mask)
+        element = MEMORY[dtype]
+        ty, index = wide(element, lanes), wide("i64", lanes)
+        places = self.em.op(f"getelementptr {element}, ptr {pointer}, {index} {offsets}", "places")
+        active = mask or "splat (i1 true)"
+        return self.em.op(
+            f"call {ty} @llvm.masked.gather.{suffix(element, lanes)}.{suffix('ptr', lanes)}("
+            f"<{lanes} x ptr> align {size} {places}, <{lanes} x i1> {active}, {ty} zeroinitializer)",
+            "x",
+        )
+
+    def _load_each(self, dtype: DType, pointer: str, offsets: str, mask: str | None) -> str:
+        """Lane by lane, inactive ones from the zeros."""
+        em, lanes, element = self.em, self.lanes, MEMORY[dtype]
+        size = DTYPES[dtype].bytes
+        ptrs = wide("ptr", lanes)
+        places = em.op(f"getelementptr {element}, ptr {pointer}, {wide('i64', lanes)} {offsets}")
+        if mask is not None:
+            zeros = f"splat (ptr {ZEROS})"
+            places = em.op(f"select <{lanes} x i1> {mask}, {ptrs} {places}, {ptrs} {zeros}")
+        ty, out = wide(element, lanes), "poison"
+        for i in range(lanes):
+            p = em.op(f"extractelement {ptrs} {places}, i64 {i}")
+            x = em.op(f"load {element}, ptr {p}, align {size}")
+            out = em.op(f"insertelement {ty} {out}, {element} {x}, i64 {i}")
+        return out
+
+    # ---- representation -------------------------------------------------------------------------
+
+    def to_register(self, dtype: DType, x: str, lanes: int) -> str:
+        if dtype in HALVES:
+            return self.ops.halves.unpack(dtype, x, lanes)
+        if dtype == "bool":
+            zero = "0" if lanes == 1 else "zeroinitializer"
+            return self.em.op(f"icmp ne {wide('i8', lanes)} {x}, {zero}")
+        return x
+
+    def to_memory(self, dtype: DType, x: str, lanes: int) -> str:
+        if dtype in HALVES:
+            return self.ops.halves.pack(dtype, x, lanes)
+        if dtype == "bool":
+            return self.em.op(f"zext {wide('i1', lanes)} {x} to {wide('i8', lanes)}")
+        return x
+
+    # ---- index checks ---------------------------------------------------------------------------
+
+    def inside(self, index: Value, extent: Value) -> Value:
+        """0 <= index < extent: one unsigned comparison."""
+        lanes, depth, reads = self.join(index, extent)
+        a, b = self.spread(index, lanes), self.spread(extent, lanes)
+        with self.at(depth):
+            text = self.em.op(f"icmp ult {wide('i64', lanes)} {a}, {b}", "inside")
+        return Value(text, "bool", lanes, depth, reads)
+
+    def report(self, ok: Value, index: Value, extent: Value, guard: Guard, span: Span) -> None:
+        """Records an index error when an active lane is not `ok`."""
+        bad = self.under(guard, ok, False)
+        some = self.some(bad)
+        assert some is not None
+        depth = max(some.depth, index.depth, extent.depth, bad.depth)
+        with self.at(depth):
+            em = self.em
+            fail, go_on = em.fresh("fail"), em.fresh("inside")
+            ctx = self.frame_field("ctx")
+            em.line(f"br i1 {some.text}, label %{fail}, label %{go_on}, !prof !0")
+            em.label(fail)
+            value = index.text
+            if index.lanes > 1:
+                assert bad.mask is not None
+                lanes = index.lanes
+                bits = em.op(f"bitcast <{lanes} x i1> {bad.mask.text} to i{lanes}")
+                first = em.op(f"call i{lanes} @llvm.cttz.i{lanes}(i{lanes} {bits}, i1 false)")
+                value = em.op(f"extractelement {wide('i64', lanes)} {index.text}, i{lanes} {first}")
+            em.line(
+                f"call void @nn_index_error(ptr {ctx}, i64 {self.site(span)}, i64 {value}, "
+                f"i64 {extent.text})"
+            )
+            em.line(f"br label %{go_on}")
+            em.label(go_on)
+
+    # ---- writing --------------------------------------------------------------------------------
+
+    def write(self, buffer: Buffer, place: Place, value: Value, add: bool, guard: Guard) -> None:
+        """`element = value`, or `+=`; lanes one after the other where they may coincide."""
+        lanes = self.lanes if self.vector is not None else 1
+        condition = guard.scalar.text if guard.scalar is not None else "true"
+        mask = None if guard.mask is None else guard.mask.text
+        dtype = buffer.type.dtype
+        text = self.spread(value, lanes)
+        offsets = self._distinct(place, add)
+        with flow.when(self.em, condition):
+            if lanes == 1:
+                self._write_scalar(dtype, place.pointer.text, text, add)
+            elif place.kind == "unit":
+                self._write_unit(dtype, place.pointer.text, text, mask, add)
+            elif offsets is not None:
+                self._write_each(dtype, place.pointer.text, offsets, text, mask, add)
+            else:
+                assert place.offsets is not None
+                self._scatter(dtype, place.pointer.text, place.offsets.text, text, mask)
+        self.forget(buffer.name)
+
+    def _distinct(self, place: Place, add: bool) -> str | None:
+        """Offsets of lanes that must be written one by one, None where they need not."""
+        if place.kind == "same" and self.vector is not None:
+            return "zeroinitializer"
+        if place.kind == "any" and add:
+            assert place.offsets is not None
+            return place.offsets.text
+        return None
+
+    def _sum(self, dtype: DType, old: str, x: str, lanes: int) -> str:
+        old = self.to_register(dtype, old, lanes)
+        return self.ops.apply("add", dtype, dtype, (old, x), lanes)
+
+    def _write_scalar(self, dtype: DType, pointer: str, x: str, add: bool) -> None:
+        element, size = MEMORY[dtype], DTYPES[dtype].bytes
+        if add:
+            old = self.em.op(f"load {element}, ptr {pointer}, align {size}", "old")
+            x = self._sum(dtype, old, x, 1)
+        x = self.to_memory(dtype, x, 1)
+        self.em.line(f"store {element} {x}, ptr {pointer}, align {size}")
+
+    def _write_unit(self, dtype: DType, pointer: str, x: str, mask: str | None, add: bool) -> None:
+        lanes, size = self.lanes, DTYPES[dtype].bytes
+        if add:
+            x = self._sum(dtype, self._load_vector(dtype, pointer, mask), x, lanes)
+        x = self.to_memory(dtype, x, lanes)
+        ty = wide(MEMORY[dtype], lanes)
+        if mask is None:
+            self.em.line(f"store {ty} {x}, ptr {pointer}, align {size}")
+            return
+        name = f"llvm.masked.store.{suffix(MEMORY[dtype], lanes)}.p0"
+        self.em.line(
+            f"call void @{name}({ty} {x}, ptr align {size} {pointer}, <{lanes} x i1> {mask})"
+        )
+
+    def _scatter(self, dtype: DType, pointer: str, offsets: str, x: str, mask: str | None) -> None:
+        lanes, element, size = self.lanes, MEMORY[dtype], DTYPES[dtype].bytes
+        x = self.to_memory(dtype, x, lanes)
+        index = wide("i64", lanes)
+        places = self.em.op(f"getelementptr {element}, ptr {pointer}, {index} {offsets}", "places")
+        self.em.line(
+            f"call void @llvm.masked.scatter.{suffix(element, lanes)}.{suffix('ptr', lanes)}("
+            f"{wide(element, lanes)} {x}, <{lanes} x ptr> align {size} {places}, "
+            f"<{lanes} x i1> {mask or 'splat (i1 true)'})"
+        )
+
+    def _write_each(
+        self, dtype: DType, pointer: str, offsets: str, x: str, mask: str | None, add: bool
+    ) -> None:
+        em, lanes = self.em, self.lanes
+        ty = wide(REGISTER[dtype], lanes)
+        for i in range(lanes):
+            active = "true"
+            if mask is not None:
+                active = em.op(f"extractelement <{lanes} x i1> {mask}, i64 {i}")
+            with flow.when(em, active):
+                at = em.op(f"extractelement {wide('i64', lanes)} {offsets}, i64 {i}")
+                p = em.op(f"getelementptr {MEMORY[dtype]}, ptr {pointer}, i64 {at}")
+                one = em.op(f"extractelement {ty} {x}, i64 {i}")
+                self._write_scalar(dtype, p, one, add)
+
+
+def strides(buffer: Buffer) -> tuple[Dim, ...]:
+    """In elements, row-major."""
+    shape = buffer.type.shape
+    return tuple(dim_prod(shape[i + 1 :]) for i in range(len(shape)))

@@ -1,0 +1,293 @@
+"""The reduction leaf, in one documented order.
+
+Without a vector axis every lane adds up serially. Along a vector axis there are four accumulators of
+16 lanes (8 for 64-bit numbers) on every target: element e goes to accumulator (e // lanes) % 4, lane
+e % lanes; further axes run serially outside and keep the accumulators. At the end accumulators 0 and 2,
+1 and 3, then both sums, then the halves of the lanes are combined. Accumulators that no element reaches
+hold the operation's identity, which changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nnc.codegen import flow
+from nnc.codegen.loops import Loops
+from nnc.codegen.registers import computes_in, iota, splat, vtype, wide
+from nnc.codegen.scalars import MATH
+from nnc.codegen.scopes import Value
+from nnc.ir.expr import Expr, Load, Op, walk
+from nnc.ir.graph import Axis
+from nnc.ir.loop import Reduce
+from nnc.lang.types import DTYPES, DType, is_float
+
+_COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "any": "or", "all": "and"}
+_LAST = 2**31 - 1  # a position after all others
+_CHEAP = 24  # operations: dearer bodies are not repeated four times
+_SLOTS = 4
+_DEAR = MATH | {"random_uniform", "random_normal", "powi", "digamma", "floordiv", "mod"}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """What is accumulated: a number, or for argmax and argmin a number and its position."""
+
+    op: str
+    dtype: DType
+
+    @property
+    def positions(self) -> bool:
+        return self.op in ("argmax", "argmin")
+
+    @property
+    def parts(self) -> tuple[DType, ...]:
+        return (self.dtype, "i32") if self.positions else (self.dtype,)
+
+    @property
+    def identity(self) -> tuple[float, ...]:
+        match self.op:
+            case "sum" | "any":
+                return (0,)
+            case "prod" | "all":
+                return (1,)
+        low, high = _limits(self.dtype)
+        best = low if self.op in ("max", "argmax") else high
+        return (best, _LAST) if self.positions else (best,)
+
+
+def _limits(dtype: DType) -> tuple[float, float]:
+    if is_float(dtype):
+        return float("-inf"), float("inf")
+    bits = DTYPES[dtype].bits
+    if DTYPES[dtype].kind == "i":
+        return -(1 << bits - 1), (1 << bits - 1) - 1
+    return 0, (1 << bits) - 1
+
+
+def fold_of(op: str, dtype: DType) -> Fold:
+    if op in ("any", "all"):
+        return Fold(op, "i32")
+    return Fold(op, computes_in(dtype))
+
+
+State = tuple[str, ...]
+Action = Callable[[], None]
+
+
+class Reductions(Loops):
+    """Loops, and the reduction leaf."""
+
+    def reduce(self, leaf: Reduce) -> None:
+        fold = fold_of(leaf.op, leaf.value.dtype)
+        if leaf.vector is None:
+            lanes, state = self.lanes, self.reduce_serial(leaf, fold)
+        else:
+            assert self.vector is None, leaf
+            lanes, state = 1, self.reduce_lanes(leaf, fold)
+        dtype: DType = leaf.value.dtype
+        text = state[-1] if fold.positions else state[0]
+        if leaf.op in ("any", "all"):
+            text = self.ops.cast(text, "i32", "bool", lanes)
+        elif not fold.positions:
+            text = self.ops.rounded(text, dtype, lanes)
+        dtype = "i32" if fold.positions else dtype
+        self.variables[leaf.name] = Value(text, dtype, lanes, self.depth)
+
+    # ---- serial ---------------------------------------------------------------------------------
+
+    def reduce_serial(self, leaf: Reduce, fold: Fold) -> State:
+        slots = self.slots(fold, self.lanes)
+        self.nest(leaf.axes, lambda: self.take(leaf, fold, slots, self.lanes, None))
+        return self.read_slots(fold, slots, self.lanes)
+
+    def nest(self, axes: tuple[Axis, ...], inner: Action) -> None:
+        if not axes:
+            inner()
+            return
+        n = self.uniform(self.merged(axes[0].extent)).text
+        with self.counted("0", n) as i, self.bound(axes[0].var, i, axes[0].extent):
+            self.nest(axes[1:], inner)
+
+    def take(self, leaf: Reduce, fold: Fold, slots: State, lanes: int, mask: str | None) -> None:
+        """Adds the value at the present indices to the accumulator in `slots`."""
+        item = self.item(leaf, fold, lanes)
+        old = self.read_slots(fold, slots, lanes)
+        self.write_slots(fold, slots, self.combined(fold, old, item, lanes, mask), lanes)
+
+    def item(self, leaf: Reduce, fold: Fold, lanes: int) -> State:
+        value = self.value(leaf.value)
+        text = self.spread(value, lanes)
+        if leaf.op in ("any", "all"):
+            return (self.ops.cast(text, "bool", "i32", lanes),)
+        if not fold.positions:
+            return (text,)
+        return (text, self.position(self.names[leaf.axes[0].var], leaf.axes[0].var, lanes))
+
+    def position(self, index: Value, var: str, lanes: int) -> str:
+        narrow = self.em.op(f"trunc i64 {index.text} to i32")
+        all_ = splat(self.em, "i32", narrow, lanes)
+        if var != self.vector:
+            return all_
+        return self.ops.two("add", "i32", all_, iota("i32", lanes), lanes)
+
+    def combined(
+        self, fold: Fold, a: State, b: State, lanes: int, mask: str | None = None
+    ) -> State:
+        if fold.positions:
+            new = self.better(fold, a, b, lanes)
+        else:
+            new = (self.ops.apply(_COMBINE[fold.op], fold.dtype, fold.dtype, (a[0], b[0]), lanes),)
+        if mask is None:
+            return new
+        return tuple(
+            self.ops.choose(mask, x, y, d, lanes)
+            for x, y, d in zip(new, a, fold.parts, strict=True)
+        )
+
+    def better(self, fold: Fold, a: State, b: State, lanes: int) -> State:
+        """The more extreme of two, NaN above all, the first among equals."""
+        ops, (x, i), (y, j), d = self.ops, a, b, fold.dtype
+
+        def test(fn: str, p: str, q: str, dtype: DType = d) -> str:
+            return ops.apply(fn, "bool", dtype, (p, q), lanes)
+
+        wins = test("gt" if fold.op == "argmax" else "lt", y, x)
+        equal, earlier = test("eq", y, x), test("lt", j, i, "i32")
+        if is_float(d):
+            x_nan, y_nan = test("ne", x, x), test("ne", y, y)
+            new_nan = ops.two("icmp ugt", "bool", y_nan, x_nan, lanes)
+            wins = test("or", wins, new_nan, "bool")
+            equal = test("or", equal, test("and", x_nan, y_nan, "bool"), "bool")
+        wins = test("or", wins, test("and", equal, earlier, "bool"), "bool")
+        return ops.choose(wins, y, x, d, lanes), ops.choose(wins, j, i, "i32", lanes)
+
+    # ---- accumulators ---------------------------------------------------------------------------
+
+    def slots(self, fold: Fold, lanes: int) -> State:
+        slots = tuple(self.alloca(vtype(d, lanes)) for d in fold.parts)
+        first = tuple(
+            self.ops.lit(d, v, lanes) for d, v in zip(fold.parts, fold.identity, strict=True)
+        )
+        self.write_slots(fold, slots, first, lanes)
+        return slots
+
+    def read_slots(self, fold: Fold, slots: State, lanes: int) -> State:
+        return tuple(
+            self.em.op(f"load {vtype(d, lanes)}, ptr {s}, align 8", "sum")
+            for d, s in zip(fold.parts, slots, strict=True)
+        )
+
+    def write_slots(self, fold: Fold, slots: State, state: State, lanes: int) -> None:
+        for d, s, x in zip(fold.parts, slots, state, strict=True):
+            self.em.line(f"store {vtype(d, lanes)} {x}, ptr {s}, align 8")
+
+    # ---- lanes ----------------------------------------------------------------------------------
+
+    def reduce_lanes(self, leaf: Reduce, fold: Fold) -> State:
+        axis = next(a for a in leaf.axes if a.var == leaf.vector)
+        outer = tuple(a for a in leaf.axes if a is not axis)
+        lanes = 8 if max(DTYPES[d].bytes for d in fold.parts) == 8 else 16
+        size = axis.extent.const
+        turns = _SLOTS if size is None else -(-size // lanes)
+        few = turns <= _SLOTS and size is not None and (turns == 1 or cheap(leaf.value))
+        slots = [self.slots(fold, lanes) for _ in range(turns if few else _SLOTS)]
+        self.vector, self.lanes = axis.var, lanes
+        if few:
+            assert size is not None
+            self.nest(outer, lambda: self.few_turns(leaf, fold, slots, axis, size))
+        else:
+            ring = tuple(self.alloca(f"[{_SLOTS} x {vtype(d, lanes)}]") for d in fold.parts)
+            self.copy(fold, slots, ring, lanes, True)
+            self.nest(outer, lambda: self.many_turns(leaf, fold, slots, ring, axis))
+            self.copy(fold, slots, ring, lanes, False)
+        self.vector, self.lanes = None, 1
+        return self.tree(fold, [self.read_slots(fold, s, lanes) for s in slots], lanes)
+
+    def few_turns(
+        self, leaf: Reduce, fold: Fold, slots: list[State], axis: Axis, size: int
+    ) -> None:
+        for j, s in enumerate(slots):
+            start = j * self.lanes
+            with self.scope(), self.bound(axis.var, str(start), axis.extent):
+                if size - start >= self.lanes:
+                    self.take(leaf, fold, s, self.lanes, None)
+                else:
+                    self.masked(leaf, fold, s, str(size - start))
+
+    def masked(self, leaf: Reduce, fold: Fold, slots: State, count: str) -> None:
+        with self.edge(count, self.lanes):
+            assert self.guard.mask is not None
+            self.take(leaf, fold, slots, self.lanes, self.guard.mask.text)
+
+    def many_turns(
+        self, leaf: Reduce, fold: Fold, slots: list[State], ring: State, axis: Axis
+    ) -> None:
+        """Four whole vectors a turn when the body is cheap; then vector by vector under a mask."""
+        em, lanes = self.em, self.lanes
+        n = self.uniform(axis.extent).text
+        done = "0"
+        if cheap(leaf.value):
+            stride = str(lanes * _SLOTS)
+            done = flow.sub(em, n, flow.rem(em, n, stride))
+            with flow.when(em, flow.compare(em, "slt", "0", done)):
+                self.copy(fold, slots, ring, lanes, False)
+                with self.counted("0", done, stride) as i:
+                    for j, s in enumerate(slots):
+                        at = flow.add(em, i, str(j * lanes))
+                        with self.scope(), self.bound(axis.var, at, axis.extent):
+                            self.take(leaf, fold, s, lanes, None)
+                self.copy(fold, slots, ring, lanes, True)
+        with self.counted(done, n, str(lanes)) as i:
+            number = em.op(f"and i64 {flow.div(em, i, str(lanes))}, {_SLOTS - 1}", "slot")
+            at_slot = tuple(
+                em.op(f"getelementptr {vtype(d, lanes)}, ptr {r}, i64 {number}", "slot")
+                for d, r in zip(fold.parts, ring, strict=True)
+            )
+            with self.bound(axis.var, i, axis.extent):
+                self.masked(leaf, fold, at_slot, flow.sub(em, n, i))
+
+    def copy(self, fold: Fold, slots: list[State], ring: State, lanes: int, to_ring: bool) -> None:
+        """Between the separate accumulators (in registers) and the array of them."""
+        for j, s in enumerate(slots):
+            at = tuple(
+                self.em.op(f"getelementptr {vtype(d, lanes)}, ptr {r}, i64 {j}")
+                for d, r in zip(fold.parts, ring, strict=True)
+            )
+            source, to = (s, at) if to_ring else (at, s)
+            self.write_slots(fold, to, self.read_slots(fold, source, lanes), lanes)
+
+    def tree(self, fold: Fold, states: list[State], lanes: int) -> State:
+        while len(states) > 1:
+            half = -(-len(states) // 2)
+            states = [
+                self.combined(fold, s, states[i + half], lanes) if i + half < len(states) else s
+                for i, s in enumerate(states[:half])
+            ]
+        state = states[0]
+        while lanes > 1:
+            lanes //= 2
+            halves = [self.half(fold, state, lanes, h) for h in (0, lanes)]
+            state = self.combined(fold, halves[0], halves[1], lanes)
+        return state
+
+    def half(self, fold: Fold, state: State, lanes: int, start: int) -> State:
+        out = []
+        for d, x in zip(fold.parts, state, strict=True):
+            ty = vtype(d, 2 * lanes)
+            if lanes == 1:
+                out.append(self.em.op(f"extractelement {ty} {x}, i64 {start}"))
+                continue
+            which = ", ".join(f"i32 {start + i}" for i in range(lanes))
+            out.append(
+                self.em.op(f"shufflevector {ty} {x}, {ty} poison, {wide('i32', lanes)} <{which}>")
+            )
+        return tuple(out)
+
+
+def cheap(e: Expr) -> bool:
+    """Whether repeating the code of `e` four times costs little."""
+    nodes = list(walk(e))
+    calls = any(isinstance(n, Op) and n.fn in _DEAR for n in nodes)
+    weight = sum(6 if isinstance(n, Load) and (n.other or n.check) else 1 for n in nodes)
+    return not calls and weight <= _CHEAP

@@ -1,0 +1,408 @@
+"""The scalar functions as LLVM instructions, on scalars and on vectors of any number of lanes.
+
+Functions of 16-bit floats are computed in f32 and rounded once more. Nothing here traps, whatever the
+operands: integer division by zero gives 0, `min // -1` wraps, shifts beyond the width give 0 or the sign.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from nnc.codegen import philox, vecmath
+from nnc.codegen.emit import Emitter
+from nnc.codegen.instructions import Instructions
+from nnc.codegen.registers import HALVES, REGISTER, Halves, computes_in, suffix, vtype, wide
+from nnc.codegen.target import Target
+from nnc.lang.types import DTYPES, DType, is_float
+
+MATH = frozenset(
+    ["exp", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "sigmoid", "erf", "erfc", "lgamma", "pow"]
+)
+_EXACT = frozenset(["min", "max", "neg", "abs", "sign", "floor", "ceil", "round"])  # no rounding for 16-bit floats
+_LOGIC = {"and": "and", "or": "or", "bitand": "and", "bitor": "or", "bitxor": "xor"}
+_SMALL_POWER = 4  # powers up to this one are products in the dtype itself
+
+
+class Scalars(Instructions):
+    """Emits scalar functions."""
+
+    def __init__(self, em: Emitter, target: Target) -> None:
+        super().__init__(em, target)
+        self.halves = Halves(em, target)
+        self.has_rounding = target.isa != "portable" or not target.triple.startswith("x86")
+
+    # ---- the table ------------------------------------------------------------------------------
+
+    def apply(self, fn: str, dtype: DType, source: DType, args: Sequence[str], lanes: int) -> str:
+        """`fn` with a result of `dtype` on operands whose first has dtype `source`."""
+        if fn == "cast":
+            return self.cast(args[0], source, dtype, lanes)
+        if fn.startswith("random_"):
+            made = philox.emit(self, fn, computes_in(dtype), args, lanes)
+            return self.rounded(made, dtype, lanes)
+        if dtype in HALVES:
+            out = self.apply(fn, "f32", "f32", args, lanes)
+            return out if fn in _EXACT else self.halves.round(dtype, out, lanes)
+        source = computes_in(source)
+        if is_float(source):
+            return self.float_op(fn, source, args, lanes)
+        return self.int_op(fn, source, args, lanes)
+
+    def rounded(self, x: str, dtype: DType, lanes: int) -> str:
+        return self.halves.round(dtype, x, lanes) if dtype in HALVES else x
+
+    def float_op(self, fn: str, dtype: DType, args: Sequence[str], lanes: int) -> str:
+        a = args[0]
+        match fn:
+            case "add" | "sub" | "mul" | "div":
+                return self.two(f"f{fn}", dtype, a, args[1], lanes)
+            case "neg":
+                return self.em.op(f"fneg {vtype(dtype, lanes)} {a}")
+            case "fma":
+                return self.fma(dtype, a, args[1], args[2], lanes)
+            case "powi":
+                return self.powi_float(dtype, a, args[1], lanes)
+            case "min" | "max":
+                return self.extremum(fn, dtype, a, args[1], lanes)
+            case "ne":
+                return self.two("fcmp une", dtype, a, args[1], lanes)
+            case "eq" | "lt" | "le" | "gt" | "ge":
+                return self.two(f"fcmp o{fn}", dtype, a, args[1], lanes)
+            case "isfinite":
+                inf = self.lit(dtype, float("inf"), lanes)
+                return self.two(
+                    "fcmp olt", dtype, self.intrinsic("fabs", dtype, lanes, a), inf, lanes
+                )
+            case "abs":
+                return self.intrinsic("fabs", dtype, lanes, a)
+            case "sign":
+                return self.sign_float(dtype, a, lanes)
+            case "floor" | "ceil" | "round":
+                return self.to_whole(fn, dtype, a, lanes)
+            case "sqrt":
+                return self.intrinsic("sqrt", dtype, lanes, a)
+            case "rsqrt":
+                root = self.intrinsic("sqrt", dtype, lanes, a)
+                return self.two("fdiv", dtype, self.lit(dtype, 1, lanes), root, lanes)
+            case "digamma":
+                return self.digamma(dtype, a, lanes)
+        assert fn in MATH, fn
+        return self.call(fn, dtype, lanes, *args)
+
+    def int_op(self, fn: str, dtype: DType, args: Sequence[str], lanes: int) -> str:
+        a = args[0]
+        unsigned = DTYPES[dtype].kind != "i"
+        match fn:
+            case "add" | "sub" | "mul":
+                return self.two(fn, dtype, a, args[1], lanes)
+            case "neg":
+                return self.two("sub", dtype, self.lit(dtype, 0, lanes), a, lanes)
+            case "powi":
+                return self.powi_int(dtype, a, args[1], lanes)
+            case "floordiv" | "mod":
+                return self.divide(fn, dtype, a, args[1], lanes)
+            case "min" | "max":
+                return self.intrinsic(f"{'u' if unsigned else 's'}{fn}", dtype, lanes, a, args[1])
+            case "eq" | "ne":
+                return self.two(f"icmp {fn}", dtype, a, args[1], lanes)
+            case "lt" | "le" | "gt" | "ge":
+                return self.two(f"icmp {'u' if unsigned else 's'}{fn}", dtype, a, args[1], lanes)
+            case "and" | "or" | "bitand" | "bitor" | "bitxor":
+                return self.two(_LOGIC[fn], dtype, a, args[1], lanes)
+            case "not":
+                return self.two("xor", dtype, a, self.lit(dtype, True, lanes), lanes)
+            case "isfinite":
+                return self.lit("bool", True, lanes)
+            case "shl" | "shr":
+                return self.shift(fn, dtype, a, args[1], lanes)
+            case "abs" | "sign":
+                return self.magnitude(fn, dtype, a, lanes)
+        raise AssertionError(f"{fn} of {dtype}")
+
+    # ---- floats ---------------------------------------------------------------------------------
+
+    def extremum(self, fn: str, dtype: DType, a: str, b: str, lanes: int) -> str:
+        """NaN if either is NaN. x86's maxps gives its second operand when one is NaN."""
+        compare = "fcmp ogt" if fn == "max" else "fcmp olt"
+        if _is_number(b):
+            a, b = b, a
+        best = self.choose(self.two(compare, dtype, a, b, lanes), a, b, dtype, lanes)
+        if _is_number(a):
+            return best
+        return self.choose(self.two("fcmp uno", dtype, a, a, lanes), a, best, dtype, lanes)
+
+    def sign_float(self, dtype: DType, a: str, lanes: int) -> str:
+        """Zeros and NaN are their own sign."""
+        zero, one = self.lit(dtype, 0, lanes), self.lit(dtype, 1, lanes)
+        signed = self.intrinsic("copysign", dtype, lanes, one, a)
+        nonzero = self.two("fcmp one", dtype, a, zero, lanes)
+        return self.choose(nonzero, signed, a, dtype, lanes)
+
+    def to_whole(self, fn: str, dtype: DType, a: str, lanes: int) -> str:
+        if self.has_rounding:
+            return self.intrinsic("roundeven" if fn == "round" else fn, dtype, lanes, a)
+        # Adding and subtracting 2**23 (2**52) rounds smaller numbers to even; larger ones are whole.
+        size = self.intrinsic("fabs", dtype, lanes, a)
+        big = self.lit(dtype, 2.0**23 if dtype == "f32" else 2.0**52, lanes)
+        near = self.two("fsub", dtype, self.two("fadd", dtype, size, big, lanes), big, lanes)
+        near = self.intrinsic("copysign", dtype, lanes, near, a)
+        if fn != "round":
+            off = self.two(f"fcmp {'ogt' if fn == 'floor' else 'olt'}", dtype, near, a, lanes)
+            step = self.lit(dtype, -1.0 if fn == "floor" else 1.0, lanes)
+            moved = self.two("fadd", dtype, near, step, lanes)
+            near = self.choose(off, moved, near, dtype, lanes)
+            near = self.intrinsic("copysign", dtype, lanes, near, a)
+        whole = self.two("fcmp olt", dtype, size, big, lanes)
+        return self.choose(whole, near, a, dtype, lanes)
+
+    def fma(self, dtype: DType, a: str, b: str, c: str, lanes: int) -> str:
+        if self.target.fma:
+            return self.intrinsic("fma", dtype, lanes, a, b, c)
+        if dtype == "f64":
+            return self.soft_fma(a, b, c, lanes)
+        # The product is exact in f64; the sum is rounded to odd there, so that f32 rounds it once.
+        x, y, z = (self.convert("fpext", v, "float", "double", lanes) for v in (a, b, c))
+        product = self.two("fmul", "f64", x, y, lanes)
+        total, error = self.two_sum(product, z, lanes)
+        return self.convert("fptrunc", self.odd(total, error, lanes), "double", "float", lanes)
+
+    def two_sum(self, a: str, b: str, lanes: int) -> tuple[str, str]:
+        """Knuth: s + e = a + b exactly."""
+
+        def op(name: str, x: str, y: str) -> str:
+            return self.two(name, "f64", x, y, lanes)
+
+        s = op("fadd", a, b)
+        t = op("fsub", s, a)
+        return s, op("fadd", op("fsub", a, op("fsub", s, t)), op("fsub", b, t))
+
+    def odd(self, s: str, error: str, lanes: int) -> str:
+        """s + error rounded to odd: where the sum is inexact its last bit becomes 1."""
+        bits = self.convert("bitcast", s, "double", "i64", lanes)
+        zero = self.lit("f64", 0, lanes)
+        last = self.two("and", "i64", bits, self.lit("i64", 1, lanes), lanes)
+        even = self.two("icmp eq", "i64", last, self.lit("i64", 0, lanes), lanes)
+        inexact = self.two("fcmp one", "f64", error, zero, lanes)
+        change = self.two("and", "bool", even, inexact, lanes)
+        up = self.two("fcmp ogt", "f64", error, zero, lanes)
+        positive = self.two("icmp sge", "i64", bits, self.lit("i64", 0, lanes), lanes)
+        away = self.two("icmp eq", "bool", up, positive, lanes)
+        step = self.choose(
+            away, self.lit("i64", 1, lanes), self.lit("i64", -1, lanes), "i64", lanes
+        )
+        moved = self.convert(
+            "bitcast", self.two("add", "i64", bits, step, lanes), "i64", "double", lanes
+        )
+        return self.choose(change, moved, s, "f64", lanes)
+
+    def soft_fma(self, a: str, b: str, c: str, lanes: int) -> str:
+        """Boldo and Melquiond's fma by exact products and sums; exact unless parts over- or underflow."""
+
+        def op(name: str, x: str, y: str) -> str:
+            return self.two(name, "f64", x, y, lanes)
+
+        def halves(x: str) -> tuple[str, str]:
+            t = op("fmul", x, self.lit("f64", 134217729.0, lanes))
+            high = op("fsub", t, op("fsub", t, x))
+            return high, op("fsub", x, high)
+
+        p = op("fmul", a, b)
+        (a1, a2), (b1, b2) = halves(a), halves(b)
+        e = op("fsub", op("fmul", a1, b1), p)
+        e = op("fadd", op("fadd", e, op("fmul", a1, b2)), op("fmul", a2, b1))
+        e = op("fadd", e, op("fmul", a2, b2))
+        t1, t2 = self.two_sum(c, e, lanes)
+        v1, v2 = self.two_sum(p, t1, lanes)
+        z = self.odd(*self.two_sum(t2, v2, lanes), lanes)
+        exact = op("fadd", v1, z)
+        plain = op("fadd", p, c)
+        bad = op("fcmp uno", exact, exact)
+        return self.choose(bad, plain, exact, "f64", lanes)
+
+    def powi_float(self, dtype: DType, x: str, n: str, lanes: int) -> str:
+        power = _constant(n)
+        if power is not None and abs(power) <= _SMALL_POWER:
+            return self.small_power(dtype, x, power, lanes)
+        self.calls.add(("powi", dtype, lanes))
+        ty, symbol = vtype(dtype, lanes), vecmath.symbol("powi", dtype, lanes)
+        return self.em.op(f"call {ty} {symbol}({ty} {x}, {vtype('i32', lanes)} {n})")
+
+    def small_power(self, dtype: DType, x: str, n: int, lanes: int) -> str:
+        one = self.lit(dtype, 1, lanes)
+        out = one if n == 0 else x
+        if abs(n) >= 2:
+            out = self.two("fmul", dtype, x, x, lanes)
+        if abs(n) >= 3:
+            out = self.two("fmul", dtype, out, x if abs(n) == 3 else out, lanes)
+        return self.two("fdiv", dtype, one, out, lanes) if n < 0 else out
+
+    def digamma(self, dtype: DType, x: str, lanes: int) -> str:
+        """Recurrence to 10 or more, asymptotic series, reflection below 1/2; in f64."""
+        if dtype == "f32":
+            y = self.digamma("f64", self.convert("fpext", x, "float", "double", lanes), lanes)
+            return self.convert("fptrunc", y, "double", "float", lanes)
+
+        def op(name: str, a: str, b: str) -> str:
+            return self.two(name, "f64", a, b, lanes)
+
+        def lit(v: float) -> str:
+            return self.lit("f64", v, lanes)
+
+        reflect = op("fcmp olt", x, lit(0.5))
+        z = self.choose(reflect, op("fsub", lit(1), x), x, "f64", lanes)
+        out = lit(0)
+        for _ in range(10):
+            small = op("fcmp olt", z, lit(10))
+            out = self.choose(small, op("fsub", out, op("fdiv", lit(1), z)), out, "f64", lanes)
+            z = self.choose(small, op("fadd", z, lit(1)), z, "f64", lanes)
+        i = op("fdiv", lit(1), op("fmul", z, z))
+        series = lit(1 / 132)
+        for c in (1 / 240, 1 / 252, 1 / 120, 1 / 12):
+            series = op("fsub", lit(c), op("fmul", i, series))
+        series = op("fmul", i, series)
+        out = op("fadd", out, self.call("log", "f64", lanes, z))
+        out = op("fsub", op("fsub", out, op("fdiv", lit(0.5), z)), series)
+        # cot has period 1 here: the distance to the nearest integer keeps the argument exact.
+        near = op("fsub", x, self.to_whole("round", "f64", x, lanes))
+        tan = self.call("tan", "f64", lanes, op("fmul", near, lit(3.141592653589793)))
+        mirrored = op("fsub", out, op("fdiv", lit(3.141592653589793), tan))
+        return self.choose(reflect, mirrored, out, "f64", lanes)
+
+    # ---- integers -------------------------------------------------------------------------------
+
+    def divide(self, fn: str, dtype: DType, a: str, b: str, lanes: int) -> str:
+        """Floor semantics; a divisor of 0 gives 0. Divisors 0 and -1 never reach the instruction."""
+        zero, one = self.lit(dtype, 0, lanes), self.lit(dtype, 1, lanes)
+        known = _constant(b)
+        by_zero = self.two("icmp eq", dtype, b, zero, lanes)
+        if DTYPES[dtype].kind == "u":
+            safe = self.choose(by_zero, one, b, dtype, lanes)
+            out = self.two("udiv" if fn == "floordiv" else "urem", dtype, a, safe, lanes)
+            return out if known else self.choose(by_zero, zero, out, dtype, lanes)
+        minus = self.two("icmp eq", dtype, b, self.lit(dtype, -1, lanes), lanes)
+        special = self.two("or", "bool", by_zero, minus, lanes)
+        safe = b if known is not None and known > 0 else self.choose(special, one, b, dtype, lanes)
+        r = self.two("srem", dtype, a, safe, lanes)
+        differ = self.two("icmp slt", dtype, self.two("xor", dtype, r, safe, lanes), zero, lanes)
+        inexact = self.two("icmp ne", dtype, r, zero, lanes)
+        off = self.two("and", "bool", differ, inexact, lanes)
+        if fn == "mod":
+            out = self.choose(off, self.two("add", dtype, r, safe, lanes), r, dtype, lanes)
+            return out if safe is b else self.choose(special, zero, out, dtype, lanes)
+        q = self.two("sdiv", dtype, a, safe, lanes)
+        q = self.choose(off, self.two("sub", dtype, q, one, lanes), q, dtype, lanes)
+        if safe is b:
+            return q
+        q = self.choose(minus, self.two("sub", dtype, zero, a, lanes), q, dtype, lanes)
+        return self.choose(by_zero, zero, q, dtype, lanes)
+
+    def shift(self, fn: str, dtype: DType, a: str, b: str, lanes: int) -> str:
+        bits = DTYPES[dtype].bits
+        inside = self.two("icmp ult", dtype, b, self.lit(dtype, bits, lanes), lanes)
+        zero = self.lit(dtype, 0, lanes)
+        safe = self.choose(inside, b, zero, dtype, lanes)
+        if fn == "shl":
+            return self.choose(inside, self.two("shl", dtype, a, safe, lanes), zero, dtype, lanes)
+        if DTYPES[dtype].kind == "u":
+            return self.choose(inside, self.two("lshr", dtype, a, safe, lanes), zero, dtype, lanes)
+        last = self.choose(inside, b, self.lit(dtype, bits - 1, lanes), dtype, lanes)
+        return self.two("ashr", dtype, a, last, lanes)
+
+    def magnitude(self, fn: str, dtype: DType, a: str, lanes: int) -> str:
+        zero, one = self.lit(dtype, 0, lanes), self.lit(dtype, 1, lanes)
+        if DTYPES[dtype].kind != "i":
+            if fn == "abs":
+                return a
+            return self.intrinsic("umin", dtype, lanes, a, one)
+        if fn == "sign":
+            low = self.intrinsic("smax", dtype, lanes, a, self.lit(dtype, -1, lanes))
+            return self.intrinsic("smin", dtype, lanes, low, one)
+        negative = self.two("icmp slt", dtype, a, zero, lanes)
+        return self.choose(negative, self.two("sub", dtype, zero, a, lanes), a, dtype, lanes)
+
+    def powi_int(self, dtype: DType, x: str, n: str, lanes: int) -> str:
+        power = _constant(n)
+        if power is None or power > _SMALL_POWER:
+            positive = self.intrinsic("smax", "i32", lanes, n, self.lit("i32", 0, lanes))
+            return self.product_loop(dtype, x, positive, lanes)
+        out = self.lit(dtype, 1, lanes)
+        for _ in range(max(power, 0)):
+            out = self.two("mul", dtype, out, x, lanes)
+        return out
+
+    def product_loop(self, dtype: DType, x: str, n: str, lanes: int) -> str:
+        """x**n by squaring over the bits of n."""
+        em, ty, ity = self.em, vtype(dtype, lanes), vtype("i32", lanes)
+        before, body, done = (em.fresh(s) for s in ("pow", "square", "powered"))
+        nb, nx, nn, ni = (f"%{em.fresh('next')}" for _ in range(4))
+        em.line(f"br label %{before}")
+        em.label(before)
+        em.line(f"br label %{body}")
+        em.label(body)
+        b = em.op(f"phi {ty} [ {self.lit(dtype, 1, lanes)}, %{before} ], [ {nb}, %{body} ]")
+        y = em.op(f"phi {ty} [ {x}, %{before} ], [ {nx}, %{body} ]")
+        m = em.op(f"phi {ity} [ {n}, %{before} ], [ {nn}, %{body} ]")
+        i = em.op(f"phi i32 [ 0, %{before} ], [ {ni}, %{body} ]")
+        bit = em.op(f"trunc {ity} {m} to {wide('i1', lanes)}")
+        taken = self.two("mul", dtype, b, y, lanes)
+        em.line(f"{nb} = select {wide('i1', lanes)} {bit}, {ty} {taken}, {ty} {b}")
+        em.line(f"{nx} = mul {ty} {y}, {y}")
+        em.line(f"{nn} = lshr {ity} {m}, {self.lit('i32', 1, lanes)}")
+        em.line(f"{ni} = add i32 {i}, 1")
+        more = em.op(f"icmp ult i32 {ni}, 32")
+        em.line(f"br i1 {more}, label %{body}, label %{done}")
+        em.label(done)
+        return nb
+
+    # ---- conversion -----------------------------------------------------------------------------
+
+    def cast(self, x: str, source: DType, to: DType, lanes: int) -> str:
+        """As documented for `cast`; integers wrap, bool is 0 or 1, numbers other than 0 are true."""
+        if source == to:
+            return x
+        if to == "bool":
+            compare = "fcmp une" if is_float(source) else "icmp ne"
+            return self.two(compare, source, x, self.lit(source, 0, lanes), lanes)
+        if is_float(source):
+            made = self._float_to_float if is_float(to) else self._float_to_int
+            return made(x, source, to, lanes)
+        signed = DTYPES[source].kind == "i"
+        if is_float(to):
+            op = "sitofp" if signed else "uitofp"
+            return self.rounded(
+                self.convert(op, x, REGISTER[source], REGISTER[to], lanes), to, lanes
+            )
+        have, want = (1 if d == "bool" else DTYPES[d].bits for d in (source, to))
+        if have == want:
+            return x
+        op = "trunc" if want < have else "sext" if signed else "zext"
+        return self.convert(op, x, REGISTER[source], REGISTER[to], lanes)
+
+    def _float_to_float(self, x: str, source: DType, to: DType, lanes: int) -> str:
+        if to == "f64":
+            return self.convert("fpext", x, "float", "double", lanes)
+        if source == "f64":
+            x = self.convert("fptrunc", x, "double", "float", lanes)
+        return self.rounded(x, to, lanes)
+
+    def _float_to_int(self, x: str, source: DType, to: DType, lanes: int) -> str:
+        sign = "s" if DTYPES[to].kind == "i" else "u"
+        have, want = REGISTER[source], REGISTER[to]
+        name = f"llvm.fpto{sign}i.sat.{suffix(want, lanes)}.{suffix(have, lanes)}"
+        return self.em.op(f"call {wide(want, lanes)} @{name}({wide(have, lanes)} {x})")
+
+
+def _constant(x: str) -> int | None:
+    """The integer in a constant operand."""
+    text = x.removeprefix("splat (").removesuffix(")").rsplit(" ", 1)[-1]
+    return int(text) if text.lstrip("-").isdigit() else None
+
+
+def _is_number(x: str) -> bool:
+    """Whether a float operand is a constant other than NaN."""
+    text = x.removeprefix("splat (").removesuffix(")").rsplit(" ", 1)[-1]
+    if not text.startswith("0x"):
+        return False
+    value: float = struct.unpack("<d", struct.pack("<Q", int(text, 16)))[0]
+    return value == value
