@@ -104,7 +104,10 @@ class Rest(Syntax):
 
 @dataclass(frozen=True, eq=False)
 class Index(Syntax):
-    """`value[items]`, with `else orelse` inside the brackets. Items: Expr, Slice, Rest, Radix, NoneLit."""
+    """`value[items]`, with `else orelse` inside the brackets.
+
+    Items: Expr, Slice, Rest, NoneLit, and Tuple for an axis made of several.
+    """
 
     value: Expr
     items: tuple[Expr, ...]
@@ -166,7 +169,10 @@ Expr = (
 
 @dataclass(frozen=True, eq=False)
 class TensorTypeExpr(Syntax):
-    """`real[B, T, ..N]` (dims: Expr or Rest), or a bare word: dtype, `dim`, `tree`, `axis`, module name."""
+    """`real[B, T, ..N]` (dims: Expr or Rest), or a bare word.
+
+    Bare words are dtypes, `dim`, `tree`, `axis` and modules, also `gpt2.GPT2`.
+    """
 
     name: str
     dims: tuple[Expr, ...] | None  # None: no brackets
@@ -287,7 +293,8 @@ class Param(Syntax):
 class FuncDef(Syntax):
     """`def` inside or outside a module. `def f(x) -> T = e` has one Return in `body`.
 
-    `where` items are Expr (Compare: a constraint) or WhereDef. `header` spans the `def ...:` line(s).
+    `where` items are Compare (a constraint) or WhereDef. The span runs to the end of the body. A
+    Return that was written `= e` has the span of its value.
     """
 
     name: str
