@@ -1,0 +1,296 @@
+"""The whole pipeline on one page: model.nn -> checked -> Graph -> Program -> LLVM IR -> object code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+
+from nnc import codegen
+from nnc.codegen import llvm, objects
+from nnc.codegen.target import Target, host
+from nnc.diagnostics import Diagnostic, Diagnostics, Label, Source, Span
+from nnc.ir.graph import Graph
+from nnc.ir.loop import Program
+from nnc.ir.print_loop import print_program
+from nnc.ir.printer import print_graph
+from nnc.ir.signature import Differentiated, ExportSig, Manifest, ModuleSig, Native
+from nnc.lang.elaborate.exports import Built, Elaborated, elaborate
+from nnc.lang.printer import print_file
+from nnc.lang.units import STD, Loader, Unit, nearest
+from nnc.passes.autodiff import autodiff
+from nnc.passes.fuse import Fused, fuse, print_fused
+from nnc.passes.lower import lower
+from nnc.passes.memory import memory
+from nnc.passes.simplify import simplify
+from nnc.passes.split import forward_backward
+from nnc.passes.verify import verify
+from nnc.passes.verify_loop import verify as verify_program
+
+Overrides = Mapping[str, Mapping[str, object]]
+GRAPH_PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
+    ("autodiff", autodiff),
+    ("simplify", simplify),
+)
+STAGES = ("syntax", "graph", "autodiff", "simplify", "fuse", "loops", "llvm", "asm")
+
+
+class Failed(Exception):
+    """The file has mistakes; `diagnostics` holds them all."""
+
+    def __init__(self, diagnostics: list[Diagnostic]) -> None:
+        super().__init__(f"{len(diagnostics)} mistakes")
+        self.diagnostics = diagnostics
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A checked file. `elaborated` is None when it does not parse."""
+
+    path: str
+    diagnostics: list[Diagnostic]
+    elaborated: Elaborated | None
+
+    @property
+    def errors(self) -> list[Diagnostic]:
+        return [d for d in self.diagnostics if d.severity == "error"]
+
+
+@dataclass(frozen=True)
+class TestCase:
+    """A `test` block as a native function whose results are its assertions."""
+
+    title: str
+    native: Native
+    assertions: tuple[tuple[str, str], ...]  # (place, text)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Everything native about one file. `lazy(name)` compiles an export's forward and backward."""
+
+    manifest: Manifest
+    objects: tuple[bytes, ...]
+    lazy: Callable[[str], Differentiated]
+    dump: Callable[[str, str], str]
+    tests: tuple[TestCase, ...] = ()
+
+
+Cache = Callable[[str, Callable[[], bytes]], bytes]  # (key, make) -> object
+
+
+# ---- front end ----------------------------------------------------------------------------------
+
+
+def read(path: str) -> Source:
+    """The text of a file; raises OSError or UnicodeDecodeError."""
+    return Source(path, Path(path).read_text(encoding="utf-8"))
+
+
+def check(path: str, overrides: Overrides | None = None, source: Source | None = None) -> Checked:
+    """Parses, links and checks a file and everything it imports."""
+    diagnostics = Diagnostics()
+    loader = Loader(diagnostics)
+    unit = loader.load(Path(path), Path(path).stem, source or read(path))
+    if unit is None:
+        return Checked(path, diagnostics.items, None)
+    _known_overrides(diagnostics, loader, unit, overrides or {})
+    own = [u for p, u in loader.units.items() if not p.is_relative_to(STD.resolve())]
+    elaborated = elaborate(loader, unit, overrides, own)
+    return Checked(path, diagnostics.items, elaborated)
+
+
+def _known_overrides(
+    diagnostics: Diagnostics, loader: Loader, unit: Unit, overrides: Overrides
+) -> None:
+    known = {n: d for u in loader.units.values() for n, d in u.defs.items()}
+    for module, params in overrides.items():
+        defn = known.get(module)
+        names = [p.name for p in getattr(defn, "params", ())]
+        for param in params:
+            if defn is not None and param in names:
+                continue
+            what = f"{module}.{param}"
+            near = nearest(param, names) if defn is not None else nearest(module, list(known))
+            diagnostics.add(
+                Diagnostic(
+                    "E0802",
+                    f"there is no module parameter `{what}` to set",
+                    unit.file.span,
+                    help=f"did you mean `{near}`?" if near else None,
+                )
+            )
+
+
+# ---- middle -----------------------------------------------------------------------------------------
+
+
+def optimise(graph: Graph) -> Graph:
+    """Runs the Graph passes, verifying after each."""
+    verify(graph, "elaborate")
+    for name, run in GRAPH_PASSES:
+        graph = run(graph)
+        verify(graph, name)
+    return graph
+
+
+def schedule(graph: Graph) -> Program:
+    """A Graph without gradients as a Program with its memory planned."""
+    program = lower(fuse(graph))
+    verify_program(program, "lower")
+    program = memory(program)
+    verify_program(program, "memory")
+    return program
+
+
+# ---- back end ---------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Objects:
+    """Object files as they are made, through the cache."""
+
+    target: Target
+    cache: Cache | None
+    made: list[bytes] = field(default_factory=list)
+
+    def native(self, graph: Graph, symbol: str) -> Native:
+        """Compiles an optimised Graph to one native entry."""
+        program = schedule(graph)
+        module = llvm.emit(program, self.target, symbol)
+        self.made.append(self.compile(module.text))
+        return Native(
+            symbol,
+            len(self.made) - 1,
+            program.dims,
+            program.arena,
+            module.scratch,
+            _work(program),
+            tuple((s.place, s.text) for s in module.sites),
+        )
+
+    def compile(self, text: str) -> bytes:
+        if self.cache is None:
+            return objects.compile_object(text, self.target)
+        return self.cache(object_key(text, self.target), lambda: objects.compile_object(text, self.target))
+
+
+def object_key(text: str, target: Target) -> str:
+    """Identifies an object file by its IR text, the target and the LLVM version."""
+    parts = (text, target.triple, target.cpu, target.features, objects.version())
+    return blake2b("\0".join(parts).encode(), digest_size=24).hexdigest()
+
+
+def _work(program: Program) -> object:
+    from nnc.lang.dims import dim_sum
+
+    return dim_sum(k.work for k in program.kernels)
+
+
+def compile_file(
+    path: str,
+    overrides: Overrides | None = None,
+    target: Target | None = None,
+    cache: Cache | None = None,
+    tests: bool = False,
+) -> Compiled:
+    """Compiles every export of a file; raises Failed with all diagnostics when it has mistakes."""
+    checked = check(path, overrides)
+    if checked.errors or checked.elaborated is None:
+        raise Failed(checked.diagnostics)
+    out = _Objects(target or host(), cache)
+    found = checked.elaborated
+    graphs = {b.graph.name: optimise(b.graph) for b in found.exports}
+    natives = [out.native(graphs[b.graph.name], b.signature.symbol) for b in found.exports]
+    for module, init in found.modules:
+        if init is not None:
+            natives.append(out.native(optimise(init), module.init))
+    cases = tuple(_tests(found, out)) if tests else ()
+    manifest = Manifest(
+        path,
+        out.target.triple + " " + out.target.cpu,
+        tuple(m for m, _ in found.modules),
+        tuple(b.signature for b in found.exports),
+        tuple(natives),
+    )
+    built = {b.graph.name: b for b in found.exports}
+
+    def lazy(name: str) -> Differentiated:
+        return differentiate(built[name], out.target, cache)
+
+    return Compiled(
+        manifest,
+        tuple(out.made),
+        lazy,
+        lambda name, stage: dump_stage(found, name, stage, out.target),
+        cases,
+    )
+
+
+def _tests(found: Elaborated, out: _Objects) -> Iterable[TestCase]:
+    for title, graph, asserts in found.tests:
+        native = out.native(optimise(graph), f"nn_{graph.name}")
+        places = tuple((a.span.place, a.cond.span.text) for a in asserts)
+        yield TestCase(title, native, places)
+
+
+def differentiate(built: Built, target: Target, cache: Cache | None) -> Differentiated:
+    """Forward and backward of one export."""
+    forward, backward, gradients = forward_backward(built.graph)
+    out = _Objects(target, cache)
+    symbol = built.signature.symbol
+    natives = [
+        out.native(optimise(forward), f"{symbol}_forward"),
+        out.native(optimise(backward), f"{symbol}_backward"),
+    ]
+    n = len(built.graph.results)
+    return Differentiated(
+        natives[0],
+        natives[1],
+        tuple(r.type for r in forward.results[n:]),
+        tuple(i.name for i in backward.inputs),
+        tuple(gradients),
+        tuple(out.made),
+    )
+
+
+# ---- dumps ----------------------------------------------------------------------------------------------
+
+
+def dump(path: str, name: str, stage: str, overrides: Overrides | None = None) -> str:
+    """The text of one stage of one export."""
+    checked = check(path, overrides)
+    if stage == "syntax" and checked.elaborated is not None:
+        return print_file(checked.elaborated.unit.file)
+    if checked.errors or checked.elaborated is None:
+        raise Failed(checked.diagnostics)
+    return dump_stage(checked.elaborated, name, stage, host())
+
+
+def dump_stage(found: Elaborated, name: str, stage: str, target: Target) -> str:
+    """Raises KeyError for an unknown export, ValueError for an unknown stage."""
+    if stage not in STAGES:
+        raise ValueError(stage)
+    if stage == "syntax":
+        return print_file(found.unit.file)
+    built = next((b for b in found.exports if b.graph.name == name), None)
+    if built is None:
+        raise KeyError(name)
+    graph = built.graph
+    if stage == "graph":
+        return print_graph(graph)
+    for passed, run in GRAPH_PASSES:
+        graph = run(graph)
+        if stage == passed:
+            return print_graph(graph)
+    if stage == "fuse":
+        return print_fused(fuse(graph))
+    program = schedule(graph)
+    if stage == "loops":
+        return print_program(program)
+    text = llvm.emit(program, target, built.signature.symbol).text
+    return text if stage == "llvm" else objects.assembly(text, target)
+
+
+_ = (ExportSig, ModuleSig, Fused, Label, Span, codegen, replace)
