@@ -1,0 +1,152 @@
+"""From what a caller gives to arrays that native code may read or write."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import numpy as np
+
+from nnc.errors import ArgumentError, DtypeError
+from nnc.ir.signature import ArgSig
+from nnc.lang.types import DTYPES
+from nnc.runtime.memory import Array, numpy_dtype, numpy_name
+
+
+def tensor_argument(function: str, arg: ArgSig, value: Any) -> Array:
+    """A C-contiguous, aligned array of the declared dtype; zero-copy when it can be.
+
+    An `inout` array must be usable as it is. DtypeError and ArgumentError name the cure.
+    """
+    assert arg.type is not None, arg
+    array = value if type(value) is np.ndarray else _to_array(function, arg, value)
+    if array.dtype != numpy_dtype(arg.type.dtype):
+        raise DtypeError(_wrong_dtype(function, arg, array))
+    flags = array.flags
+    if flags.c_contiguous and flags.aligned and (flags.writeable or not arg.inout):
+        return array
+    if arg.inout:
+        raise ArgumentError(_not_writable(function, arg, array))
+    return np.array(array, order="C", copy=True, subok=False)
+
+
+def dim_argument(function: str, arg: ArgSig, value: Any) -> int:
+    """A `dim` argument as a Python integer."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+        raise ArgumentError(
+            f"{function}: {arg.name} is a size, an integer; got {_described(value)}"
+        )
+    if int(value) >= 1 << 62:
+        raise ArgumentError(f"{function}: {arg.name} = {value} is too big")
+    return int(value)
+
+
+def _to_array(function: str, arg: ArgSig, value: Any) -> Array:
+    if isinstance(value, numbers.Number | np.generic):
+        return _scalar(function, arg, value)
+    if hasattr(value, "__array_interface__") and not isinstance(value, np.ma.MaskedArray):
+        return np.asarray(value)
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+        return _from_dlpack(function, arg, value)
+    assert arg.type is not None, arg
+    help_ = f"np.asarray({arg.name}, dtype={numpy_name(arg.type.dtype)})"
+    raise ArgumentError(
+        f"{function}: {arg.name} needs an array, got {_described(value)}\n"
+        f"  {arg.name}: {arg.text or arg.type}\n"
+        f"  help: {help_}"
+    )
+
+
+def _scalar(function: str, arg: ArgSig, value: Any) -> Array:
+    """A number for a rank-0 argument."""
+    assert arg.type is not None, arg
+    if arg.inout:
+        raise ArgumentError(
+            f"{function}: {arg.name} is inout: give an array that can be written, "
+            f"np.array({value}, {numpy_name(arg.type.dtype)})"
+        )
+    dtype = arg.type.dtype
+    kind = DTYPES[dtype].kind
+    is_bool = isinstance(value, bool | np.bool_)
+    fits = {
+        "b": is_bool,
+        "f": isinstance(value, numbers.Real | np.floating) and not is_bool,
+    }.get(kind, isinstance(value, numbers.Integral) and not is_bool)
+    if not fits:
+        raise DtypeError(
+            f"{function}: {arg.name} is {dtype}, got {_described(value)}\n"
+            f"  help: {_python_cast(kind)}({arg.name})"
+        )
+    if dtype == "bf16":
+        return _bf16(float(value))
+    if kind in "iu":
+        limits = np.iinfo(numpy_dtype(dtype))
+        if not limits.min <= int(value) <= limits.max:
+            raise DtypeError(f"{function}: {arg.name} = {value} does not fit {dtype}")
+    with np.errstate(over="ignore"):
+        return np.array(value, numpy_dtype(dtype))
+
+
+def _bf16(value: float) -> Array:
+    dtype = numpy_dtype("bf16")
+    if dtype != np.uint16:
+        return np.array(value, dtype)
+    bits = int(np.float32(value).view(np.uint32))
+    if value != value:
+        return np.array(bits >> 16 | 0x40, np.uint16)
+    return np.array((bits + 0x7FFF + (bits >> 16 & 1)) >> 16, np.uint16)  # to nearest, ties to even
+
+
+def _python_cast(kind: str) -> str:
+    return {"b": "bool", "f": "float"}.get(kind, "int")
+
+
+def _from_dlpack(function: str, arg: ArgSig, value: Any) -> Array:
+    try:
+        return np.from_dlpack(value)
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"{function}: {arg.name} ({_described(value)}) cannot be read as a CPU array: {error}\n"
+            f"  help: for a torch tensor {arg.name}.detach().cpu()"
+        ) from None
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, bool | int | float):
+        return repr(value)
+    kind = type(value)
+    return (
+        f"a {kind.__name__}"
+        if kind.__module__ == "builtins"
+        else f"a {kind.__module__}.{kind.__name__}"
+    )
+
+
+def _wrong_dtype(function: str, arg: ArgSig, array: Array) -> str:
+    assert arg.type is not None, arg
+    wanted = numpy_dtype(arg.type.dtype)
+    what = (
+        f"{array.dtype.name} in foreign byte order"
+        if wanted == array.dtype.newbyteorder()
+        else (array.dtype.name)
+    )
+    lines = [f"{function}: {arg.name} is {arg.type.dtype}, the given array is {what}"]
+    lines.append(f"  {arg.name}: {arg.text or arg.type}" + (f" ({arg.place})" if arg.place else ""))
+    if array.dtype.kind in "fiub":
+        lines.append(f"  help: {arg.name}.astype({numpy_name(arg.type.dtype)})")
+    return "\n".join(lines)
+
+
+def _not_writable(function: str, arg: ArgSig, array: Array) -> str:
+    if not array.flags.writeable:
+        fault, cure = "read-only", f"{arg.name} = {arg.name}.copy()"
+    elif not array.flags.c_contiguous:
+        fault, cure = "not contiguous", f"{arg.name} = np.ascontiguousarray({arg.name})"
+    else:
+        fault, cure = "not aligned", f"{arg.name} = {arg.name}.copy()"
+    return (
+        f"{function} writes {arg.name} in place, but the given array is {fault}\n"
+        f"  help: {cure}, and read the result from it"
+    )

@@ -1,0 +1,115 @@
+"""Loads object code into this process and calls it.
+
+MCJIT, not ORC: for finished objects both need about the same time (40 small objects: 2-3 ms and
+3-4 ms), and an engine keeps one object's symbols to itself: two models may use the same ones.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+
+from nnc.errors import DeviceError, IndexError
+from nnc.ir.signature import Native
+from nnc.runtime.memory import Array, aligned, pointer, rounded
+
+_FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+_alive: list[object] = []  # workers stand in the pool's code: it is never unloaded
+_pool_lock = threading.Lock()
+_pool_loaded = False
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def install_pool(data: bytes) -> None:
+    """Loads the worker pool, once per process; models refer to nnrt_run and nnrt_barrier."""
+    global _pool_loaded
+    with _pool_lock:
+        if _pool_loaded:
+            return
+        engine = _engine(data)
+        _alive.append(engine)
+        for name in ("nnrt_run", "nnrt_barrier"):
+            llvm.add_symbol(name, engine.get_function_address(name))
+        _pool_loaded = True
+
+
+def _engine(data: bytes) -> Any:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    try:
+        object_file = llvm.ObjectFileRef.from_data(data)
+    except RuntimeError as error:
+        raise DeviceError(f"this object code cannot be loaded: {error}") from None
+    engine.add_object_file(object_file)
+    engine.finalize_object()
+    engine.nnc_object = object_file  # lives as long as the code
+    return engine
+
+
+class Code:
+    """The object files of one model; each is loaded when one of its functions is asked for."""
+
+    def __init__(self, objects: Sequence[bytes], pool: bytes | None = None) -> None:
+        self.objects = tuple(objects)
+        self.pool = pool
+        self._engines: dict[int, Any] = {}
+        self._lock = threading.Lock()
+
+    def address(self, native: Native) -> int:
+        with self._lock:
+            if native.object not in self._engines:
+                if self.pool is not None:
+                    install_pool(self.pool)
+                self._engines[native.object] = _engine(self.objects[native.object])
+            engine = self._engines[native.object]
+        found = int(engine.get_function_address(native.symbol))
+        assert found, native
+        return found
+
+
+class Entry:
+    """One native function with the memory of its calls: context, sizes, pointers, workspace.
+
+    One call at a time, under `lock`: fill `dims`, `args` and `rng`, then `run`.
+    """
+
+    def __init__(self, native: Native, code: Code, args: int) -> None:
+        self.native = native
+        self.lock = threading.Lock()
+        self.dims: Array = np.zeros(max(len(native.dims), 1), np.int64)
+        self.args: Array = np.zeros(max(args, 1), np.uintp)
+        self.rng: Array = np.zeros(2, np.int64)  # seed, step
+        self.rng_pointers = (pointer(self.rng), pointer(self.rng) + 8)
+        self._context: Array = np.zeros(5, np.int64)
+        self._workspace: Array = np.zeros(0, np.uint8)
+        self._function = _FUNCTION(code.address(native))
+        self._code = code
+        self._pointers = tuple(pointer(a) for a in (self._context, self.dims, self.args))
+
+    def run(self, arena: int, threads: int) -> None:
+        """Calls with the present `dims` and `args`; `arena`: workspace bytes but the threads'."""
+        need = rounded(arena) + threads * self.native.scratch
+        if need > len(self._workspace):
+            self._workspace = aligned(need, zero=False)
+        context = self._context
+        context[0] = self._workspace.ctypes.data if need else 0
+        context[1] = threads
+        context[2] = 0
+        if self._function(*self._pointers):
+            raise self._index_error(*(int(x) for x in context[2:5]))
+
+    def _index_error(self, site: int, value: int, extent: int) -> IndexError:
+        place, text = self.native.sites[site - 1] if site else ("?", "?")
+        return IndexError(f"index {value} is outside 0 ... {extent - 1} at {place}\n  {text}")

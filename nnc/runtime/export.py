@@ -1,0 +1,342 @@
+"""Exported functions as Python callables: bind, convert, solve sizes, call, wrap results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from nnc.errors import ArgumentError, ShapeError, nearest
+from nnc.ir.signature import ArgSig, ExportSig, ModuleSig, Native, ResultSig
+from nnc.runtime.arrays import dim_argument, tensor_argument
+from nnc.runtime.boundary import boundary, split_place
+from nnc.runtime.cpu import Entry
+from nnc.runtime.leaves import Module, Store, Tree
+from nnc.runtime.memory import Array, empty, numpy_dtype, pointer
+from nnc.runtime.modules import Program, initialised, native_threads
+from nnc.runtime.sizes import Sizes, result_shapes, solve
+
+_PLANS = 256  # shapes remembered for each export
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that follows from the shapes of one call."""
+
+    sizes: Sizes
+    dims: Array  # ABI order
+    results: tuple[tuple[tuple[int, ...], tuple[int, ...]] | None, ...]  # native, seen; None: tree
+    arena: int  # bytes
+    threads: int
+
+
+@dataclass
+class Call:
+    """One call's values: `values[i]` belongs to `args[i]`; arrays, modules, trees, integers."""
+
+    values: list[Any]
+    plan: Plan
+
+
+class Export:
+    """One exported function. Call it like a Python function with the declared argument names."""
+
+    def __init__(self, sig: ExportSig, program: Program) -> None:
+        self.sig = sig
+        self.program = program
+        self.args = tuple(a for a in sig.args if a.kind != "rng")
+        self.names = tuple(a.name for a in self.args)
+        self.draws = any(a.kind == "rng" for a in sig.args)
+        self.writes = any(a.inout for a in sig.args)
+        self.native = program.natives[sig.symbol]
+        self._entry: Entry | None = None
+        self._plans: dict[tuple[Any, ...], Plan] = {}
+        self.__doc__ = f"{sig.text}\n\n{sig.doc}".strip()
+        self.__name__ = self.__qualname__ = sig.name
+
+    def __new__(cls, sig: ExportSig, *rest: Any) -> Export:
+        """Each export has its own class: tracebacks point at its line in the `.nn` file."""
+        file, line = split_place(sig.place)
+        call = boundary(cls.call, file, line, sig.name)
+        init = boundary(cls.init, file, line, sig.name)
+        own = type("Export", (cls,), {"__call__": call, "init": init})
+        made: Export = super().__new__(own)
+        return made
+
+    def __repr__(self) -> str:
+        return self.sig.text or f"export def {self.sig.name}"
+
+    def forget_plans(self) -> None:
+        """For when the number of threads changed."""
+        self._plans.clear()
+
+    def takes_first(self, module: str) -> bool:
+        """Whether the first argument is a module of this type."""
+        return bool(self.args) and (self.args[0].kind, self.args[0].module) == ("module", module)
+
+    # ---- a call ---------------------------------------------------------------------------------
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
+        call = self.bind(args, kwargs)
+        if self._entry is None:
+            self._entry = Entry(self.native, self.program.code, self.pointer_count())
+        results = self.new_results(call.plan)
+        entry = self._entry
+        with entry.lock:
+            at = self.fill(entry, call.values, self.program.draw() if self.draws else (0, 0))
+            put_results(entry, at, results)
+            entry.dims[: len(call.plan.dims)] = call.plan.dims
+            try:
+                entry.run(call.plan.arena, call.plan.threads)
+            finally:
+                if self.writes:
+                    self.mark_written(call.values)
+        return self.wrap(results, call.plan)
+
+    def init(self, argument: str, *like: Any, seed: int = 0, files: Any = None) -> Module:
+        """A new module of the type that the argument is declared with."""
+        arg = next((a for a in self.args if a.name == argument), None)
+        if arg is None:
+            raise ArgumentError(f"{self.sig.name} has no argument {argument!r}{self._declared()}")
+        if arg.kind != "module":
+            raise ArgumentError(f"{self.sig.name}: {argument} is no module: {arg.text}")
+        return initialised(self.program, self.program.modules[arg.module], seed, files)
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call:
+        """Arguments in declared order, converted, with the plan for their shapes."""
+        if kwargs or len(args) != len(self.args):
+            args = self._ordered(args, kwargs)
+        values = [self._convert(a, v) for a, v in zip(self.args, args, strict=True)]
+        key = tuple(_given(v) for v in values)
+        plan = self._plans.get(key)
+        if plan is None:
+            plan = self._plan(key)
+        if self.writes:
+            self._refuse_overlap(values)
+        return Call(values, plan)
+
+    def _convert(self, arg: ArgSig, value: Any) -> Any:
+        match arg.kind:
+            case "tensor":
+                return tensor_argument(self.sig.name, arg, value)
+            case "dim":
+                return dim_argument(self.sig.name, arg, value)
+            case "module":
+                return self._module(arg, value)
+        return self._tree(arg, value)
+
+    def _ordered(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[Any]:
+        name = self.sig.name
+        if len(args) > len(self.args):
+            few = f"{len(self.args)} argument" + ("s" if len(self.args) != 1 else "")
+            raise ArgumentError(f"{name} takes {few}, got {len(args)}{self._declared()}")
+        given = dict(zip(self.names, args, strict=False))
+        for key, value in kwargs.items():
+            if key not in self.names:
+                hint = nearest(key, self.names)
+                raise ArgumentError(f"{name} has no argument {key!r}{hint}{self._declared()}")
+            if key in given:
+                raise ArgumentError(f"{name} got {key!r} twice{self._declared()}")
+            given[key] = value
+        missing = [a.name for a in self.args if a.name not in given and a.default is None]
+        if missing:
+            raise ArgumentError(f"{name} is missing {', '.join(missing)}{self._declared()}")
+        return [given.get(a.name, a.default) for a in self.args]
+
+    def _declared(self) -> str:
+        text = f"\n  {self.sig.text}" if self.sig.text else ""
+        return text + (f" ({self.sig.place})" if self.sig.place else "")
+
+    def _module(self, arg: ArgSig, value: Any) -> Module:
+        sig = self.program.modules[arg.module]
+        if isinstance(value, Module) and (value.sig is sig or value.sig.leaves == sig.leaves):
+            return value
+        lines = [f"{self.sig.name}: {arg.name} must be a {sig.id}, got {_named(value)}"]
+        lines.append(
+            f"  {arg.name}: {arg.text or sig.id}" + (f" ({arg.place})" if arg.place else "")
+        )
+        if isinstance(value, Module):
+            lines.append(_first_difference(sig, value.sig))
+        elif isinstance(value, Mapping):
+            lines.append(f"  help: a module is made by m.{sig.name}.init(), then net[key] = array")
+        raise ArgumentError("\n".join(lines))
+
+    def _tree(self, arg: ArgSig, value: Any) -> Store:
+        sig = self.program.modules[arg.module]
+        if isinstance(value, Tree | Module) and value.sig.leaves == sig.leaves:
+            return value
+        raise ArgumentError(
+            f"{self.sig.name}: {arg.name} must be a params({sig.id}), got {_named(value)}"
+        )
+
+    def _refuse_overlap(self, values: Sequence[Any]) -> None:
+        """Memory that is written may be named once only."""
+        spans = []
+        for arg, value in zip(self.args, values, strict=True):
+            if not isinstance(value, int):
+                memory = value.buffer if isinstance(value, Store) else value
+                start = pointer(memory)
+                spans.append((arg, value, start, start + memory.nbytes))
+        for (a, x, a0, a1), (b, y, b0, b1) in combinations(spans, 2):
+            if (a.inout or b.inout) and a0 < b1 and b0 < a1:
+                modules = isinstance(x, Module) and isinstance(y, Module)
+                spare = a if b.inout and not a.inout else b
+                fix = f"{spare.name}.copy()" if modules else f"np.copy({spare.name})"
+                raise ArgumentError(
+                    f"{self.sig.name}: {a.name} and {b.name} share memory, and "
+                    f"{a.name if a.inout else b.name} is written in place\n  help: {fix}"
+                )
+
+    # ---- sizes ----------------------------------------------------------------------------------
+
+    def _plan(self, key: tuple[Any, ...]) -> Plan:
+        given = [g for g in key if g is not None]
+        sizes = solve(self.sig, given)
+        try:
+            plan = self.plan_for(self.native, sizes)
+        except OverflowError:
+            raise ShapeError(f"{self.sig.name}: sizes {sizes.env} are beyond 2^63 bytes") from None
+        if len(self._plans) >= _PLANS:
+            self._plans.pop(next(iter(self._plans)))
+        self._plans[key] = plan
+        return plan
+
+    def plan_for(self, native: Native, sizes: Sizes) -> Plan:
+        env = sizes.env
+        arena = native.arena.evaluate(env)
+        shapes = tuple(self._result_shape(r, sizes) for r in self.sig.results)
+        if arena >= 1 << 62:
+            raise OverflowError
+        return Plan(
+            sizes=sizes,
+            dims=np.array([env[n] for n in native.dims], np.int64),
+            results=shapes,
+            arena=arena,
+            threads=native_threads(native, env, self.program.threads),
+        )
+
+    def _result_shape(
+        self, result: ResultSig, sizes: Sizes
+    ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
+        if result.type is None:
+            return None
+        native, seen = result_shapes(result.type, result.packs, sizes)
+        if result.type.bytes.evaluate(sizes.env) >= 1 << 62:
+            raise OverflowError
+        return native, seen
+
+    # ---- pointers -------------------------------------------------------------------------------
+
+    def pointer_count(self) -> int:
+        """Native arguments and results."""
+        return sum(len(self.leaf_names(a)) for a in self.sig.args) + sum(
+            1 if r.kind == "tensor" else len(_params(self.program.modules[r.module]))
+            for r in self.sig.results
+        )
+
+    def leaf_names(self, arg: ArgSig) -> list[str]:
+        """Native names of one argument: `x`, `net.fc1.weight`; none for a dim."""
+        match arg.kind:
+            case "dim":
+                return []
+            case "module":
+                return [
+                    f"{arg.name}.{leaf.key}" for leaf in self.program.modules[arg.module].leaves
+                ]
+            case "tree":
+                return [f"{arg.name}.{k}" for k in _params(self.program.modules[arg.module])]
+        return [arg.name]
+
+    def fill(self, entry: Entry, values: Sequence[Any], rng: tuple[int, int]) -> int:
+        """Writes the argument pointers; returns the position after them."""
+        entry.rng[:] = rng
+        position = 0
+        rest = iter(values)
+        for arg in self.sig.args:
+            if arg.kind == "rng":
+                entry.args[position] = entry.rng_pointers[arg.name != "seed"]
+                position += 1
+                continue
+            position = put(entry, position, arg.kind, next(rest))
+        return position
+
+    def new_results(self, plan: Plan) -> list[Any]:
+        """Fresh memory for each result: arrays of the native shape, or trees."""
+        out: list[Any] = []
+        for result, shape in zip(self.sig.results, plan.results, strict=True):
+            if shape is None or result.type is None:
+                out.append(Tree(self.program.modules[result.module]))
+            else:
+                out.append(empty(shape[0], numpy_dtype(result.type.dtype)))
+        return out
+
+    def wrap(self, results: Sequence[Any], plan: Plan) -> Any:
+        """The results as the caller sees them."""
+        seen = [_seen(r, s) for r, s in zip(results, plan.results, strict=True)]
+        if self.sig.returns_tuple:
+            return tuple(seen)
+        return seen[0] if seen else None
+
+    def mark_written(self, values: Sequence[Any]) -> None:
+        for arg, value in zip(self.args, values, strict=True):
+            if arg.inout and isinstance(value, Store):
+                value.version += 1
+
+
+def put(entry: Entry, position: int, kind: str, value: Any) -> int:
+    if kind == "tensor":
+        entry.args[position] = pointer(value)
+        return position + 1
+    if kind == "dim":
+        return position
+    pointers = value.pointers if kind == "module" else param_pointers(value)
+    entry.args[position : position + len(pointers)] = pointers
+    return position + len(pointers)
+
+
+def param_pointers(value: Tree | Module) -> Array:
+    return value.pointers if isinstance(value, Tree) else value.param_pointers
+
+
+def put_results(entry: Entry, position: int, results: Sequence[Any]) -> int:
+    for result in results:
+        position = put(entry, position, "tree" if isinstance(result, Tree) else "tensor", result)
+    return position
+
+
+def _params(sig: ModuleSig) -> list[str]:
+    return [leaf.key for leaf in sig.leaves if leaf.storage == "param"]
+
+
+def _given(value: Any) -> Any:
+    """The part of a value that sizes depend on."""
+    if isinstance(value, Store):
+        return None
+    return value if isinstance(value, int) else value.shape
+
+
+def _seen(result: Any, shape: tuple[tuple[int, ...], tuple[int, ...]] | None) -> Any:
+    if shape is None:
+        return result
+    if shape[0] != shape[1]:
+        result = result.reshape(shape[1])
+    return result if result.ndim else result[()]
+
+
+def _named(value: Any) -> str:
+    if isinstance(value, np.ndarray):
+        return "an array"
+    return value.sig.id if isinstance(value, Store) else f"a {type(value).__name__}"
+
+
+def _first_difference(sig: ModuleSig, other: ModuleSig) -> str:
+    have = {leaf.key: leaf for leaf in other.leaves}
+    for leaf in sig.leaves:
+        if leaf.key not in have:
+            return f"  it has no {leaf.key} {leaf.type}"
+        if have[leaf.key].type != leaf.type:
+            return f"  {leaf.key} is {have[leaf.key].type} there, {leaf.type} here"
+    return "  their leaves differ"

@@ -1,0 +1,252 @@
+"""Stored tensors: all leaves of a module (or tree) in one 64-byte aligned buffer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nnc.errors import ArgumentError, AttributeError, DtypeError, KeyError, ShapeError, nearest
+from nnc.ir.signature import Leaf, ModuleSig
+from nnc.lang.types import DTYPES, DType
+from nnc.runtime import checkpoint
+from nnc.runtime.boundary import boundary
+from nnc.runtime.checkpoint import Wanted
+from nnc.runtime.memory import Array, aligned, human, numpy_dtype, numpy_name, rounded
+
+
+class Layout:
+    """Where each leaf lies: offsets are multiples of 64."""
+
+    def __init__(self, leaves: tuple[Leaf, ...]) -> None:
+        self.leaves = leaves
+        self.shapes = tuple(leaf_shape(leaf) for leaf in leaves)
+        self.offsets: list[int] = []
+        self.nbytes = self.elements = 0
+        at = 0
+        for leaf, shape in zip(leaves, self.shapes, strict=True):
+            self.offsets.append(at)
+            count = int(np.prod(shape, dtype=object))
+            self.elements += count if leaf.storage == "param" else 0
+            self.nbytes += count * DTYPES[leaf.type.dtype].bytes
+            at += rounded(count * DTYPES[leaf.type.dtype].bytes)
+        self.size = at
+
+    def views(self, buffer: Array) -> dict[str, Array]:
+        out = {}
+        for leaf, shape, at in zip(self.leaves, self.shapes, self.offsets, strict=True):
+            dtype = numpy_dtype(leaf.type.dtype)
+            out[leaf.key] = np.ndarray(shape, dtype, buffer.data, at)
+        return out
+
+
+def leaf_shape(leaf: Leaf) -> tuple[int, ...]:
+    return tuple(d.evaluate({}) for d in leaf.type.shape)
+
+
+@lru_cache(256)
+def layout_of(leaves: tuple[Leaf, ...]) -> Layout:
+    return Layout(leaves)
+
+
+class Store(Mapping[str, Array]):
+    """Named arrays: `s[key]` is a writable view (bf16: see `memory.numpy_dtype`)."""
+
+    def __init__(self, sig: ModuleSig, leaves: tuple[Leaf, ...]) -> None:
+        self.sig = sig
+        self.layout = layout_of(leaves)
+        self.buffer = aligned(max(self.layout.size, 1))
+        self.arrays = self.layout.views(self.buffer)
+        base = self.buffer.ctypes.data
+        self.pointers = np.array([base + at for at in self.layout.offsets], np.uintp)
+        self.version = 0  # counts changes that go through nnc
+
+    def tensors(self, prefix: str = "") -> dict[str, Wanted]:
+        dtypes = (leaf.type.dtype for leaf in self.layout.leaves)
+        pairs = zip(self.arrays.items(), dtypes, strict=True)
+        return {prefix + key: Wanted(dtype, array) for (key, array), dtype in pairs}
+
+    @boundary
+    def __getitem__(self, key: str) -> Array:
+        return self.arrays[self._known(key)]
+
+    @boundary
+    def __setitem__(self, key: str, value: Any) -> None:
+        array = self.arrays[self._known(key)]
+        leaf = next(leaf for leaf in self.layout.leaves if leaf.key == key)
+        array[...] = _fitting(key, leaf.type.dtype, array, value)
+        self.version += 1
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.arrays)
+
+    def __len__(self) -> int:
+        return len(self.arrays)
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        count, size = self.layout.elements, human(self.layout.nbytes)
+        return f"<{self._title()}: {count:,} parameters, {len(self)} tensors, {size}>"
+
+    def _title(self) -> str:
+        return self.sig.id
+
+    def _known(self, key: str) -> str:
+        if key not in self.arrays:
+            raise KeyError(f"{self._title()} has no {key!r}{nearest(str(key), self.arrays)}")
+        return key
+
+
+def _fitting(key: str, dtype: DType, array: Array, value: Any) -> Any:
+    """The value when it may be stored in `array`."""
+    if array.ndim == 0 and isinstance(value, bool | int | float):
+        return value
+    given = np.asarray(value)
+    if given.dtype != array.dtype:
+        raise DtypeError(
+            f"{key} is {dtype}, the given array is {given.dtype}\n"
+            f"  help: value.astype({numpy_name(dtype)})"
+        )
+    if given.shape != array.shape:
+        raise ShapeError(f"{key} has the shape {array.shape}, the given array {given.shape}")
+    return given
+
+
+def param_leaves(sig: ModuleSig) -> tuple[Leaf, ...]:
+    return tuple(leaf for leaf in sig.leaves if leaf.storage == "param")
+
+
+class Tree(Store):
+    """A value of type `params(M)`: gradients, averages; `t[key]` as for the module."""
+
+    def __init__(self, sig: ModuleSig) -> None:
+        super().__init__(sig, param_leaves(sig))
+
+    def _title(self) -> str:
+        return f"params({self.sig.id})"
+
+
+class Module(Store):
+    """One module with its parameters and state.
+
+    `net["fc1.weight"]` is a writable NumPy view; `net["fc1.weight"] = array` checks shape, dtype.
+    """
+
+    def __init__(self, sig: ModuleSig, model: Any) -> None:
+        super().__init__(sig, sig.leaves)
+        self._model = model
+        params = [leaf.storage == "param" for leaf in sig.leaves]
+        self.param_pointers = self.pointers[np.array(params, bool)]
+
+    @boundary
+    def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
+        """Writes a safetensors file, as a whole or not at all. SaveError naming path and reason."""
+        checkpoint.save(path, self.tensors(), metadata)
+
+    @boundary
+    def load(
+        self,
+        path: str | Path,
+        rename: Mapping[str, str] | None = None,
+        skip: Sequence[str] = (),
+    ) -> None:
+        """Reads all leaves from a safetensors file, strictly; a failed load changes nothing.
+
+        `rename={"norm": "bn"}` changes the file's keys, `skip=["fc.*"]` leaves keys alone.
+        """
+        checkpoint.load(path, self.tensors(), self._owner(), rename, skip)
+        self.version += 1
+
+    def copy(self) -> Module:
+        """Another module with the same numbers."""
+        other = Module(self.sig, self._model)
+        other.buffer[...] = self.buffer
+        return other
+
+    def __copy__(self) -> Module:
+        return self.copy()
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Module:
+        return self.copy()
+
+    @boundary
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`net(x)`: the export `forward` of this module's type."""
+        method = self._method("forward")
+        if method is None:
+            raise ArgumentError(f"the program exports no `forward` of {self.sig.id}{self._hint()}")
+        return method(self, *args, **kwargs)
+
+    @boundary
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        method = self._method(name)
+        if method is not None:
+            return lambda *args, **kwargs: method(self, *args, **kwargs)
+        if any(key.startswith(f"{name}.") for key in self.arrays):
+            return Part(self, name)
+        raise AttributeError(f"{self.sig.id} has no member {name!r}{self._hint()}")
+
+    def __dir__(self) -> list[str]:
+        heads = {key.split(".")[0] for key in self.arrays if "." in key}
+        return sorted({*super().__dir__(), *heads, *self._methods()})
+
+    def _method(self, name: str) -> Any:
+        return self._methods().get(name)
+
+    def _methods(self) -> dict[str, Any]:
+        """Exports whose first argument is a module of this type."""
+        exports = self._model.exports if self._model is not None else {}
+        return {n: e for n, e in exports.items() if e.takes_first(self.sig.id)}
+
+    def _hint(self) -> str:
+        names = ", ".join(self._methods())
+        return f"\n  help: exported for it: {names}" if names else ""
+
+    def _owner(self) -> str:
+        return f"`{self.sig.id}`" + (f" ({self.sig.place})" if self.sig.place else "")
+
+
+class Part(Mapping[str, Array]):
+    """A sub-module of a module: the leaves below one path, with keys relative to it."""
+
+    def __init__(self, module: Module, path: str) -> None:
+        self.module, self.path = module, path
+
+    @boundary
+    def __getitem__(self, key: str) -> Array:
+        return self.module[f"{self.path}.{key}"]
+
+    @boundary
+    def __setitem__(self, key: str, value: Any) -> None:
+        self.module[f"{self.path}.{key}"] = value
+
+    def __iter__(self) -> Iterator[str]:
+        start = f"{self.path}."
+        return (key.removeprefix(start) for key in self.module if key.startswith(start))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    @boundary
+    def __getattr__(self, name: str) -> Part:
+        if not name.startswith("_") and any(key.startswith(f"{name}.") for key in self):
+            return Part(self.module, f"{self.path}.{name}")
+        raise AttributeError(f"{self.name} has no member {name!r}")
+
+    @property
+    def name(self) -> str:
+        """In the words of a type: `Flowers.head`."""
+        return f"{self.module.sig.name}.{self.path}"
+
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__
+
+    def __repr__(self) -> str:
+        return f"<{self.name}: {sum(a.size for a in self.values()):,} numbers>"

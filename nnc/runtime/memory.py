@@ -1,0 +1,95 @@
+"""NumPy's side of dtypes and memory."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+from functools import cache
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nnc.errors import DeviceError
+from nnc.lang.types import DTYPES, DType
+
+Array = NDArray[Any]
+ALIGNMENT = 64
+
+
+@cache
+def numpy_dtype(dtype: DType) -> np.dtype[Any]:
+    """NumPy's dtype; bf16 is `ml_dtypes.bfloat16` if installed, else its bits as uint16."""
+    if dtype != "bf16":
+        return np.dtype(DTYPES[dtype].numpy)
+    try:
+        module = importlib.import_module("ml_dtypes")
+    except ImportError:
+        return np.dtype(np.uint16)
+    bfloat16: np.dtype[Any] = np.dtype(module.bfloat16)
+    return bfloat16
+
+
+def numpy_name(dtype: DType) -> str:
+    """How a user writes it: `np.float32`."""
+    return "np.bool_" if dtype == "bool" else f"np.{numpy_dtype(dtype).name}"
+
+
+def raw_bytes(array: Array) -> memoryview:
+    """The memory of a C-contiguous array."""
+    assert array.flags.c_contiguous, array.flags
+    return memoryview(cast(Any, array.reshape(-1).view(np.uint8)))
+
+
+def rounded(nbytes: int) -> int:
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+def aligned(nbytes: int, *, zero: bool = True) -> NDArray[np.uint8]:
+    """Bytes that begin at a multiple of 64. DeviceError when the machine has fewer."""
+    if nbytes > _physical():
+        raise DeviceError(_too_big(nbytes))
+    try:
+        raw = (np.zeros if zero else np.empty)(nbytes + ALIGNMENT, np.uint8)
+    except (MemoryError, ValueError):
+        raise DeviceError(_too_big(nbytes)) from None
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + nbytes]
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    try:
+        return np.empty(shape, dtype)
+    except (MemoryError, ValueError):
+        count = 1
+        for size in shape:
+            count *= size
+        raise DeviceError(_too_big(count * dtype.itemsize)) from None
+
+
+def pointer(array: Array) -> int:
+    """The address of the first element."""
+    try:  # three times as fast as `.ctypes.data`; refuses read-only arrays
+        return ctypes.addressof(ctypes.c_char.from_buffer(cast(Any, array)))
+    except (TypeError, ValueError, BufferError):
+        return int(array.ctypes.data)
+
+
+def human(nbytes: int) -> str:
+    """`38.4 KB`."""
+    size = float(nbytes)
+    for unit in ("B", "KB", "MB", "GB", "TB"):
+        if size < 1000 or unit == "TB":
+            break
+        size /= 1000
+    return f"{nbytes} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+@cache
+def _physical() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _too_big(nbytes: int) -> str:
+    return f"this needs {human(nbytes)} of memory, the machine has {human(_physical())}"

@@ -1,0 +1,174 @@
+"""A loaded program: its exports, its module types, its random state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnc.errors import ArgumentError, AttributeError, Error, LoadError, nearest
+from nnc.ir.signature import Differentiated, Manifest
+from nnc.runtime import checkpoint
+from nnc.runtime.boundary import boundary
+from nnc.runtime.checkpoint import Wanted
+from nnc.runtime.cpu import Code, cpu_count
+from nnc.runtime.export import Export
+from nnc.runtime.gradient import Differentiable
+from nnc.runtime.leaves import Module
+from nnc.runtime.modules import Constructor, Program
+
+Lazy = Callable[[str], Differentiated]
+Dump = Callable[[str, str], str]
+
+
+class Model:
+    """What `nnc.load` returns.
+
+    `m.predict(net, x)` calls an export, `m.MLP.init(seed=0)` makes a module, `m.exports` lists the
+    exports by name. `m.threads` is the number of threads that calls may use.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        objects: Sequence[bytes],
+        pool: bytes | None = None,
+        lazy: Lazy | None = None,
+        dump: Dump | None = None,
+    ) -> None:
+        """`pool`: object code of nnrt_run and nnrt_barrier; `lazy`: an export's name -> its
+        forward and backward; `dump`: (function, stage) -> text."""
+        self.manifest = manifest
+        self._program = Program(
+            code=Code(objects, pool),
+            modules={m.id: m for m in manifest.modules},
+            natives={n.symbol: n for n in manifest.natives},
+            exports={},
+            threads=cpu_count(),
+        )
+        self._dump = dump
+        self.exports: dict[str, Export] = self._program.exports
+        for sig in manifest.exports:
+            self.exports[sig.name] = Differentiating(sig, self._program, lazy)
+
+    def __repr__(self) -> str:
+        rows = [f"  {e.sig.text or e.sig.name}" for e in self.exports.values()]
+        return "\n".join([f"<nnc model {self.manifest.source}>", *rows])
+
+    def __dir__(self) -> list[str]:
+        names = {m.name for m in self.manifest.modules if m.name.isidentifier()}
+        return sorted({*super().__dir__(), *self.exports, *names})
+
+    @boundary
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or name in ("exports", "manifest"):
+            raise AttributeError(name)
+        if name in self.exports:
+            return self.exports[name]
+        variants = [m for m in self.manifest.modules if m.name == name]
+        if variants:
+            return Constructor(self._program, name, variants, self.manifest.exports)
+        known = [*self.exports, *(m.name for m in self.manifest.modules)]
+        raise AttributeError(f"{self.manifest.source} exports no {name!r}{nearest(name, known)}")
+
+    @property
+    def threads(self) -> int:
+        return self._program.threads
+
+    @threads.setter
+    def threads(self, count: int) -> None:
+        """At least 1, at most as many as the process has CPUs; results do not depend on it."""
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ArgumentError(f"threads must be a positive integer, got {count!r}")
+        self._program.threads = min(count, cpu_count())
+        for export in self.exports.values():
+            export.forget_plans()
+
+    @property
+    def step(self) -> int:
+        """How many calls have drawn random numbers since `seed`."""
+        return self._program.step
+
+    @boundary
+    def seed(self, seed: int, step: int = 0) -> None:
+        """Sets the seed of the random numbers, and the counter of the calls that draw them."""
+        for value in (seed, step):
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int)
+                or not -(1 << 63) <= value < 1 << 63
+            ):
+                raise ArgumentError(f"a seed is an integer of 64 bits, got {value!r}")
+        with self._program.lock:
+            self._program.seed, self._program.step = seed, step
+
+    @boundary
+    def ir(self, function: str, stage: str = "graph") -> str:
+        """The text of one export at a stage: syntax graph autodiff simplify fuse loops llvm asm."""
+        if self._dump is None:
+            raise Error("this model was loaded from an artifact: dumps need its source")
+        if function not in self.exports:
+            hint = nearest(function, self.exports)
+            raise AttributeError(f"{self.manifest.source} exports no {function!r}{hint}")
+        return self._dump(function, stage)
+
+    # ---- everything in one file -----------------------------------------------------------
+
+    @boundary
+    def checkpoint(
+        self, path: str | Path, metadata: Mapping[str, str] | None = None, **modules: Module
+    ) -> None:
+        """Saves modules, seed and step to one file: `m.checkpoint("run.st", net=net, opt=opt)`.
+
+        The first module's tensors stand under their own keys, the others' under `opt.<key>`.
+        """
+        state = {"nnc.seed": str(self._program.seed), "nnc.step": str(self._program.step)}
+        tensors = combined(modules)
+        checkpoint.save(path, tensors, {**(metadata or {}), **state}, checksum=True)
+
+    @boundary
+    def restore(self, path: str | Path, **modules: Module) -> dict[str, str]:
+        """Loads what `checkpoint` saved, all or nothing; returns the metadata."""
+        names = " and ".join(f"`{m.sig.id}`" for m in modules.values())
+        metadata = checkpoint.metadata_of(path)
+        try:
+            seed, step = int(metadata["nnc.seed"]), int(metadata["nnc.step"])
+        except (ValueError, LookupError):
+            raise LoadError(f"{path} is no checkpoint: it has no seed and step") from None
+        metadata = checkpoint.load(path, combined(modules), names)
+        for module in modules.values():
+            module.version += 1
+        self.seed(seed, step)
+        return metadata
+
+
+def combined(modules: Mapping[str, Module]) -> dict[str, Wanted]:
+    """The tensors of several modules under distinct keys."""
+    out: dict[str, Wanted] = {}
+    for i, (name, module) in enumerate(modules.items()):
+        if not isinstance(module, Module):
+            raise ArgumentError(f"{name} must be a module, got a {type(module).__name__}")
+        for key, wanted in module.tensors(f"{name}." if i else "").items():
+            if key in out:
+                raise ArgumentError(f"two modules have a tensor {key!r}: give {name} another name")
+            out[key] = wanted
+    return out
+
+
+class Differentiating(Export):
+    """An export with `forward`."""
+
+    def __init__(self, sig: Any, program: Program, lazy: Lazy | None = None) -> None:
+        super().__init__(sig, program)
+        self._lazy = lazy
+        self._differentiable: Differentiable | None = None
+
+    @boundary
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the export and keeps what `backward` needs."""
+        if self._differentiable is None:
+            if self._lazy is None:
+                raise Error("this model was loaded from an artifact: forward needs its source")
+            native = self._lazy(self.sig.name)
+            self._differentiable = Differentiable(self, native, self.program.code)
+        return self._differentiable.forward(args, kwargs)
