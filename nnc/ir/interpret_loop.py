@@ -1,0 +1,229 @@
+"""A slow, simple interpreter of Programs, one scalar at a time, to test lowering without a back end.
+
+Floats are float64. The arena is one array with a slot for each byte; an element lies at its first byte, so
+buffers that wrongly share memory destroy each other. Memory not written yet holds NaN. Loops that are
+parallel or vector run in a shuffled order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var
+from nnc.ir.graph import Axis
+from nnc.ir.interpret import IndexFault, convert, lowest, numpy_dtype
+from nnc.ir.loop import Buffer, Commit, Contract, For, Kernel, Let, Program, Reduce, Stmt, Store
+from nnc.ir.scalar import SCALARS
+from nnc.lang.types import DTYPES
+
+Env = dict[str, Any]
+
+
+def run_program(
+    program: Program, dims: Mapping[str, int], arrays: Sequence[np.ndarray[Any, Any]]
+) -> list[np.ndarray[Any, Any]]:
+    """Runs it on copies of the inputs (in ABI order); gives all arguments after the call, results too.
+
+    Raises IndexFault at a `Commit` (or the end) after the first failed check; `fault.args_after` then holds the
+    arguments.
+    """
+    machine = _Machine(program, dims, arrays)
+    for step in program.steps:
+        if isinstance(step, Kernel):
+            machine.block(step.body, dict(dims))
+        elif isinstance(step, Commit):
+            machine.leave_on_fault()
+    machine.leave_on_fault()
+    return machine.args
+
+
+class _Machine:
+    def __init__(self, program: Program, dims: Mapping[str, int], arrays: Sequence[Any]) -> None:
+        self.dims = dims
+        self.rng = random.Random(1)
+        self.fault: IndexFault | None = None
+        self.arena = np.full(program.arena.evaluate(dims), np.nan)
+        self.args: list[np.ndarray[Any, Any]] = []
+        for i, b in enumerate(program.args):
+            shape = tuple(d.evaluate(dims) for d in b.type.shape)
+            value: Any = np.asarray(arrays[i]) if i < len(arrays) else np.full(shape, np.nan)
+            assert value.shape == shape, (b, value.shape, shape)
+            kind = numpy_dtype(b.type.dtype) if i < len(arrays) else np.dtype(np.float64)
+            self.args.append(np.array(value, dtype=kind))
+        self.locals: dict[str, np.ndarray[Any, Any]] = {}
+
+    def leave_on_fault(self) -> None:
+        if self.fault is not None:
+            self.fault.args_after = self.args  # type: ignore[attr-defined]
+            raise self.fault
+
+    # ---- memory -------------------------------------------------------------------------------
+
+    def place(self, b: Buffer, index: Sequence[int], env: Env) -> tuple[np.ndarray[Any, Any], int]:
+        """The flat memory of a buffer and the position of an element in it."""
+        shape = [d.evaluate(env) for d in b.type.shape]
+        assert all(0 <= i < n for i, n in zip(index, shape, strict=True)), (b.name, index, shape)
+        flat = 0
+        for i, n in zip(index, shape, strict=True):
+            flat = flat * n + i
+        size = DTYPES[b.type.dtype].bytes
+        match b.scope:
+            case "arg":
+                return self.args[b.slot].reshape(-1), flat
+            case "const":
+                return np.array(b.data), flat
+            case "local":
+                count = b.bytes.evaluate(env) // size
+                return self.locals.setdefault(b.name, np.full(count, np.nan)), flat
+        return self.arena, b.offset.evaluate(env) + flat * size
+
+    def read(self, b: Buffer, index: Sequence[int], env: Env) -> Any:
+        memory, at = self.place(b, index, env)
+        value = memory[at]
+        assert not (value != value and DTYPES[b.type.dtype].kind != "f"), f"{b.name} not written"
+        return numpy_dtype(b.type.dtype).type(value)
+
+    def write(self, s: Store, env: Env) -> None:
+        if s.guard is not None and not self.value(s.guard, env):
+            return
+        index = [int(self.value(i, env)) for i in s.index]
+        sizes = [d.evaluate(env) for d in s.buffer.type.shape]
+        if self.outside(index, sizes, s.check):
+            return
+        value = self.value(s.value, env)
+        memory, at = self.place(s.buffer, index, env)
+        if s.accumulate:
+            value = numpy_dtype(s.buffer.type.dtype).type(memory[at] + value)
+        memory[at] = value
+
+    def outside(self, index: Sequence[int], sizes: Sequence[int], check: Any) -> bool:
+        """Records a checked index that lies outside."""
+        for axis, (i, n) in enumerate(zip(index, sizes, strict=True)):
+            if not 0 <= i < n and check is not None:
+                self.fault = self.fault or IndexFault(check, axis, i, n)
+                return True
+        return False
+
+    # ---- statements ---------------------------------------------------------------------------
+
+    def block(self, stmts: Sequence[Stmt], env: Env) -> None:
+        """Runs statements in a scope of their own."""
+        env = dict(env)
+        for s in stmts:
+            match s:
+                case For():
+                    self.loop(s, env)
+                case Let(name=name, value=value):
+                    env[name] = self.value(value, env)
+                case Store():
+                    self.write(s, env)
+                case Reduce():
+                    env[s.name] = self.reduce(s.op, s.axes, s.value, env)
+                case Contract():
+                    self.contract(s, env)
+
+    def loop(self, s: For, env: Env) -> None:
+        order = list(range(s.axis.extent.evaluate(env)))
+        if s.kind in ("parallel", "vector"):
+            self.rng.shuffle(order)
+        for i in order:
+            if s.kind == "parallel":
+                self.locals = {}
+            self.block(s.body, {**env, s.axis.var: i})
+
+    def reduce(self, op: str, axes: Sequence[Axis], value: Expr, env: Env) -> Any:
+        values = [self.value(value, {**env, **at}) for at in _points(axes, env)]
+        array = np.array(values, numpy_dtype(value.dtype))
+        match op:
+            case "sum" | "prod":
+                return getattr(array, op)(dtype=array.dtype)
+            case "any" | "all":
+                return getattr(array, op)()
+            case "max" | "min":
+                return getattr(array, op)(initial=lowest(array.dtype, op))
+        return np.int32(getattr(np, op)(array)) if values else np.int32(0)
+
+    def contract(self, s: Contract, env: Env) -> None:
+        for at in _points((*s.batch, *s.m, *s.n), env):
+            here = {**env, **at}
+            terms = [
+                self.value(s.a, {**here, **k}) * self.value(s.b, {**here, **k})
+                for k in _points(s.k, here)
+            ]
+            here[s.name] = np.sum(np.array(terms, np.float64))
+            self.block(s.epilogue, here)
+
+    # ---- expressions --------------------------------------------------------------------------
+
+    def value(self, root: Expr, env: Env) -> Any:
+        """Lazy: only the taken side of a Select is evaluated, `other` only outside."""
+        done: dict[int, Any] = {}
+        stack = [root]
+        while stack:
+            e = stack[-1]
+            if id(e) in done:
+                stack.pop()
+                continue
+            needed = self.needs(e, done, env)
+            missing = [c for c in needed if id(c) not in done]
+            if missing:
+                stack += missing
+                continue
+            if isinstance(e, Select):
+                missing = [e.a if done[id(e.cond)] else e.b]
+            elif isinstance(e, Load) and e.other is not None and not self.inside(e, done, env):
+                missing = [e.other]
+            if missing and id(missing[0]) not in done:
+                stack += missing
+                continue
+            done[id(e)] = done[id(missing[0])] if missing else self.compute(e, done, env)
+        return done[id(root)]
+
+    def needs(self, e: Expr, done: dict[int, Any], env: Env) -> tuple[Expr, ...]:
+        match e:
+            case Load(index=index):
+                return index
+            case Op(args=args):
+                return args
+            case Select(cond=c):
+                return (c,)
+        return ()
+
+    def inside(self, e: Load, done: dict[int, Any], env: Env) -> bool:
+        sizes = (d.evaluate(env) for d in e.tensor.type.shape)
+        return all(0 <= done[id(i)] < n for i, n in zip(e.index, sizes, strict=True))
+
+    def compute(self, e: Expr, done: dict[int, Any], env: Env) -> Any:
+        match e:
+            case Const(dtype=dtype, value=value):
+                return numpy_dtype(dtype).type(value)
+            case Idx(dim=dim):
+                return np.int64(dim.evaluate(env))
+            case Var(name=name):
+                return env[name]
+            case Load(tensor=tensor, index=index, check=check):
+                at = [int(done[id(i)]) for i in index]
+                sizes = [d.evaluate(env) for d in tensor.type.shape]
+                if self.outside(at, sizes, check):
+                    return numpy_dtype(e.dtype).type(0)
+                assert isinstance(tensor, Buffer), e
+                return self.read(tensor, at, env)
+            case Op(fn="cast", args=(a,)):
+                return convert(np.asarray(done[id(a)]), e.dtype)[()]
+            case Op(fn=fn, args=args):
+                with np.errstate(all="ignore"):
+                    value = SCALARS[fn].numpy(*(done[id(a)] for a in args))
+                return np.asarray(value).astype(numpy_dtype(e.dtype))[()]
+        raise AssertionError(e)
+
+
+def _points(axes: Sequence[Axis], env: Env) -> Iterator[dict[str, int]]:
+    """All iterations of loops in row-major order."""
+    sizes = [range(a.extent.evaluate(env)) for a in axes]
+    for at in product(*sizes):
+        yield dict(zip((a.var for a in axes), at, strict=True))

@@ -1,0 +1,85 @@
+"""The text form of a Program: buffers, steps, loop nests; stable, for dumps and goldens."""
+
+from __future__ import annotations
+
+from nnc.ir.expr import Expr
+from nnc.ir.graph import Axis
+from nnc.ir.loop import Buffer, Commit, Contract, For, Kernel, Let, Program, Reduce, Stmt, Store
+from nnc.ir.printer import _texts as texts
+from nnc.ir.printer import place, plain_name, print_dim, print_expr
+from nnc.lang.dims import Dim
+
+
+def print_program(program: Program) -> str:
+    """One exported function as text."""
+    lines = [f"program {program.name}({', '.join(program.dims)})"]
+    lines += [f"  arg {b.slot} {b.name}: {b.type}" for b in program.args]
+    lines += [f"  {_buffer(b)}" for b in program.buffers]
+    if program.arena.terms:
+        lines.append(f"  arena {program.arena} bytes")
+    for step in program.steps:
+        match step:
+            case Commit():
+                lines.append("  commit")
+            case Kernel():
+                lines += _kernel(step)
+    return "\n".join(lines) + "\n"
+
+
+def _buffer(b: Buffer) -> str:
+    if b.scope == "const":
+        shown = ", ".join(map(str, b.data[:4])) + (", ..." if len(b.data) > 4 else "")
+        return f"const {b.name}: {b.type} = {shown}"
+    return f"{b.scope} {b.name}: {b.type} at {b.offset}"
+
+
+def _kernel(k: Kernel) -> list[str]:
+    where = ", ".join(x for x in (k.reason, place(k.span)) if x)
+    return [f"  kernel {k.name}  # {where}", *_stmts(k.body, "    ")]
+
+
+def _stmts(stmts: tuple[Stmt, ...], pad: str) -> list[str]:
+    # Nests are as deep as tensors have axes.
+    out: list[str] = []
+    for s in stmts:
+        match s:
+            case For():
+                out.append(f"{pad}for {_axis(s.axis)} {s.kind}")
+                out += _stmts(s.body, pad + "  ")
+            case Let():
+                out += _named(s.value, pad, f"{s.name} = ")
+            case Store():
+                target = f"{s.buffer.name}[{', '.join(print_expr(i) for i in s.index)}]"
+                check = " checked" if s.check is not None else ""
+                guard = "" if s.guard is None else f" if {print_expr(s.guard)}"
+                sign = "+=" if s.accumulate else "="
+                out += _named(s.value, pad, f"{target}{check} {sign} ", guard)
+            case Reduce():
+                axes = ", ".join(
+                    _axis(a) + (" vector" if a.var == s.vector else "") for a in s.axes
+                )
+                out += _named(s.value, pad, f"{s.name} = {s.op}[{axes}] ")
+            case Contract():
+                out += _contract(s, pad)
+    return out
+
+
+def _contract(s: Contract, pad: str) -> list[str]:
+    groups = {"batch": s.batch, "m": s.m, "n": s.n, "k": s.k}
+    text = " ".join(f"{n}=[{', '.join(map(_axis, x))}]" for n, x in groups.items() if x)
+    return [
+        f"{pad}contract {s.name} {text}",
+        *_named(s.a, pad + "  ", "a = "),
+        *_named(s.b, pad + "  ", "b = "),
+        *_stmts(s.epilogue, pad + "  "),
+    ]
+
+
+def _axis(a: Axis) -> str:
+    return f"{print_dim(Dim.of(a.var))}:{print_dim(a.extent)}"
+
+
+def _named(root: Expr, pad: str, head: str, tail: str = "") -> list[str]:
+    """An expression after `head`; parts used more than once are named in lines before."""
+    lets, (text,) = texts((root,), plain_name)
+    return [*(f"{pad}{line}" for line in lets), f"{pad}{head}{text}{tail}"]

@@ -1,0 +1,306 @@
+"""Fusion: which values own a buffer (`inline`) and which of them are computed by one kernel (groups).
+
+Groups are formed in launch order. A node joins a group only if everything else that it reads comes from
+groups launched before, so the order of groups is always a valid order of launches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from nnc.ir.expr import Idx, Load, Op, walk
+from nnc.ir.graph import (
+    Axis,
+    Compute,
+    Graph,
+    Node,
+    Update,
+    Write,
+    operands,
+    users,
+)
+from nnc.lang.dims import Dim, dim_prod
+from nnc.passes.inline import inline
+from nnc.passes.order import checking, launch_order, writers
+from nnc.passes.schedule.contraction import Contraction, contraction
+from nnc.passes.schedule.space import Space, space
+
+MAX_MEMBERS = 24  # nodes of a group
+MAX_EXPRS = 600  # expressions of a group
+
+
+@dataclass(frozen=True)
+class Group:
+    """Nodes computed by one kernel, operands first.
+
+    `kind`: "contraction" (the first node, then element-wise epilogue), "rows" (all share their first `rows`
+    axes) or "update". `reason`: one line for `nnc explain`.
+    """
+
+    kind: str
+    nodes: tuple[Compute | Update, ...]
+    rows: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Fused:
+    """The graph of values that own a buffer, and its kernels in launch order.
+
+    `inplace`: written values that may be stored over the input they replace, as far as index checks are
+    concerned. `checks`: nodes with a run-time index check that is not a repetition.
+    """
+
+    graph: Graph
+    groups: tuple[Group, ...]
+    spaces: dict[Node, Space]
+    inplace: frozenset[Node]
+    checks: frozenset[Node]
+
+
+def fuse(graph: Graph) -> Fused:
+    """Decides buffers and kernels."""
+    graph = inline(own_roots(graph))
+    order = launch_order(graph)
+    fuser = _Fuser(graph, order)
+    for node in order:
+        fuser.place(node)
+    groups = tuple(g.close() for g in fuser.groups)
+    return Fused(graph, groups, fuser.spaces, frozenset(fuser.late), frozenset(fuser.checks))
+
+
+def own_roots(graph: Graph) -> Graph:
+    """Every result and written value becomes a node of its own (copies where needed); null writes go."""
+    seen: set[Node] = set()
+
+    def own(node: Node) -> Node:
+        if isinstance(node, Compute | Update) and node not in seen:
+            seen.add(node)
+            return node
+        return copy_of(node)
+
+    writes = [w for w in graph.writes if w.value is not w.target]
+    # Written values first: they are stored in place, results are copies of them.
+    written = tuple(Write(w.target, own(w.value)) for w in writes)
+    return replace(graph, results=tuple(own(r) for r in graph.results), writes=written)
+
+
+def copy_of(node: Node) -> Compute:
+    """The same values in other memory."""
+    axes = tuple(Axis(f"$i{d}", n) for d, n in enumerate(node.type.shape))
+    body = Load(node.type.dtype, node, tuple(Idx(Dim.of(a.var)) for a in axes))
+    return Compute(type=node.type, span=node.span, name=node.name, axes=axes, body=body)
+
+
+# ---- groups -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Open:
+    """A group that may still grow. `maps`: for a contraction, each member's variables in the first's."""
+
+    kind: str
+    number: int
+    nodes: list[Compute | Update]
+    rows: int
+    exprs: int
+    found: Contraction | None = None
+    maps: dict[Node, dict[str, str]] = field(default_factory=dict)
+
+    def close(self) -> Group:
+        return Group(self.kind, tuple(self.nodes), self.rows, _reason(self))
+
+
+class _Fuser:
+    def __init__(self, graph: Graph, order: list[Node]) -> None:
+        self.graph = graph
+        self.groups: list[_Open] = []
+        self.group_of: dict[Node, _Open] = {}
+        self.spaces: dict[Node, Space] = {}
+        self.users = users(graph.roots)
+        self.late = writers(graph)
+        self.checks = set(checking(order))
+        self.unchecked = len(self.checks)  # checks not yet placed
+        self.last_check = -1
+        self.target = {w.value: w.target for w in graph.writes}
+        self.reader: dict[Node, _Open] = {}  # the latest element-wise group that reads a tensor
+
+    def place(self, node: Node) -> None:
+        """Puts a node into the best group, or into one of its own."""
+        assert isinstance(node, Compute | Update)
+        s = self.spaces[node] = space(node, self.graph.facts)
+        size = sum(1 for _ in walk(*s.exprs))
+        before = [self.group_of[o] for o in operands(node) if o in self.group_of]
+        first = max((g.number for g in before), default=-1)
+        group = self.choose(node, s, size, first) if isinstance(node, Compute) else None
+        if group is None:
+            found = contraction(s) if isinstance(node, Compute) else None
+            kind = "update" if isinstance(node, Update) else "contraction" if found else "rows"
+            group = _Open(kind, len(self.groups), [], len(s.axes), 0, found)
+            group.maps[node] = {a.var: a.var for a in s.axes}
+            self.groups.append(group)
+        group.nodes.append(node)
+        group.exprs += size
+        self.group_of[node] = group
+        if node in self.checks:
+            self.unchecked -= 1
+            self.last_check = max(self.last_check, group.number)
+        if isinstance(node, Compute) and not node.raxes:
+            for o in operands(node):
+                self.reader[o] = group
+
+    def choose(self, node: Compute, s: Space, size: int, first: int) -> _Open | None:
+        candidates = [self.groups[first]] if first >= 0 else []
+        if not node.raxes:
+            near = {g.number: g for o in operands(node) if (g := self.reader.get(o)) is not None}
+            candidates += [near[n] for n in sorted(near, reverse=True) if n > first]
+        for g in candidates:
+            if len(g.nodes) >= MAX_MEMBERS or g.exprs + size > MAX_EXPRS or g.kind == "update":
+                continue
+            if self.may_write(node, g) and self.joins(node, s, g):
+                return g
+        return None
+
+    def may_write(self, node: Compute, g: _Open) -> bool:
+        """Whether joining does not keep a written value from being stored in place."""
+        target = self.target.get(node)
+        if target is None or node not in self.late:
+            return True
+        if self.unchecked or self.last_check >= g.number:
+            return False
+        for user in self.users.get(target, ()):
+            other = self.group_of.get(user)
+            if user is not node and (other is None or other.number > g.number):
+                return False
+            if other is g and (user is g.nodes[0] or user.raxes):  # type: ignore[union-attr]
+                return False
+        return True
+
+    def joins(self, node: Compute, s: Space, g: _Open) -> bool:
+        if g.kind == "contraction":
+            return self.joins_epilogue(node, s, g)
+        rows = self.common_rows(s, g)
+        if rows is None or (node in self.checks and rows == 0):
+            return False
+        g.rows = rows
+        return True
+
+    # ---- epilogues ----------------------------------------------------------------------------
+
+    def joins_epilogue(self, node: Compute, s: Space, g: _Open) -> bool:
+        """Element-wise over exactly the kept axes of the contraction."""
+        if s.raxes or any(not _static(e) for e in walk(s.body) if isinstance(e, Load)):
+            return False
+        names: dict[str, str] | None = None
+        for e in walk(s.body):
+            if isinstance(e, Load) and e.tensor in g.maps:
+                found = self.matched(e, s, g)
+                if found is None or (names is not None and found != names):
+                    return False
+                names = found
+        if names is None:
+            return False
+        g.maps[node] = names
+        return True
+
+    def matched(self, e: Load, s: Space, g: _Open) -> dict[str, str] | None:
+        """The variables of `s` in those of the contraction, if a load is one to one."""
+        member: Node = e.tensor  # type: ignore[assignment]
+        homes, mapping = self.spaces[member].homes(), g.maps[member]
+        out: dict[str, str] = {}
+        extents = {a.var: a.extent for a in s.axes}
+        for a in self.spaces[member].axes:
+            i = e.index[homes[a.var]] if a.var in homes else None
+            name = i.dim.name if isinstance(i, Idx) else None
+            if name is None or extents.get(name) != a.extent or name in out:
+                return None
+            out[name] = mapping[a.var]
+        return out if len(out) == len(s.axes) and e.other is None else None
+
+    # ---- rows ---------------------------------------------------------------------------------
+
+    def common_rows(self, s: Space, g: _Open) -> int | None:
+        """How many leading axes the group shares when this space joins; None: it does not."""
+        first = self.spaces[g.nodes[0]]
+        rows = _equal_prefix(s.axes, first.axes[: g.rows])
+        related = False
+        for e in walk(s.body):
+            if isinstance(e, Load) and self.group_of.get(e.tensor) is g:  # type: ignore[call-overload]
+                related = True
+                rows = min(rows, self.prefix(e, s))
+        spaces = [self.spaces[n] for n in g.nodes] + [s]
+        if not any(x.axes for x in spaces):
+            return 0 if related and not s.raxes else None
+        if not related:
+            flat = all(len(x.axes) == rows and not x.raxes for x in spaces)
+            return rows if flat and rows else None
+        return rows if _worthwhile(rows, spaces) else None
+
+    def prefix(self, e: Load, s: Space) -> int:
+        """How many leading axes of `s` are, bare, the leading axes of the member that is read."""
+        member = self.spaces[e.tensor]  # type: ignore[index]
+        homes = member.homes()
+        for r, (a, b) in enumerate(zip(s.axes, member.axes, strict=False)):
+            i = e.index[homes[b.var]] if b.var in homes else None
+            if not (isinstance(i, Idx) and i.dim.name == a.var and a.extent == b.extent):
+                return r
+        return min(len(s.axes), len(member.axes))
+
+
+def _static(e: Load) -> bool:
+    return e.check is None and all(isinstance(i, Idx) for i in e.index)
+
+
+def _equal_prefix(a: tuple[Axis, ...], b: tuple[Axis, ...]) -> int:
+    for r, (x, y) in enumerate(zip(a, b, strict=False)):
+        if x.extent != y.extent:
+            return r
+    return min(len(a), len(b))
+
+
+def _worthwhile(rows: int, spaces: list[Space]) -> bool:
+    """Enough rows for the threads, and no member that would lose its parallel axes."""
+    if rows == 0:
+        return False
+    count = dim_prod(a.extent for a in spaces[0].axes[:rows]).const
+    rest = max(len(x.axes) - rows for x in spaces)
+    return rest <= (1 if rows == 1 else 2) and (rest == 0 or count is None or count >= 8)
+
+
+# ---- reasons ------------------------------------------------------------------------------------
+
+
+def _reason(g: _Open) -> str:
+    if g.kind == "update":
+        node = g.nodes[0]
+        assert isinstance(node, Update)
+        return "indexed accumulation" if node.accumulate else "indexed write"
+    if g.found is not None:
+        c = g.found
+        kinds = {"batch": c.batch, "m": c.m, "n": c.n, "k": c.k}
+        text = "contraction " + " ".join(f"{n}=[{_vars(x)}]" for n, x in kinds.items() if x)
+        rest = [_label(n) for n in g.nodes[1:]]
+        return text + (f", epilogue: {', '.join(rest)}" if rest else "")
+    labels = [_label(n) for n in g.nodes]
+    if len(g.nodes) == 1:
+        return labels[0]
+    first = g.nodes[0]
+    assert isinstance(first, Compute)
+    axes = ", ".join(a.var[1:] for a in first.axes[: g.rows])
+    return (
+        f"row-fused over {axes}: {', '.join(labels)}" if axes else f"scalars: {', '.join(labels)}"
+    )
+
+
+def _vars(axes: tuple[Axis, ...]) -> str:
+    return ", ".join(a.var[1:] for a in axes)
+
+
+def _label(node: Node) -> str:
+    """What a node does, in a word or two."""
+    if isinstance(node, Compute):
+        if node.raxes:
+            return f"{node.op} over {_vars(node.raxes)}"
+        names = dict.fromkeys(e.fn for e in walk(node.body) if isinstance(e, Op))
+        return f"{node.name + ': ' if node.name else ''}{' '.join(names) or 'copy'}"
+    return "update"

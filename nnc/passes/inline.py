@@ -1,0 +1,246 @@
+"""Inlining: which values own a buffer; all others are evaluated inside the expressions of their users.
+
+A value is inlined when that repeats no costly work: it is read at one place that needs each element at
+most once, or it is cheap and reads no more than its own result would be (a view, a cast, a broadcast).
+The decision looks at structure only, never at names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, rewrite, subst_exprs, walk
+from nnc.ir.graph import (
+    Axis,
+    Compute,
+    Constant,
+    Graph,
+    Input,
+    Node,
+    Stop,
+    Update,
+    operands,
+    toposort,
+    transform,
+    users,
+    with_roots,
+)
+from nnc.lang.dims import ONE, ZERO, Dim, Facts, dim_prod, prove_nonneg
+
+CHEAP = frozenset(
+    "add sub mul neg min max eq ne lt le gt ge and or not abs sign floor ceil round cast fma "
+    "bitand bitor bitxor shl shr isfinite".split()
+)
+MAX_ONCE = 120  # expressions of a body that is inlined at its only place
+MAX_SHARED = 24  # expressions of a body that is inlined at several
+
+
+def inline(graph: Graph) -> Graph:
+    """The same function with fewer nodes: `Stop`s gone, cheap and single-use values in their users."""
+    state = _Inliner(transform(graph, lambda n: n.source if isinstance(n, Stop) else n))
+    for node in toposort(state.graph.roots):
+        state.visit(node)
+    return with_roots(graph, [state.new[r] for r in state.graph.roots])
+
+
+@dataclass
+class _Inliner:
+    graph: Graph
+    new: dict[Node, Node] = field(default_factory=dict)
+    inlined: set[Node] = field(default_factory=set)  # original nodes
+    source: dict[Node, Node] = field(default_factory=dict)  # a reduction whose epilogue it may be
+
+    def __post_init__(self) -> None:
+        self.users = users(self.graph.roots)
+        self.sites: dict[Node, list[tuple[Node, Load]]] = {}
+        self.pinned: set[Node] = set(self.graph.roots)
+        for node in self.users:
+            if isinstance(node, Update):
+                self.pinned.add(node.base)
+            for load in _loads(node):
+                self.sites.setdefault(load.tensor, []).append((node, load))  # type: ignore[arg-type]
+                if load.check is not None or not all(isinstance(i, Idx) for i in load.index):
+                    self.pinned.add(load.tensor)  # type: ignore[arg-type]
+
+    def visit(self, node: Node) -> None:
+        new = self.new[node] = self.rebuild(node)
+        if isinstance(new, Compute) and not new.raxes and node not in self.pinned:
+            self.note_source(node, new)
+            if self.worth(node, new):
+                self.inlined.add(node)
+
+    def rebuild(self, node: Node) -> Node:
+        """The node over the rebuilt operands, those that are inlined substituted."""
+        ops = operands(node)
+        if all(self.new[o] is o and o not in self.inlined for o in ops):
+            changed: Node = node
+        else:
+            memo: dict[object, Expr] = {}
+            match node:
+                case Compute(body=body):
+                    changed = replace(node, body=self.expand(body, memo))
+                case Update(target=target, value=value, guard=guard):
+                    changed = replace(
+                        node,
+                        base=self.new[node.base],
+                        target=tuple(self.expand(t, memo) for t in target),
+                        value=self.expand(value, memo),
+                        guard=None if guard is None else self.expand(guard, memo),
+                    )
+                case _:
+                    raise AssertionError(node)
+        return (
+            replace(changed, body=share(changed.body)) if isinstance(changed, Compute) else changed
+        )
+
+    def expand(self, body: Expr, memo: dict[object, Expr]) -> Expr:
+        def one(e: Expr) -> Expr:
+            if not isinstance(e, Load):
+                return e
+            tensor: Node = e.tensor  # type: ignore[assignment]
+            if tensor not in self.inlined:
+                new = self.new[tensor]
+                return e if new is tensor else replace(e, tensor=new)
+            key = (tensor, *(i.dim if isinstance(i, Idx) else i for i in e.index), e.other)
+            if key not in memo:
+                memo[key] = self.inlined_at(tensor, e)
+            return memo[key]
+
+        return rewrite(body, one)
+
+    def inlined_at(self, tensor: Node, load: Load) -> Expr:
+        source = self.new[tensor]
+        assert isinstance(source, Compute), source
+        env = {a.var: i for a, i in zip(source.axes, load.index, strict=True)}
+        body = subst_exprs(source.body, env)
+        if load.other is None:
+            return body
+        inside = _inside(load.index, source.axes)
+        return body if inside is None else Select(load.dtype, inside, body, load.other)
+
+    # ---- the decision -------------------------------------------------------------------------
+
+    def note_source(self, node: Node, new: Compute) -> None:
+        """Whether it is element-wise over a reduction that nobody else reads."""
+        for o in operands(node):
+            if len(self.users[o]) > 1 or not isinstance(o, Compute):
+                continue
+            reduction = o if o.raxes else self.source.get(o)
+            if reduction is not None and o not in self.pinned and self.elementwise(node, o):
+                self.source[node] = reduction
+
+    def elementwise(self, node: Node, o: Node) -> bool:
+        """Whether every read of `o` in `node` is at the iteration's own element, each once."""
+        assert isinstance(node, Compute)
+        axes = {a.var for a in node.axes if a.extent != ONE}
+        for user, load in self.sites[o]:
+            names = [i.dim.name for i in load.index if isinstance(i, Idx) and i.dim != ZERO]
+            if user is node and (set(names) != axes or len(names) != len(axes)):
+                return False
+        return True
+
+    def worth(self, node: Node, new: Compute) -> bool:
+        facts = self.graph.facts
+        exprs = list(walk(new.body))
+        sites = self.sites.get(node, [])
+        loads = [e for e in exprs if isinstance(e, Load)]
+        if isinstance(new.body, Const) or (not loads and len(exprs) <= 8 and _cheap(exprs)):
+            return True
+        once = len(sites) == 1 and len(exprs) <= MAX_ONCE and _once(node, sites[0][0], facts)
+        view = isinstance(new.body, Load) and new.body.check is None
+        if node in self.source and not view:
+            user = sites[0][0] if sites else node
+            return once and isinstance(user, Compute) and not user.raxes
+        if once or (len(exprs) <= MAX_SHARED and _cheap(exprs) and _light(new, loads)):
+            return True
+        # Random numbers and the like: a function of scalars is computed again, not stored.
+        small = len(exprs) <= MAX_SHARED and all(not e.index for e in loads)
+        return bool(new.axes) and small and all(_once(node, user, facts) for user, _ in sites)
+
+
+def _loads(node: Node) -> list[Load]:
+    match node:
+        case Compute(body=body):
+            roots: tuple[Expr, ...] = (body,)
+        case Update(target=target, value=value, guard=guard):
+            roots = (*target, value, *(() if guard is None else (guard,)))
+        case _:
+            return []
+    return [e for e in walk(*roots) if isinstance(e, Load)]
+
+
+def _once(node: Node, user: Node, facts: Facts) -> bool:
+    """Whether the loops of `user` are not longer than `node` has elements."""
+    assert isinstance(user, Compute | Update), user
+    raxes = user.raxes if isinstance(user, Compute) else ()
+    count = dim_prod(a.extent for a in (*user.axes, *raxes))
+    elements = node.type.elements
+    return count == elements or prove_nonneg(elements - count, facts, depth=1)
+
+
+def _cheap(exprs: Iterable[Expr]) -> bool:
+    return all(_cheap_op(e) for e in exprs if isinstance(e, Op))
+
+
+def _cheap_op(e: Op) -> bool:
+    if e.fn in ("div", "powi"):
+        last = e.args[1]
+        return isinstance(last, Const) and (e.fn == "div" or abs(last.value) <= 4)
+    return e.fn in CHEAP
+
+
+def _light(new: Compute, loads: list[Load]) -> bool:
+    """At most one load as large as the result, a few smaller ones, none data-dependent."""
+    full = {a.var for a in new.axes if a.extent != ONE}
+    large = 0
+    for load in loads:
+        if load.check is not None or not all(isinstance(i, Idx) for i in load.index):
+            return False
+        used = {n for i in load.index if isinstance(i, Idx) for n in i.dim.names}
+        large += full <= used and bool(full)
+    return large <= 1 and len(loads) <= 4
+
+
+def _inside(index: tuple[Expr, ...], axes: tuple[Axis, ...]) -> Expr | None:
+    """The condition that an index lies inside a space."""
+    tests: list[Expr] = []
+    for i, a in zip(index, axes, strict=True):
+        if isinstance(i, Idx) and i.dim.const == 0 and a.extent == ONE:
+            continue
+        tests.append(Op("bool", "ge", (i, Idx(Dim.of(0)))))
+        tests.append(Op("bool", "lt", (i, Idx(a.extent))))
+    if not tests:
+        return None
+    out = tests[0]
+    for t in tests[1:]:
+        out = Op("bool", "and", (out, t))
+    return out
+
+
+def share(root: Expr) -> Expr:
+    """Equal sub-expressions become one object."""
+    known: dict[object, Expr] = {}
+
+    def one(e: Expr) -> Expr:
+        match e:
+            case Const(dtype=dtype, value=value):
+                key: object = ("c", dtype, repr(value))
+            case Idx(dim=dim, dtype=dtype):
+                key = ("i", dim, dtype)
+            case Load(tensor=tensor, index=index, other=other, check=check):
+                key = ("l", id(tensor), tuple(map(id, index)), id(other), check is None)
+            case Op(dtype=dtype, fn=fn, args=args):
+                key = ("o", dtype, fn, tuple(map(id, args)))
+            case Select(cond=c, a=a, b=b):
+                key = ("s", id(c), id(a), id(b))
+            case _:
+                return e
+        return known.setdefault(key, e)
+
+    return rewrite(root, one)
+
+
+def is_leaf(node: Node) -> bool:
+    """Whether it exists before the first kernel."""
+    return isinstance(node, Input | Constant)

@@ -1,0 +1,363 @@
+"""Lowering: each group of a fused graph becomes one kernel of a Program (an update that copies, two)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nnc.ir.expr import Expr, Idx, Load, Op, Var, rewrite, walk
+from nnc.ir.graph import Axis, Compute, Node, Update
+from nnc.ir.loop import (
+    Buffer,
+    Commit,
+    Contract,
+    For,
+    Kernel,
+    Let,
+    Program,
+    Reduce,
+    Step,
+    Stmt,
+    Store,
+)
+from nnc.lang.dims import ONE, Dim, dim_prod
+from nnc.passes.fuse import Fused, Group
+from nnc.passes.schedule.contraction import contraction
+from nnc.passes.schedule.merge import Stmts, Views, exprs_in, merge
+from nnc.passes.schedule.nest import nest
+from nnc.passes.schedule.space import Space
+from nnc.passes.storage import Storage, assign
+
+
+def lower(fused: Fused) -> Program:
+    """The Program of a fused graph; buffers of the arena have no place yet (`memory`)."""
+    storage = assign(fused)
+    graph, views = fused.graph, Views()
+    inputs = set(storage.args[: len(graph.inputs)])
+    first_write: int | None = None
+    kernels: list[Kernel] = []
+    for group in fused.groups:
+        for kernel in _Lowering(fused, storage, group, views, len(kernels)).kernels():
+            if first_write is None and not inputs.isdisjoint(written(kernel.body)):
+                first_write = len(kernels)
+            kernels.append(kernel)
+    if storage.final and first_write is None:
+        first_write = len(kernels)
+    kernels += [_copy(a, b, len(kernels) + i, views) for i, (a, b) in enumerate(storage.final)]
+    steps: list[Step] = list(kernels)
+    if fused.checks and first_write is not None:
+        steps.insert(first_write, Commit())
+    return Program(
+        graph.name,
+        graph.dims,
+        storage.args,
+        tuple(storage.others),
+        tuple(steps),
+        facts=graph.facts,
+        span=graph.span,
+    )
+
+
+def written(stmts: Sequence[Stmt]) -> set[Buffer]:
+    """Buffers stored to."""
+    out: set[Buffer] = set()
+    stack = list(stmts)
+    while stack:
+        match stack.pop():
+            case For(body=body) | Contract(epilogue=body):
+                stack += body
+            case Store(buffer=buffer):
+                out.add(buffer)
+    return out
+
+
+def _copy(source: Buffer, target: Buffer, number: int, views: Views) -> Kernel:
+    """A kernel `target = source`, of one shape."""
+    axes = tuple(Axis(f"$i{d}", n) for d, n in enumerate(source.type.shape) if n != ONE)
+    index = tuple(
+        Idx(Dim.of(f"$i{d}") if n != ONE else Dim.of(0)) for d, n in enumerate(source.type.shape)
+    )
+    value = Load(source.type.dtype, source, index)
+    body = nest(axes, (Store(target, index, value),), views)
+    reason = f"copy of {source.name} into {target.name}"
+    return Kernel(f"k{number}_copy", body, source.span, reason, source.type.elements)
+
+
+class _Lowering:
+    """One group. Variables are renamed where two members use the same name for different loops."""
+
+    def __init__(
+        self, fused: Fused, storage: Storage, group: Group, views: Views, number: int
+    ) -> None:
+        self.fused, self.storage, self.group = fused, storage, group
+        self.views, self.number = views, number
+        self.taken: set[str] = set()
+        self.env: dict[Node, dict[str, Dim]] = {}
+        self.values: dict[Node, Var] = {}  # members that are at hand as scalars
+        self.value_names: set[str] = set()
+
+    def kernels(self) -> list[Kernel]:
+        out = []
+        node = self.group.nodes[0]
+        if isinstance(node, Update):
+            target = self.storage.buffers[node]
+            if node in self.storage.copied:
+                out.append(_copy(self.storage.buffers[node.base], target, self.number, self.views))
+            body = self.update(node, target)
+            kind = "update"
+        elif self.group.kind == "contraction":
+            body, kind = self.contract(), "contract"
+        else:
+            body, kind = self.rows(), "rows" if len(self.group.nodes) > 1 else _hint(node)
+        work = sum((_work(self.fused.spaces[n]) for n in self.group.nodes), Dim.of(0))
+        name = f"k{self.number + len(out)}_{kind}"
+        out.append(Kernel(name, body, node.span, self.group.reason, work))
+        return out
+
+    # ---- names and expressions ----------------------------------------------------------------
+
+    def rename(self, node: Node, axes: Sequence[Axis], to: Sequence[str] = ()) -> tuple[Axis, ...]:
+        """Gives a member's axes names free in the kernel (the first ones: those given)."""
+        env = self.env.setdefault(node, {})
+        out = []
+        for i, a in enumerate(axes):
+            name = to[i] if i < len(to) else self.free(a.var)
+            env[a.var] = Dim.of(name)
+            out.append(Axis(name, a.extent))
+        return tuple(out)
+
+    def free(self, var: str) -> str:
+        name, n = var, 1
+        while name in self.taken:
+            n += 1
+            name = f"{var}_{n}"
+        self.taken.add(name)
+        return name
+
+    def value_name(self, node: Node) -> str:
+        base = (node.name.rsplit(".", 1)[-1] if node.name else "") or _hint(node)
+        name, n = base, 1
+        while name in self.value_names:
+            n += 1
+            name = f"{base}_{n}"
+        self.value_names.add(name)
+        return name
+
+    def convert(self, node: Node, root: Expr) -> Expr:
+        """An expression of a member in the kernel's variables, loads from buffers or scalars at hand."""
+        env = self.env[node]
+
+        def one(e: Expr) -> Expr:
+            if isinstance(e, Idx):
+                return Idx(e.dim.subst(env), e.dtype) if e.dim.names & env.keys() else e
+            return self.load(e) if isinstance(e, Load) else e
+
+        return rewrite(root, one)
+
+    def load(self, e: Load) -> Expr:
+        tensor: Node = e.tensor  # type: ignore[assignment]
+        if tensor in self.values:
+            return self.values[tensor]
+        strip = self.storage.strips.get(tensor)
+        if strip is None:
+            return replace(e, tensor=self.storage.buffers[tensor])
+        space = self.fused.spaces[tensor]
+        homes = space.homes()
+        index = tuple(e.index[homes[a.var]] for a in space.axes[self.group.rows :])
+        return replace(e, tensor=strip, index=index)
+
+    def store(self, node: Node, value: Expr) -> Store | None:
+        """The store of a member's element, if it has memory."""
+        space = self.fused.spaces[node]
+        if (strip := self.storage.strips.get(node)) is not None:
+            env = self.env[node]
+            index = tuple(Idx(env[a.var]) for a in space.axes[self.group.rows :])
+            return Store(strip, index, value)
+        buffer = self.storage.buffers.get(node)
+        if buffer is None:
+            return None
+        return Store(buffer, tuple(self.convert(node, i) for i in space.index), value)
+
+    def let(self, node: Node, value: Expr) -> Let:
+        """Names a member's element; later reads of it are this scalar."""
+        name = self.value_name(node)
+        self.values[node] = Var(value.dtype, name)
+        return Let(name, value)
+
+    # ---- contractions -------------------------------------------------------------------------
+
+    def contract(self) -> Stmts:
+        first, *epilogue = self.group.nodes
+        space = self.fused.spaces[first]
+        found = contraction(space)
+        assert found is not None, first
+        self.rename(first, (*space.axes, *space.raxes))
+        a, b = (self.convert(first, e) for e in (found.a, found.b))
+        dtype = "f32" if a.dtype in ("f16", "bf16") else a.dtype
+        name = self.value_name(first)
+        value: Expr = Var(dtype, name)
+        stmts: list[Stmt] = []
+        if dtype != a.dtype:
+            stmts.append(self.let(first, Op(a.dtype, "cast", (value,))))
+            a, b = Op(dtype, "cast", (a,)), Op(dtype, "cast", (b,))
+        else:
+            self.values[first] = Var(dtype, name)
+        for node in epilogue:
+            assert isinstance(node, Compute)
+            self.env[node] = self.matched(node)
+            stmts.append(self.let(node, self.convert(node, self.fused.spaces[node].body)))
+        stores = [s for n in self.group.nodes if (s := self.store(n, self.values[n])) is not None]
+        m, n = found.m, found.n
+        last = stores[0].index[-1] if stores[0].index else None
+        names = last.dim.names if isinstance(last, Idx) else frozenset()
+        if any(x.var in names for x in m) and not any(x.var in names for x in n):
+            m, n, a, b = n, m, b, a
+        groups: list[tuple[Axis, ...]] = []
+        exprs, body = (a, b), (*stmts, *stores)
+        for axes in (found.batch, m, n, found.k):
+            merged, body, exprs = merge(axes, body, exprs, self.views, self.taken)
+            self.taken |= {x.var for x in merged}
+            groups.append(merged)
+        return (Contract(name, *groups, *exprs, body, first.span),)  # type: ignore[arg-type]
+
+    def matched(self, node: Compute) -> dict[str, Dim]:
+        """An epilogue member's variables in the contraction's."""
+        space = self.fused.spaces[node]
+        for e in walk(space.body):
+            if not isinstance(e, Load) or e.tensor not in self.env:
+                continue
+            member: Node = e.tensor  # type: ignore[assignment]
+            other = self.fused.spaces[member]
+            homes, env = other.homes(), self.env[member]
+            out = {}
+            for a in other.axes:
+                i = e.index[homes[a.var]]
+                assert isinstance(i, Idx) and i.dim.name is not None, node
+                out[i.dim.name] = env[a.var]
+            return out
+        raise AssertionError(node)
+
+    # ---- updates ------------------------------------------------------------------------------
+
+    def update(self, node: Update, target: Buffer) -> Stmts:
+        space = self.fused.spaces[node]
+        axes = self.rename(node, space.axes)
+        index = tuple(self.convert(node, i) for i in space.index)
+        guard = None if space.guard is None else self.convert(node, space.guard)
+        value = self.convert(node, space.body)
+        store = Store(target, index, value, node.accumulate, guard, node.check)
+        serial: tuple[Axis, ...] = ()
+        if node.accumulate:
+            bare = [i.dim.name for i in index if isinstance(i, Idx) and i.dim.name]
+            used = [n for i in index for e in walk(i) if isinstance(e, Idx) for n in e.dim.names]
+            free = {n for n in bare if used.count(n) == 1}
+            serial = tuple(a for a in axes if a.var not in free)
+            axes = tuple(a for a in axes if a.var in free)
+        return nest(axes, (store,), self.views, serial=serial, taken=self.taken)
+
+    # ---- rows ---------------------------------------------------------------------------------
+
+    def rows(self) -> Stmts:
+        group, spaces = self.group, self.fused.spaces
+        rows: tuple[Axis, ...] = ()
+        flat = all(len(spaces[n].axes) == group.rows for n in group.nodes)
+        stmts: list[Stmt] = []
+        late: list[Stmt] = []
+        segment: list[Node] = []
+        for node in group.nodes:
+            space = spaces[node]
+            names = [a.var for a in rows]
+            head = self.rename(node, space.axes[: group.rows], names)
+            rows = rows or head
+            rest = space.axes[group.rows :]
+            if segment and not self.continues(segment, space, rest):
+                stmts += self.flush(segment)
+                segment = []
+            if rest:
+                segment.append(node)
+                continue
+            stmts += self.scalar(node, space)
+            store = self.store(node, self.values[node])
+            (late if flat else stmts).extend([] if store is None else [store])
+        stmts += self.flush(segment)
+        body = nest(rows, (*stmts, *late), self.views, taken=self.taken)
+        return _without(body, self.unread(body))
+
+    def unread(self, body: Stmts) -> set[str]:
+        """Memory of private members that all readers found at hand."""
+        out = self.storage
+        loaded = {
+            e.tensor.name  # type: ignore[attr-defined]
+            for e in walk(*exprs_in(body))
+            if isinstance(e, Load)
+        }
+        mine = [
+            out.strips.get(n) or out.buffers.get(n) for n in self.group.nodes if n in out.private
+        ]
+        return {b.name for b in mine if b is not None} - loaded
+
+    def scalar(self, node: Node, space: Space) -> list[Stmt]:
+        """A member with one value per row."""
+        if not space.raxes:
+            return [self.let(node, self.convert(node, space.body))]
+        return [self.reduce(node, space)]
+
+    def reduce(self, node: Node, space: Space) -> Reduce:
+        raxes = self.rename(node, space.raxes)
+        value = self.convert(node, space.body)
+        name = self.value_name(node)
+        dtype = "i32" if space.op in ("argmax", "argmin") else value.dtype
+        self.values[node] = Var(dtype, name)
+        return Reduce(name, space.op, raxes, value, None, node.span)
+
+    def continues(self, segment: list[Node], space: Space, rest: tuple[Axis, ...]) -> bool:
+        """Whether a member may run in the loops of the segment: same sizes, reads only its own element."""
+        first = self.fused.spaces[segment[0]]
+        old = first.axes[self.group.rows :]
+        if space.raxes or first.raxes or [a.extent for a in old] != [a.extent for a in rest]:
+            return False
+        for e in walk(space.body):
+            if isinstance(e, Load) and e.tensor in segment:
+                member = self.fused.spaces[e.tensor]  # type: ignore[index]
+                homes = member.homes()
+                for mine, its in zip(rest, member.axes[self.group.rows :], strict=True):
+                    i = e.index[homes[its.var]] if its.var in homes else None
+                    if not isinstance(i, Idx) or i.dim.name != mine.var:
+                        return False
+        return True
+
+    def flush(self, segment: list[Node]) -> list[Stmt]:
+        """The loops of members with several values per row."""
+        if not segment:
+            return []
+        spaces, rows = self.fused.spaces, self.group.rows
+        rest = self.rename(segment[0], spaces[segment[0]].axes[rows:])
+        body: list[Stmt] = []
+        stores: list[Stmt] = []
+        for node in segment:
+            self.rename(node, spaces[node].axes[rows:], [a.var for a in rest])
+            body += self.scalar(node, spaces[node])
+            store = self.store(node, self.values[node])
+            stores += [] if store is None else [store]
+        for node in segment:
+            del self.values[node]
+        return list(nest(rest, (*body, *stores), self.views, parallel=False, taken=self.taken))
+
+
+def _without(stmts: Stmts, names: set[str]) -> Stmts:
+    """The statements less the stores to some buffers."""
+    if not names:
+        return stmts
+    kept = (s for s in stmts if not (isinstance(s, Store) and s.buffer.name in names))
+    return tuple(
+        replace(s, body=_without(s.body, names)) if isinstance(s, For) else s for s in kept
+    )
+
+
+def _hint(node: Node) -> str:
+    return (node.op or "map") if isinstance(node, Compute) else "update"
+
+
+def _work(s: Space) -> Dim:
+    ops = sum(1 for e in walk(*s.exprs) if isinstance(e, Load | Op))
+    return dim_prod(a.extent for a in (*s.axes, *s.raxes)) * max(ops, 1)

@@ -1,0 +1,127 @@
+"""Memory: places of arena buffers as functions of the sizes; places are used again when a value is dead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from nnc.ir.expr import Expr, Load, rewrite, walk
+from nnc.ir.loop import Buffer, Kernel, Program, Store
+from nnc.lang.dims import ZERO, Dim, Facts, prove_nonneg
+from nnc.passes.schedule.merge import Stmts, exprs_in, map_stmts, stores_in
+
+ALIGN = 64  # bytes
+TRIES = 16  # free places compared with a size
+
+
+def memory(program: Program) -> Program:
+    """The program with an offset for each arena buffer and the size of the arena; unused buffers go."""
+    spans = lifetimes(program)
+    slots = _Slots(program.facts)
+    place: dict[str, int] = {}
+    sizes = {b.name: rounded(b.bytes) for b in program.buffers if b.scope == "arena"}
+    births: dict[int, list[str]] = {}
+    deaths: dict[int, list[str]] = {}
+    for name, (first, last) in spans.items():
+        if name in sizes:
+            births.setdefault(first, []).append(name)
+            deaths.setdefault(last, []).append(name)
+    for step in range(len(program.steps)):
+        for name in births.get(step, ()):
+            place[name] = slots.take(sizes[name])
+        for name in deaths.get(step, ()):
+            slots.free.append(place[name])
+    return _placed(program, {n: slots.offset(p) for n, p in place.items()}, slots.total, spans)
+
+
+def lifetimes(program: Program) -> dict[str, tuple[int, int]]:
+    """For each buffer's name the first and the last step that touches it."""
+    out: dict[str, tuple[int, int]] = {}
+    for i, step in enumerate(program.steps):
+        if isinstance(step, Kernel):
+            for b in touched(step.body):
+                out[b.name] = (out.get(b.name, (i, i))[0], i)
+    return out
+
+
+def touched(stmts: Stmts) -> dict[Buffer, None]:
+    """Buffers loaded from or stored to, in order."""
+    loaded = {e.tensor: None for e in walk(*exprs_in(stmts)) if isinstance(e, Load)}
+    return loaded | {s.buffer: None for s in stores_in(stmts)}  # type: ignore[operator]
+
+
+def rounded(size: Dim) -> Dim:
+    return (size + (ALIGN - 1)) // ALIGN * ALIGN
+
+
+@dataclass
+class _Slots:
+    """Places of the arena one behind the other; `sizes` may grow until offsets are asked for."""
+
+    facts: Facts
+    sizes: list[Dim] = field(default_factory=list)
+    free: list[int] = field(default_factory=list)
+    offsets: list[Dim] = field(default_factory=list)
+    proved: dict[Dim, bool] = field(default_factory=dict)
+
+    def take(self, size: Dim) -> int:
+        best = next((p for p in self.free if self.sizes[p] == size), None)
+        recent = self.free[-TRIES:][::-1]
+        if best is None:
+            best = next((p for p in recent if self.nonneg(self.sizes[p] - size)), None)
+        if best is None:
+            best = next((p for p in recent if self.nonneg(size - self.sizes[p])), None)
+            if best is not None:
+                self.sizes[best] = size
+        if best is None:
+            self.sizes.append(size)
+            return len(self.sizes) - 1
+        self.free.remove(best)
+        return best
+
+    def nonneg(self, d: Dim) -> bool:
+        if d not in self.proved:
+            self.proved[d] = prove_nonneg(d, self.facts, depth=1)
+        return self.proved[d]
+
+    def offset(self, place: int) -> Dim:
+        if not self.offsets:
+            at = ZERO
+            for size in self.sizes:
+                self.offsets.append(at)
+                at = at + size
+        return self.offsets[place]
+
+    @property
+    def total(self) -> Dim:
+        return self.offset(len(self.sizes) - 1) + self.sizes[-1] if self.sizes else ZERO
+
+
+def _placed(
+    program: Program, offsets: dict[str, Dim], total: Dim, spans: dict[str, tuple[int, int]]
+) -> Program:
+    moved: dict[Buffer, Buffer] = {}
+
+    def move(b: Buffer) -> Buffer:
+        if b.name not in offsets or b.scope != "arena":
+            return b
+        if b not in moved:
+            moved[b] = replace(b, offset=offsets[b.name])
+        return moved[b]
+
+    def expr(root: Expr) -> Expr:
+        return rewrite(root, one)
+
+    def one(e: Expr) -> Expr:
+        if isinstance(e, Load) and (new := move(e.tensor)) is not e.tensor:  # type: ignore[arg-type]
+            return replace(e, tensor=new)
+        return e
+
+    def place(s: Store) -> tuple[Buffer, tuple[Expr, ...]]:
+        return move(s.buffer), tuple(map(expr, s.index))
+
+    steps = tuple(
+        replace(s, body=map_stmts(s.body, expr, place)) if isinstance(s, Kernel) else s
+        for s in program.steps
+    )
+    buffers = tuple(move(b) for b in program.buffers if b.name in spans)
+    return replace(program, steps=steps, buffers=buffers, arena=total)

@@ -1,0 +1,1 @@
+"""How kernels are arranged: loop spaces, contractions, merged axes, loop kinds."""

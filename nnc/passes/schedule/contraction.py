@@ -1,0 +1,129 @@
+"""Recognising contractions by structure: a sum of products in which two factors share some variables.
+
+Variables that are kept and only in one factor are m (or n), kept and in both batch, reduced and in both k.
+No name of an operation occurs here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, names, walk
+from nnc.ir.graph import Axis
+from nnc.ir.scalar import const
+from nnc.lang.dims import dim_prod
+from nnc.passes.schedule.space import Space
+
+DTYPES = ("f32", "f64", "f16", "bf16")
+SHORT = 3  # sums of so many products are not worth a register tile
+PROLOGUE = 64  # expressions of an operand
+
+
+@dataclass(frozen=True)
+class Contraction:
+    """The parts of a sum of products. `a` is over (batch, m, k), `b` over (batch, n, k).
+
+    `n` holds the last kept axis, so that stores have unit stride along it.
+    """
+
+    batch: tuple[Axis, ...]
+    m: tuple[Axis, ...]
+    n: tuple[Axis, ...]
+    k: tuple[Axis, ...]
+    a: Expr
+    b: Expr
+
+
+def contraction(s: Space) -> Contraction | None:
+    """The contraction that a space computes, or None."""
+    if s.op != "sum" or s.body.dtype not in DTYPES or not s.axes:
+        return None
+    pair = _pair(s.body)
+    if pair is None:
+        return None
+    f, g = pair
+    in_f, in_g = _vars(f), _vars(g)
+    if any((a.var in in_f) != (a.var in in_g) for a in s.raxes):
+        return None
+    if any(a.var not in in_f and a.var not in in_g for a in s.axes):
+        return None
+    m = tuple(a for a in s.axes if a.var in in_f - in_g)
+    n = tuple(a for a in s.axes if a.var in in_g - in_f)
+    batch = tuple(a for a in s.axes if a.var in in_f & in_g)
+    length = dim_prod(a.extent for a in s.raxes).const
+    if not m or not n or (length is not None and length <= SHORT):
+        return None
+    place = {a.var: i for i, a in enumerate(s.axes)}
+    if place[m[-1].var] > place[n[-1].var]:
+        m, n, f, g = n, m, g, f
+    return Contraction(batch, m, n, s.raxes, f, g)
+
+
+def _vars(e: Expr) -> frozenset[str]:
+    return frozenset(n for n in names([e]) if n.startswith("$"))
+
+
+def _pair(body: Expr) -> tuple[Expr, Expr] | None:
+    """Two factors whose product the body is; further factors join one that has their variables."""
+    conditions: list[Expr] = []
+    while isinstance(body, Select) and isinstance(body.b, Const) and body.b.value == 0:
+        conditions.append(body.cond)
+        body = body.a
+    factors = [(e, _vars(e)) for e in _factors(body)]
+    sets = {v for _, v in factors}
+    maximal = [v for v in sets if not any(v < w for w in sets)]
+    if len(maximal) != 2:
+        return None
+    maximal.sort(key=lambda v: next(i for i, (_, w) in enumerate(factors) if w == v))
+    sides: list[Expr | None] = [None, None]
+    for e, v in factors:
+        side = 0 if v <= maximal[0] else 1
+        old = sides[side]
+        sides[side] = e if old is None else Op(e.dtype, "mul", (old, e))
+    f, g = sides
+    assert f is not None and g is not None
+    return _guarded((f, maximal[0]), (g, maximal[1]), conditions)
+
+
+def _guarded(
+    f: tuple[Expr, frozenset[str]], g: tuple[Expr, frozenset[str]], conditions: list[Expr]
+) -> tuple[Expr, Expr] | None:
+    """Conditions move to the factors that have their variables (both, if both have)."""
+    (x, xs), (y, ys) = f, g
+    for c in reversed(conditions):
+        v = _vars(c)
+        if not v <= xs and not v <= ys:
+            return None
+        x = Select(x.dtype, c, x, const(0, x)) if v <= xs else x
+        y = Select(y.dtype, c, y, const(0, y)) if v <= ys else y
+    if any(sum(1 for _ in walk(e)) > PROLOGUE for e in (x, y)):
+        return None
+    return x, y
+
+
+def _factors(body: Expr) -> list[Expr]:
+    """The factors of a product tree (signs become factors)."""
+    out: list[Expr] = []
+    stack = [body]
+    while stack:
+        e = stack.pop()
+        match e:
+            case Op(fn="mul", args=(a, b)):
+                stack += [b, a]
+            case Op(fn="neg", args=(a,)):
+                out.append(const(-1, e))
+                stack.append(a)
+            case _:
+                out.append(e)
+    return out
+
+
+def unit_stride(e: Load, var: str) -> bool | None:
+    """Whether a load walks along memory by 1 with `var`; None when it does not depend on it."""
+    if not any(var in names([i]) for i in e.index):
+        return None
+    *rest, last = e.index
+    if any(var in names([i]) for i in rest) or not isinstance(last, Idx):
+        return False
+    form = last.dim.linear_in(var)
+    return form is not None and form[0].const == 1

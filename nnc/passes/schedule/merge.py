@@ -1,0 +1,204 @@
+"""Merging adjacent axes that every access walks through together, so that loops are long and simple."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from nnc.ir.expr import Expr, Idx, Load, children, rewrite, walk, with_children
+from nnc.ir.graph import Axis
+from nnc.ir.loop import Buffer, Contract, For, Let, Reduce, Stmt, Store
+from nnc.lang.dims import Dim
+from nnc.lang.types import TensorType
+
+Stmts = tuple[Stmt, ...]
+
+
+class Views:
+    """Buffers under other shapes; one object for each name and shape."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[str, tuple[Dim, ...]], Buffer] = {}
+
+    def view(self, buffer: Buffer, shape: tuple[Dim, ...]) -> Buffer:
+        key = (buffer.name, shape)
+        if key not in self.known:
+            self.known[key] = replace(buffer, type=TensorType(buffer.type.dtype, shape))
+        return self.known[key]
+
+
+def merge(
+    axes: Sequence[Axis], stmts: Stmts, exprs: Sequence[Expr], views: Views, taken: Iterable[str]
+) -> tuple[tuple[Axis, ...], Stmts, tuple[Expr, ...]]:
+    """The axes with neighbours merged where possible, and the code over them rewritten."""
+    out = list(axes)
+    used = set(taken)
+    exprs = tuple(exprs)
+    at = len(out) - 2
+    while at >= 0:
+        p, q = out[at], out[at + 1]
+        z = Axis(_name(p.var, q.var, used), p.extent * q.extent)
+        attempt = _Merge(p, q, z.var, views)
+        done = attempt.run(stmts, exprs)
+        if done is not None:
+            stmts, exprs = done
+            out[at : at + 2] = [z]
+            used.add(z.var)
+        at -= 1
+    return tuple(out), stmts, exprs
+
+
+def _name(p: str, q: str, used: set[str]) -> str:
+    name = base = p + q[1:]
+    n = 1
+    while name in used:
+        n += 1
+        name = f"{base}{n}"
+    return name
+
+
+class _Fails(Exception):
+    """The two axes are not used together everywhere."""
+
+
+class _Merge:
+    """Rewrites code over `p` (outer) and `q` (inner) into code over one variable `z`."""
+
+    def __init__(self, p: Axis, q: Axis, z: str, views: Views) -> None:
+        self.p, self.q, self.z, self.views = p, q, z, views
+        self.pair = frozenset((p.var, q.var))
+
+    def run(self, stmts: Stmts, exprs: tuple[Expr, ...]) -> tuple[Stmts, tuple[Expr, ...]] | None:
+        try:
+            return map_stmts(stmts, self.expr, self.store), tuple(map(self.expr, exprs))
+        except _Fails:
+            return None
+
+    def expr(self, root: Expr) -> Expr:
+        new: dict[int, Expr | None] = {}
+        for e in walk(root):
+            if isinstance(e, Idx):
+                new[id(e)] = self.idx(e)
+                continue
+            if isinstance(e, Load) and (d := self.together(e.index, e.tensor)) is not None:  # type: ignore[arg-type]
+                new[id(e)] = self.load(e, d, new)
+                continue
+            parts = [new[id(c)] for c in children(e)]
+            good = tuple(x for x in parts if x is not None)
+            new[id(e)] = with_children(e, good) if len(good) == len(parts) else None
+        out = new[id(root)]
+        if out is None:
+            raise _Fails
+        return out
+
+    def idx(self, e: Idx) -> Expr | None:
+        """`a*n*p + a*q + c`, n the size of q, is `a*z + c`."""
+        if not self.pair & e.dim.names:
+            return e
+        over_q = e.dim.linear_in(self.q.var)
+        over_p = None if over_q is None else over_q[1].linear_in(self.p.var)
+        if over_q is None or over_p is None or over_p[0] != over_q[0] * self.q.extent:
+            return None
+        return Idx(over_q[0] * Dim.of(self.z) + over_p[1], e.dtype)
+
+    def together(self, index: tuple[Expr, ...], buffer: Buffer) -> int | None:
+        """The place d where the index is `..., p, q, ...` and nothing else holds p or q."""
+        d = next((d for d, i in enumerate(index) if _bare(i, self.p.var)), None)
+        if d is None or d + 1 == len(index) or not _bare(index[d + 1], self.q.var):
+            return None
+        return d if buffer.type.shape[d + 1] == self.q.extent else None
+
+    def load(self, e: Load, d: int, new: dict[int, Expr | None]) -> Expr | None:
+        inside = e.tensor.type.shape[d] == self.p.extent
+        if (e.other is not None or e.check is not None) and not inside:
+            return None
+        rest = [new[id(i)] for i in (*e.index[:d], *e.index[d + 2 :])]
+        other = None if e.other is None else new[id(e.other)]
+        if any(x is None for x in rest) or (e.other is not None and other is None):
+            return None
+        index = self.joined(tuple(x for x in rest if x is not None), d)
+        return replace(e, tensor=self.joined_buffer(e.tensor, d), index=index, other=other)  # type: ignore[arg-type]
+
+    def joined(self, rest: tuple[Expr, ...], d: int) -> tuple[Expr, ...]:
+        return (*rest[:d], Idx(Dim.of(self.z)), *rest[d:])
+
+    def joined_buffer(self, buffer: Buffer, d: int) -> Buffer:
+        shape = buffer.type.shape
+        return self.views.view(buffer, (*shape[:d], shape[d] * shape[d + 1], *shape[d + 2 :]))
+
+    def store(self, s: Store) -> tuple[Buffer, tuple[Expr, ...]]:
+        d = self.together(s.index, s.buffer)
+        if d is None or (s.check is not None and s.buffer.type.shape[d] != self.p.extent):
+            return s.buffer, tuple(map(self.expr, s.index))
+        rest = tuple(self.expr(i) for i in (*s.index[:d], *s.index[d + 2 :]))
+        return self.joined_buffer(s.buffer, d), self.joined(rest, d)
+
+
+def _bare(e: Expr, var: str) -> bool:
+    return isinstance(e, Idx) and e.dim.name == var
+
+
+def map_stmts(
+    stmts: Stmts,
+    fn: Callable[[Expr], Expr],
+    place: Callable[[Store], tuple[Buffer, tuple[Expr, ...]]] | None = None,
+) -> Stmts:
+    """The statements with every expression replaced (`place`: of stores, buffer and index)."""
+    out: list[Stmt] = []
+    for s in stmts:
+        match s:
+            case For():
+                out.append(replace(s, body=map_stmts(s.body, fn, place)))
+            case Let() | Reduce():
+                out.append(replace(s, value=fn(s.value)))
+            case Store():
+                guard = None if s.guard is None else fn(s.guard)
+                buffer, index = place(s) if place else (s.buffer, tuple(map(fn, s.index)))
+                out.append(replace(s, buffer=buffer, index=index, value=fn(s.value), guard=guard))
+            case Contract():
+                epilogue = map_stmts(s.epilogue, fn, place)
+                out.append(replace(s, a=fn(s.a), b=fn(s.b), epilogue=epilogue))
+    return tuple(out)
+
+
+def exprs_in(stmts: Iterable[Stmt]) -> list[Expr]:
+    """Every root expression of the statements."""
+    out: list[Expr] = []
+    stack = list(reversed(list(stmts)))
+    while stack:
+        s = stack.pop()
+        match s:
+            case For():
+                stack += reversed(s.body)
+            case Let() | Reduce():
+                out.append(s.value)
+            case Store():
+                out += [*s.index, s.value, *(() if s.guard is None else (s.guard,))]
+            case Contract():
+                out += [s.a, s.b]
+                stack += reversed(s.epilogue)
+    return out
+
+
+def substitute(stmts: Stmts, env: dict[str, Dim]) -> Stmts:
+    """Loop variables replaced in every expression (extents of loops inside are left)."""
+
+    def one(e: Expr) -> Expr:
+        return (
+            Idx(e.dim.subst(env), e.dtype) if isinstance(e, Idx) and e.dim.names & env.keys() else e
+        )
+
+    return map_stmts(stmts, lambda root: rewrite(root, one))
+
+
+def stores_in(stmts: Iterable[Stmt]) -> list[Store]:
+    """Every store of the statements."""
+    out: list[Store] = []
+    stack = list(reversed(list(stmts)))
+    while stack:
+        match stack.pop():
+            case For(body=body) | Contract(epilogue=body):
+                stack += reversed(body)
+            case Store() as s:
+                out.append(s)
+    return out

@@ -1,0 +1,125 @@
+"""Loop nests: which axis runs over the lanes, which are split over the threads, how long loops are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from nnc.ir.expr import Load, walk
+from nnc.ir.graph import Axis
+from nnc.ir.loop import For, Reduce, Stmt
+from nnc.lang.dims import Dim, dim_min, dim_prod
+from nnc.passes.schedule.contraction import unit_stride
+from nnc.passes.schedule.merge import Stmts, Views, merge, substitute
+
+CHUNK = 1024  # elements of a long vector loop that one thread takes at a time
+REDUCED_CHUNK = 64  # the same where every element is a reduction or a serial loop
+SHORT = 8  # a reduced axis of fewer elements does not run over the lanes
+ENOUGH = 64  # iterations of parallel loops that need no more
+
+
+def nest(
+    axes: Sequence[Axis],
+    stmts: Stmts,
+    views: Views,
+    parallel: bool = True,
+    serial: tuple[Axis, ...] = (),
+    taken: set[str] | None = None,
+) -> Stmts:
+    """Loops over `axes` around statements that are independent for different axes.
+
+    `parallel`: these are the outer loops of the kernel. `serial`: loops in this order inside the parallel
+        ones and around the lanes (accumulation). `taken`: names in use, which grows.
+    """
+    used = set() if taken is None else taken
+    used |= {a.var for a in (*axes, *serial)}
+    axes, stmts, _ = merge(axes, stmts, (), views, used)
+    used |= {a.var for a in axes}
+    stmts = tuple(_reduction(s, axes, views, used) for s in stmts)
+    lane = _lane(axes, stmts)
+    outer = [a for a in axes if a is not lane]
+    heavy = bool(serial) or any(isinstance(s, Reduce) for s in stmts)
+    if lane is not None and parallel:
+        lane, chunk, stmts = _cut(lane, outer, stmts, heavy, used)
+        outer += [] if chunk is None else [chunk]
+    if lane is not None:
+        stmts = (For(lane, "vector", stmts),)
+    else:
+        stmts = tuple(replace(s, vector=row_lane(s)) if isinstance(s, Reduce) else s for s in stmts)
+    for a in reversed(serial):
+        stmts = (For(a, "serial", stmts),)
+    for a in reversed(outer):
+        stmts = (For(a, "parallel" if parallel else "serial", stmts),)
+    return stmts
+
+
+def _reduction(s: Stmt, axes: Sequence[Axis], views: Views, used: set[str]) -> Stmt:
+    """A reduction with its axes merged."""
+    if not isinstance(s, Reduce):
+        return s
+    merged, _, (value,) = merge(s.axes, (), (s.value,), views, used)
+    used |= {a.var for a in merged}
+    return replace(s, axes=merged, value=value)
+
+
+# ---- lanes --------------------------------------------------------------------------------------
+
+
+def _lane(axes: Sequence[Axis], stmts: Stmts) -> Axis | None:
+    """The loop that runs over the lanes: the last one, unless there are loops or long rows inside.
+
+    (Then reductions run over the lanes along an axis of their own: `row_lane`.)
+    """
+    if not axes or any(isinstance(s, For) for s in stmts):
+        return None
+    reductions = [s for s in stmts if isinstance(s, Reduce)]
+    if any(_row_wise(r, axes[-1]) for r in reductions):
+        return None
+    return axes[-1]
+
+
+def _row_wise(r: Reduce, last: Axis) -> bool:
+    """Whether a reduction reads memory better along its own axes than along the last kept one."""
+    along = row_lane(r)
+    if along is None:
+        return False
+    return _units(r, along) > _units(r, last.var)
+
+
+def row_lane(r: Reduce) -> str | None:
+    """The reduced axis that can run over the lanes: long, with unit stride in some load."""
+    best, count = None, 0
+    for a in r.axes:
+        long = a.extent.const is None or a.extent.const >= SHORT
+        if long and _units(r, a.var) > count:
+            best, count = a.var, _units(r, a.var)
+    return best
+
+
+def _units(r: Reduce, var: str) -> int:
+    return sum(unit_stride(e, var) is True for e in walk(r.value) if isinstance(e, Load))
+
+
+# ---- cutting ------------------------------------------------------------------------------------
+
+
+def _cut(
+    lane: Axis, outer: Sequence[Axis], stmts: Stmts, heavy: bool, used: set[str]
+) -> tuple[Axis, Axis | None, Stmts]:
+    """Cuts a long loop into pieces for the threads: `lane = chunk*$o + lane'`."""
+    chunk = REDUCED_CHUNK if heavy else CHUNK
+    outside = dim_prod(a.extent for a in outer).const
+    length = lane.extent.const
+    if length is not None and (length <= chunk or (outside is not None and outside >= ENOUGH)):
+        return lane, None, stmts
+    if length is not None and outer and outside is None and length <= 4 * chunk:
+        return lane, None, stmts
+    name = f"{lane.var}o"
+    while name in used:
+        name += "o"
+    pieces = Axis(name, (lane.extent + (chunk - 1)) // chunk)
+    start = Dim.of(name) * chunk
+    whole = length is not None and length % chunk == 0
+    left = Dim.of(chunk) if whole else dim_min(Dim.of(chunk), lane.extent - start)
+    stmts = substitute(stmts, {lane.var: start + lane.var})
+    return Axis(lane.var, left), pieces, stmts

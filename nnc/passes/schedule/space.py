@@ -1,0 +1,186 @@
+"""The loop space of a node: axes of size 1 dropped, axes that stand for a tuple split into its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nnc.ir.bounds import axis_ranges, loop_facts, simplify_dim
+from nnc.ir.expr import Const, Expr, Idx, rewrite, walk
+from nnc.ir.graph import Axis, Compute, Update
+from nnc.lang.dims import (
+    ONE,
+    ZERO,
+    Atom,
+    Dim,
+    Facts,
+    Func,
+    apply,
+    polynomial_quotient,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Space:
+    """A `Compute` or `Update` as loops.
+
+    `index`: for each axis of the node's type (Update: of its target) where iteration `axes` writes.
+    `body`: what is evaluated there; `guard`: where an Update writes.
+    """
+
+    axes: tuple[Axis, ...]
+    raxes: tuple[Axis, ...]
+    op: str
+    index: tuple[Expr, ...]
+    body: Expr
+    guard: Expr | None = None
+
+    @property
+    def exprs(self) -> tuple[Expr, ...]:
+        more = () if self.guard is None else (self.guard,)
+        return (self.body, *self.index, *more)
+
+    def homes(self) -> dict[str, int]:
+        """For each axis variable that is, bare, a component of the index: which one."""
+        return {
+            e.dim.name: d
+            for d, e in enumerate(self.index)
+            if isinstance(e, Idx) and e.dim.name is not None and e.dim.name.startswith("$")
+        }
+
+
+def space(node: Compute | Update, facts: Facts) -> Space:
+    """The loops of a node."""
+    if isinstance(node, Update):
+        raw = Space(node.axes, (), "", node.target, node.value, node.guard)
+    else:
+        index = tuple(Idx(Dim.of(a.var)) for a in node.axes)
+        raw = Space(node.axes, node.raxes, node.op, index, node.body)
+    return _split(_drop_units(raw), facts)
+
+
+def _drop_units(s: Space) -> Space:
+    env = {a.var: ZERO for a in (*s.axes, *s.raxes) if a.extent == ONE}
+    raxes = tuple(a for a in s.raxes if a.extent != ONE)
+    if s.raxes and not raxes:
+        body = Const("i32", 0) if s.op in ("argmax", "argmin") else s.body
+        s = Space(s.axes, (), "", s.index, body, s.guard)
+    if not env:
+        return s
+    axes = tuple(a for a in s.axes if a.extent != ONE)
+    s = Space(axes, raxes, s.op, s.index, s.body, s.guard)
+    return map_idx(s, lambda d: d.subst(env))
+
+
+def map_idx(s: Space, fn: Callable[[Dim], Dim]) -> Space:
+    """Every index polynomial of the space replaced by `fn` of it."""
+    memo: dict[Dim, Dim] = {}
+
+    def one(e: Expr) -> Expr:
+        if not isinstance(e, Idx) or e.dim.is_const:
+            return e
+        if e.dim not in memo:
+            memo[e.dim] = fn(e.dim)
+        return e if memo[e.dim] is e.dim else Idx(memo[e.dim], e.dtype)
+
+    def go(e: Expr) -> Expr:
+        return rewrite(e, one)
+
+    guard = None if s.guard is None else go(s.guard)
+    return Space(s.axes, s.raxes, s.op, tuple(map(go, s.index)), go(s.body), guard)
+
+
+# ---- radix axes ---------------------------------------------------------------------------------
+
+
+def _split(s: Space, facts: Facts) -> Space:
+    """Splits every axis `$x` of size P*Q that is used as `$x // Q` and `$x % Q`."""
+    dims = [e.dim for e in walk(*s.exprs) if isinstance(e, Idx) and e.dim.funcs()]
+    if not dims:
+        return s
+    for _ in range(16):
+        s = simplify(s, facts)
+        found = _radix(s)
+        if found is None:
+            return s
+        s = _split_one(s, *found)
+    return s
+
+
+def _radix(s: Space) -> tuple[Axis, Dim] | None:
+    extents = {a.var: a for a in (*s.axes, *s.raxes)}
+    for e in walk(*s.exprs):
+        for f in _funcs(e.dim) if isinstance(e, Idx) else ():
+            axis = extents.get(f.a.name or "")
+            if f.kind in ("floor", "mod") and axis is not None and not _has_var(f.b):
+                outer = polynomial_quotient(axis.extent, f.b)
+                if outer is not None and outer != ONE and f.b != ONE:
+                    return axis, f.b
+    return None
+
+
+def _funcs(d: Dim) -> list[Func]:
+    """All functions in it, nested ones too."""
+    out: list[Func] = []
+    stack = d.funcs()
+    while stack:
+        f = stack.pop()
+        out.append(f)
+        stack += f.a.funcs() + f.b.funcs()
+    return out
+
+
+def _has_var(d: Dim) -> bool:
+    return any(n.startswith("$") for n in d.names)
+
+
+def _split_one(s: Space, axis: Axis, inner: Dim) -> Space:
+    outer = polynomial_quotient(axis.extent, inner)
+    assert outer is not None
+    hi, lo = f"{axis.var}h", f"{axis.var}l"
+    parts = (Axis(hi, outer), Axis(lo, inner))
+
+    def cut(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        return tuple(p for a in axes for p in (parts if a.var == axis.var else (a,)))
+
+    whole = inner * Dim.of(hi) + lo
+    exact = {("floor", inner): Dim.of(hi), ("mod", inner): Dim.of(lo)}
+
+    def one(d: Dim) -> Dim:
+        if axis.var not in d.names:
+            return d
+        return map_funcs(
+            d, lambda f: exact.get((f.kind, f.b)) if f.a.name == axis.var else None
+        ).subst({axis.var: whole})
+
+    s = Space(cut(s.axes), cut(s.raxes), s.op, s.index, s.body, s.guard)
+    return map_idx(s, one)
+
+
+def map_funcs(d: Dim, fn: Callable[[Func], Dim | None]) -> Dim:
+    """Replaces functions for which `fn` gives a dim (outermost first), inside others too."""
+    if not d.funcs():
+        return d
+    out = ZERO
+    for mono, c in d.terms:
+        term = Dim.of(c)
+        for atom, n in mono:
+            term = term * _mapped(atom, fn) ** n
+        out = out + term
+    return out
+
+
+def _mapped(atom: Atom, fn: Callable[[Func], Dim | None]) -> Dim:
+    if isinstance(atom, str):
+        return Dim.of(atom)
+    new = fn(atom)
+    if new is not None:
+        return new
+    return apply(atom.kind, map_funcs(atom.a, fn), map_funcs(atom.b, fn))
+
+
+def simplify(s: Space, facts: Facts) -> Space:
+    """`//` and `%` that follow from the ranges of the loops are removed."""
+    axes = (*s.axes, *s.raxes)
+    ranges, inside = axis_ranges(axes), loop_facts(axes, facts)
+    return map_idx(s, lambda d: simplify_dim(d, inside, ranges) if d.funcs() else d)

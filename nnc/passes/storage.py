@@ -1,0 +1,216 @@
+"""Where values live: which node gets which buffer, what is written in place, what must be copied."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from nnc.ir.expr import Idx, Load, walk
+from nnc.ir.graph import Compute, Constant, Input, Node, Update, users
+from nnc.ir.loop import Buffer
+from nnc.lang.dims import Dim
+from nnc.lang.types import TensorType
+from nnc.passes.fuse import Fused, Group
+from nnc.passes.order import exprs_of
+
+STRIP_BYTES = 16384  # largest row strip that is kept beside the kernel
+
+
+@dataclass
+class Storage:
+    """`buffers`: nodes with memory. `strips`: row-local arrays. Nodes in neither are scalars of one kernel.
+
+    `copied`: updates that do not work in place: their base is copied into their buffer first.
+    `final`: (from, to) copies at the end, into inputs that could not be overwritten earlier.
+    """
+
+    args: tuple[Buffer, ...]
+    buffers: dict[Node, Buffer] = field(default_factory=dict)
+    strips: dict[Node, Buffer] = field(default_factory=dict)
+    private: set[Node] = field(default_factory=set)  # read by their own kernel only
+    copied: set[Node] = field(default_factory=set)
+    final: list[tuple[Buffer, Buffer]] = field(default_factory=list)
+    others: list[Buffer] = field(default_factory=list)
+
+
+def assign(fused: Fused) -> Storage:
+    """Buffers for all nodes of a fused graph."""
+    return _Assigner(fused).run()
+
+
+class _Assigner:
+    def __init__(self, fused: Fused) -> None:
+        self.fused, self.graph = fused, fused.graph
+        self.users = users(self.graph.roots)
+        self.position = {n: i for i, g in enumerate(fused.groups) for n in g.nodes}
+        self.names: set[str] = set()
+        self.roots = set(self.graph.roots)
+        checks = [self.position[n] for n in fused.checks if n in self.position]
+        self.last_check = max(checks, default=-1)
+        args = [
+            Buffer(self.named(x.name, "arg"), x.type, "arg", slot=i, span=x.span)
+            for i, x in enumerate(self.graph.inputs)
+        ]
+        for j, r in enumerate(self.graph.results):
+            name = self.named(f"result{j}", "result")
+            args.append(Buffer(name, r.type, "arg", slot=len(args), span=r.span))
+        self.out = Storage(tuple(args))
+
+    def run(self) -> Storage:
+        out, n = self.out, len(self.graph.inputs)
+        out.buffers |= zip(self.graph.inputs, out.args[:n], strict=True)
+        out.buffers |= zip(self.graph.results, out.args[n:], strict=True)
+        for w in self.graph.writes:
+            self.claim(w.target, w.value)
+        for group in self.fused.groups:
+            for node in group.nodes:
+                self.constants(node)
+                if isinstance(node, Update):
+                    self.update(node)
+                elif node not in out.buffers:
+                    self.compute(node, group)
+        for w in self.graph.writes:
+            home, source = out.buffers[w.target], out.buffers[w.value]
+            if home is not source:
+                out.final.append((source, home))
+        return out
+
+    def named(self, name: str, hint: str) -> str:
+        base = re.sub(r"[^A-Za-z0-9_.]", "_", name) or hint
+        name, n = base, 1
+        while name in self.names:
+            n += 1
+            name = f"{base}_{n}"
+        self.names.add(name)
+        return name
+
+    def constants(self, node: Node) -> None:
+        for e in walk(*exprs_of(node)):
+            if isinstance(e, Load) and isinstance(e.tensor, Constant):
+                self.constant(e.tensor)
+        if isinstance(node, Update) and isinstance(node.base, Constant):
+            self.constant(node.base)
+
+    def constant(self, c: Constant) -> None:
+        if c not in self.out.buffers:
+            name = self.named(c.name, "const")
+            self.out.buffers[c] = Buffer(name, c.type, "const", data=c.data, span=c.span)
+            self.out.others.append(self.out.buffers[c])
+
+    def arena(self, node: Node) -> Buffer:
+        hint = (node.op or "t") if isinstance(node, Compute) else "updated"
+        buffer = Buffer(self.named(node.name, hint), node.type, "arena", span=node.span)
+        self.out.others.append(buffer)
+        return buffer
+
+    # ---- in place -----------------------------------------------------------------------------
+
+    def claim(self, target: Input, value: Node) -> None:
+        """Gives the first node of a written value's chain of updates the input's own memory."""
+        node = value
+        while isinstance(node, Update):
+            if node not in self.fused.inplace or self.position[node] <= self.last_check:
+                return
+            node = node.base
+        if (
+            isinstance(node, Compute)
+            and node not in self.out.buffers
+            and self.may_overwrite(node, target)
+        ):
+            self.out.buffers[node] = self.out.buffers[target]
+
+    def may_overwrite(self, node: Compute, target: Input) -> bool:
+        at = self.position[node]
+        if node not in self.fused.inplace or at <= self.last_check:
+            return False
+        return all(
+            self.position[u] < at or (self.position[u] == at and self.same_element(u, node, target))
+            for u in self.users.get(target, ())
+        )
+
+    def same_element(self, reader: Node, writer: Compute, target: Node) -> bool:
+        """Whether a node of the writer's kernel reads `target` only where, and before, it is overwritten."""
+        group = self.fused.groups[self.position[writer]]
+        spaces = self.fused.spaces
+        flat = all(len(spaces[n].axes) == group.rows and not spaces[n].raxes for n in group.nodes)
+        if group.kind == "contraction":
+            if reader is group.nodes[0]:
+                return False
+        elif not flat and group.nodes.index(reader) > group.nodes.index(writer):  # type: ignore[arg-type]
+            return False
+        if len(spaces[reader].axes) != len(spaces[writer].axes):
+            return False
+        order = {a.var: i for i, a in enumerate(spaces[reader].axes)}
+        own = {a.var: i for i, a in enumerate(spaces[writer].axes)}
+        if group.kind == "contraction" and reader is not writer:
+            return False
+        want = [_positions(i, own) for i in spaces[writer].index]
+        return all(
+            [_positions(i, order) for i in e.index] == want
+            for e in walk(*spaces[reader].exprs)
+            if isinstance(e, Load) and e.tensor is target
+        )
+
+    def update(self, node: Update) -> None:
+        out, base = self.out, node.base
+        if node in out.buffers or not self.in_place(node):
+            out.copied.add(node)
+            if node not in out.buffers:
+                out.buffers[node] = self.arena(node)
+            return
+        out.buffers[node] = out.buffers[base]
+
+    def in_place(self, node: Update) -> bool:
+        base, at = node.base, self.position[node]
+        if isinstance(base, Constant) or base in self.roots:
+            return False
+        if isinstance(base, Input) and not self.writes_to(node, base):
+            return False
+        if any(u is not node and self.position[u] >= at for u in self.users[base]):
+            return False
+        space = self.fused.spaces[node]
+        reads = [e for e in walk(*space.exprs) if isinstance(e, Load) and e.tensor is base]
+        want = [_positions(i, {}) for i in space.index]
+        same = all([_positions(i, {}) for i in e.index] == want for e in reads)
+        return same and not (reads and node.accumulate)
+
+    def writes_to(self, node: Update, target: Input) -> bool:
+        """Whether the node is a version of the input that ends in a write to it, and may come now."""
+        for w in self.graph.writes:
+            value = w.value
+            while isinstance(value, Update) and value is not node:
+                value = value.base
+            if value is node:
+                late = node in self.fused.inplace and self.position[node] > self.last_check
+                return w.target is target and late
+        return False
+
+    # ---- other values -------------------------------------------------------------------------
+
+    def compute(self, node: Node, group: Group) -> None:
+        """No memory for what only its own kernel reads; a strip for what is a row of values there."""
+        private = node not in self.roots and all(u in group.nodes for u in self.users[node])
+        space = self.fused.spaces[node]
+        rest = space.axes[group.rows :] if group.kind == "rows" else ()
+        if private:
+            self.out.private.add(node)
+        if private and not rest:
+            return
+        if private and all(a.var in space.homes() for a in rest):
+            shape = tuple(a.extent for a in rest)
+            count = TensorType(node.type.dtype, shape).bytes.const
+            if count is not None and count <= STRIP_BYTES:
+                name = self.named(node.name, "strip")
+                self.out.strips[node] = Buffer(
+                    name, TensorType(node.type.dtype, shape), "local", span=node.span
+                )
+                return
+        self.out.buffers[node] = self.arena(node)
+
+
+def _positions(e: object, order: dict[str, int]) -> object:
+    """An index component in a form that is equal for equal places."""
+    if isinstance(e, Idx):
+        env = {v: Dim.of(f"${i}") for v, i in order.items()}
+        return e.dim.subst(env)
+    return e
