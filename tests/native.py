@@ -10,8 +10,8 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
-from guard import Guarded
-from jit import pool
+from tests.guard import Guarded
+from tests.jit import pool
 
 from nnc.codegen import contract, objects
 from nnc.codegen.llvm import Module, emit

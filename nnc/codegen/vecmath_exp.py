@@ -79,14 +79,17 @@ def tanh(x: Vec) -> Vec:
     q, n = exp_parts(a + a)
     power = power_of_two(n, 0)
     e = fma(power, q, power - 1.0)  # exp(2a) - 1
-    return copysign(e / (e + 2.0), x)
+    z = a * a
+    inner = fma(a * z, horner(z, poly.TANH[x.kind]), a)  # here the quotient is up to 3 ulp off
+    return copysign(select(a.lt(0.4), inner, e / (e + 2.0)), x)
 
 
 def sigmoid(x: Vec) -> Vec:
-    q, n = exp_parts(clamp(-absolute(x), _limits(x)[0], None))
-    shift = 64 if x.kind == "f32" else 128  # keeps the power of two normal where exp is denormal
-    e = (q + 1.0) * power_of_two(n, shift) * 2.0**-shift
-    return select(x.lt(0.0), e, 1.0) / (e + 1.0)
+    """1 / (1 + exp(-x)), both sides scaled so that exp does not overflow before the result is 0."""
+    down, up, shift = (20.0, 104.0, 32) if x.kind == "f32" else (40.0, 746.0, 128)
+    q, n = exp_parts(-clamp(x, -up, down))
+    power = power_of_two(n, -shift)
+    return 2.0**-shift / (fma(power, q, 2.0**-shift) + power)
 
 
 def _quarter_exp(x: Vec) -> tuple[Vec, Vec]:
