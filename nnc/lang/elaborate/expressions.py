@@ -251,6 +251,9 @@ def _one_binary(cx: Context, e: ast.Binary, left: Value) -> Value:
 
 def binary(cx: Context, op: str, a: Operand, b: Operand, span: Span) -> Value:
     """An arithmetic operator on any operands."""
+    lifted = lift(cx, lambda p, q: binary(cx, op, p, q, span), [a, b], span)
+    if lifted is not None:
+        return lifted
     x, y = cx.tensor(a.value), cx.tensor(b.value)
     match x, y:
         case Weak(), Weak():
@@ -481,6 +484,9 @@ def _both(cx: Context, a: Value, b: Value, span: Span) -> Value:
 
 
 def comparison(cx: Context, op: str, a: Operand, b: Operand, span: Span) -> Value:
+    lifted = lift(cx, lambda p, q: comparison(cx, op, p, q, span), [a, b], span)
+    if lifted is not None:
+        return lifted
     x, y = cx.tensor(a.value), cx.tensor(b.value)
     match x, y:
         case Weak(), Weak():
