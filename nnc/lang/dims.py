@@ -162,6 +162,8 @@ class Dim:
             return whole
         if q == ONE:
             return whole + rest
+        if rest.const is not None and q.const is not None:
+            return whole + rest.const // q.const
         if rest.const == -1:  # divisors are positive
             return whole - 1
         inner = _nested_floor(rest, q)
@@ -446,7 +448,8 @@ def _show(p: Dim) -> str:
     out = ""
     positive_first = sorted(p.terms, key=lambda t: (t[0] == (), t[1] < 0))
     for mono, c in positive_first:
-        factors = [_show_power(a, n) for a, n in mono]
+        alone = len(mono) == 1 and abs(c) == 1
+        factors = [_show_power(a, n, alone) for a, n in mono]
         if abs(c) != 1 or not factors:
             factors.insert(0, str(abs(c)))
         sign = "-" if c < 0 else ("+" if out else "")
@@ -454,13 +457,11 @@ def _show(p: Dim) -> str:
     return out
 
 
-def _show_power(atom: Atom, n: int) -> str:
-    text = str(atom) if isinstance(atom, str) else _show_func(atom)
+def _show_power(atom: Atom, n: int, alone: bool) -> str:
+    text = str(atom)
+    if not alone and isinstance(atom, Func) and atom.kind in ("floor", "mod", "div"):
+        text = f"({text})"
     return text if n == 1 else f"{text}**{n}"
-
-
-def _show_func(f: Func) -> str:
-    return str(f)
 
 
 ZERO = Dim(())
