@@ -10,8 +10,6 @@ from typing import Any
 
 import llvmlite.binding as llvm
 import numpy as np
-from tests.guard import Guarded
-from tests.jit import pool
 
 from nnc.codegen import contract, objects
 from nnc.codegen.llvm import Module, emit
@@ -23,6 +21,8 @@ from nnc.ir.loop import Buffer, For, Kernel, Program, Reduce, Stmt, Store
 from nnc.ir.scalar import SCALARS
 from nnc.lang.dims import Dim, DimLike
 from nnc.lang.types import TensorType
+from tests.guard import Guarded
+from tests.jit import pool
 
 NUMPY = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": np.uint16, "i8": np.int8}
 NUMPY |= {"u8": np.uint8, "i32": np.int32, "i64": np.int64, "bool": np.uint8}
@@ -119,9 +119,7 @@ def program(
 ) -> Program:
     """Arguments get their slots by position; they must have been made with them."""
     assert [b.slot for b in args] == list(range(len(args)))
-    return Program(
-        "test", tuple(dims), tuple(args), tuple(buffers), tuple(steps), Dim.of(arena)
-    )
+    return Program("test", tuple(dims), tuple(args), tuple(buffers), tuple(steps), Dim.of(arena))
 
 
 # ---- running ----------------------------------------------------------------------------------

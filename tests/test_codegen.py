@@ -9,6 +9,14 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 import pytest
+
+from nnc.codegen import objects
+from nnc.codegen.target import x86
+from nnc.diagnostics import Source, Span
+from nnc.ir.expr import Op
+from nnc.ir.loop import Commit, Contract, Let
+from nnc.ir.scalar import SCALARS
+from nnc.lang.dims import Dim, dim_min
 from tests.native import (
     NUMPY,
     IndexFailure,
@@ -32,14 +40,6 @@ from tests.native import (
     store,
     var,
 )
-
-from nnc.codegen import objects
-from nnc.codegen.target import x86
-from nnc.diagnostics import Source, Span
-from nnc.ir.expr import Op
-from nnc.ir.loop import Commit, Let
-from nnc.ir.scalar import SCALARS
-from nnc.lang.dims import Dim, dim_min
 
 FLOATS = ("f32", "f64", "f16", "bf16")
 INTS = ("i8", "u8", "i32", "i64")
@@ -171,11 +171,15 @@ def int_reference(fn: str, dtype: str, args: list[np.ndarray]) -> np.ndarray:
     info = np.iinfo(NUMPY[dtype])
     if fn in ("floordiv", "mod"):
         safe = np.where(args[1] == 0, 1, args[1]).astype(object)
-        out = getattr(args[0].astype(object), "__floordiv__" if fn == "floordiv" else "__mod__")(safe)
+        out = getattr(args[0].astype(object), "__floordiv__" if fn == "floordiv" else "__mod__")(
+            safe
+        )
         out = np.where(args[1] == 0, 0, out)
     elif fn in ("shl", "shr"):
         count = np.where((args[1] < 0) | (args[1] >= info.bits), info.bits, args[1]).astype(object)
-        out = args[0].astype(object) * 2**count if fn == "shl" else args[0].astype(object) // 2**count
+        out = (
+            args[0].astype(object) * 2**count if fn == "shl" else args[0].astype(object) // 2**count
+        )
     else:
         with np.errstate(all="ignore"):
             return np.asarray(SCALARS[fn].numpy(*args))
@@ -193,7 +197,9 @@ def test_int_functions(dtype: str, position: str) -> None:
     for s in INT_FUNCTIONS:
         r = rng(s.name, dtype)
         slot = len(arrays)
-        operands = [r.integers(info.min, info.max, N, NUMPY[dtype], endpoint=True) for _ in range(s.arity)]
+        operands = [
+            r.integers(info.min, info.max, N, NUMPY[dtype], endpoint=True) for _ in range(s.arity)
+        ]
         for x in operands[1:]:
             x[:10] = np.array([0, 1, 2, 3, 7, 5, 8, 31, 4, 9])
             x[10] = -1 if info.min < 0 else 255
@@ -211,10 +217,20 @@ def test_int_functions(dtype: str, position: str) -> None:
 
 @pytest.mark.parametrize("position", ["vector", "scalar"])
 def test_logic_and_isfinite(position: str) -> None:
-    a, b, x = buffer("a", "bool", "N", slot=0), buffer("b", "bool", "N", slot=1), buffer("x", "f32", "N", slot=2)
+    a, b, x = (
+        buffer("a", "bool", "N", slot=0),
+        buffer("b", "bool", "N", slot=1),
+        buffer("x", "f32", "N", slot=2),
+    )
     outs = [buffer(f"o{i}", "bool", "N", slot=3 + i) for i in range(5)]
     la, lb = load(a, "$i"), load(b, "$i")
-    values = [op("and", la, lb), op("or", la, lb), op("not", la), op("isfinite", load(x, "$i")), op("eq", la, lb)]
+    values = [
+        op("and", la, lb),
+        op("or", la, lb),
+        op("not", la),
+        op("isfinite", load(x, "$i")),
+        op("eq", la, lb),
+    ]
     body = [store(o, ("$i",), v) for o, v in zip(outs, values, strict=True)]
     kind = "vector" if position == "vector" else "serial"
     p = program([a, b, x, *outs], kernel(nest([(axis("i", "N"), kind)], *body)), dims=("N",))
@@ -232,7 +248,31 @@ def test_logic_and_isfinite(position: str) -> None:
 def test_casts(source: str, position: str) -> None:
     r = rng(source)
     if source in FLOATS:
-        x = encode(source, np.resize([0.0, -0.0, 1.5, -1.5, 2.5, 300, -300, 1e5, 7e4, 3e9, 1e20, -1e20, np.inf, -np.inf, np.nan, 127.9, 0.3], N))
+        x = encode(
+            source,
+            np.resize(
+                [
+                    0.0,
+                    -0.0,
+                    1.5,
+                    -1.5,
+                    2.5,
+                    300,
+                    -300,
+                    1e5,
+                    7e4,
+                    3e9,
+                    1e20,
+                    -1e20,
+                    np.inf,
+                    -np.inf,
+                    np.nan,
+                    127.9,
+                    0.3,
+                ],
+                N,
+            ),
+        )
     elif source == "bool":
         x = r.integers(0, 2, N).astype(np.uint8)
     else:
@@ -268,7 +308,9 @@ def cast_reference(source: str, to: str, x: np.ndarray) -> np.ndarray:
     info = np.iinfo(NUMPY[to])
     if source in FLOATS:
         clean = np.where(np.isnan(x), 0, x).astype(np.float64)
-        exact = [info.max if v >= info.max else info.min if v <= info.min else int(v) for v in clean]
+        exact = [
+            info.max if v >= info.max else info.min if v <= info.min else int(v) for v in clean
+        ]
         return np.array(exact, dtype=object).astype(NUMPY[to])
     with np.errstate(over="ignore"):
         return x.astype(NUMPY[to])
@@ -279,7 +321,10 @@ def test_powi() -> None:
     x, n = buffer("x", "f32", "N", slot=0), buffer("n", "i32", "N", slot=1)
     y, k = buffer("y", "f64", "N", slot=2), buffer("k", "i64", "N", slot=3)
     outs = [buffer(f"p{i}", "f32", "N", slot=4 + i) for i in range(len(powers) + 1)]
-    outs += [buffer("q", "f64", "N", slot=len(outs) + 4), buffer("r", "i64", "N", slot=len(outs) + 5)]
+    outs += [
+        buffer("q", "f64", "N", slot=len(outs) + 4),
+        buffer("r", "i64", "N", slot=len(outs) + 5),
+    ]
     body = [
         store(o, ("$i",), Op("f32", "powi", (load(x, "$i"), num(p, "i32"))))
         for o, p in zip(outs, powers, strict=False)
@@ -306,7 +351,11 @@ def test_random(position: str) -> None:
     u, g = buffer("u", "f32", "N", slot=0), buffer("g", "f32", "N", slot=1)
     d = buffer("d", "f64", "N", slot=2)
     args = (num(-7, "i64"), idx("S"), num(3, "i64"), idx("$i"))
-    values = [Op("f32", "random_uniform", args), Op("f32", "random_normal", args), Op("f64", "random_normal", args)]
+    values = [
+        Op("f32", "random_uniform", args),
+        Op("f32", "random_normal", args),
+        Op("f64", "random_normal", args),
+    ]
     body = [store(o, ("$i",), v) for o, v in zip((u, g, d), values, strict=True)]
     kind = "vector" if position == "vector" else "serial"
     p = program([u, g, d], kernel(nest([(axis("i", "N"), kind)], *body)), dims=("N", "S"))
@@ -327,7 +376,13 @@ def test_random(position: str) -> None:
 def test_vector_tails(dtype: str) -> None:
     x, y = buffer("x", dtype, "N", slot=0), buffer("y", dtype, "N", slot=1)
     value = op("not", load(x, "$i")) if dtype == "bool" else op("add", load(x, "$i"), load(x, "$i"))
-    p = native(program([x, y], kernel(nest([(axis("i", "N"), "vector")], store(y, ("$i",), value))), dims=("N",)))
+    p = native(
+        program(
+            [x, y],
+            kernel(nest([(axis("i", "N"), "vector")], store(y, ("$i",), value))),
+            dims=("N",),
+        )
+    )
     for n in (*range(1, 34), 64, 65):
         for side in ("start", "end"):
             v = encode(dtype, rng(n).integers(0, 2 if dtype == "bool" else 50, n))
@@ -341,7 +396,9 @@ def test_constant_vector_extents() -> None:
         x, y = buffer("x", "f32", n, slot=0), buffer("y", "f32", n, slot=1)
         body = store(y, ("$i",), op("mul", load(x, "$i"), num(3.0)))
         v = rng(n).normal(size=n).astype(np.float32)
-        got = run(program([x, y], kernel(nest([(axis("i", n), "vector")], body))), [v, np.zeros_like(v)])
+        got = run(
+            program([x, y], kernel(nest([(axis("i", n), "vector")], body))), [v, np.zeros_like(v)]
+        )
         assert np.array_equal(got[1], v * 3)
 
 
@@ -353,11 +410,19 @@ def test_layouts_and_broadcast() -> None:
     i, j = axis("i", "M"), axis("j", "N")
     body = [
         store(outs[0], ("$i", "$j"), load(x, "$j", "$i")),
-        store(outs[1], ("$i", "$j"), op("add", load(x, Dim.of("N") - 1 - Dim.of("$j"), "$i"), load(r, "$i"))),
-        store(outs[2], ("$i", "$j"), cast(idx(Dim.of("$j") * 3 + Dim.of("$i") * Dim.of("M")), "f32")),
+        store(
+            outs[1],
+            ("$i", "$j"),
+            op("add", load(x, Dim.of("N") - 1 - Dim.of("$j"), "$i"), load(r, "$i")),
+        ),
+        store(
+            outs[2], ("$i", "$j"), cast(idx(Dim.of("$j") * 3 + Dim.of("$i") * Dim.of("M")), "f32")
+        ),
         store(wide, ("$i", Dim.of("$j") * 2), load(x, "$j", "$i")),
     ]
-    p = program([x, r, *outs, wide], kernel(nest([(i, "parallel"), (j, "vector")], *body)), dims=("N", "M"))
+    p = program(
+        [x, r, *outs, wide], kernel(nest([(i, "parallel"), (j, "vector")], *body)), dims=("N", "M")
+    )
     n, m = 21, 5
     xv, rv = rng(0).normal(size=(n, m)).astype(np.float32), rng(1).normal(size=m).astype(np.float32)
     zeros = [np.zeros((m, n), np.float32)] * 3 + [np.zeros((m, 2 * n), np.float32)]
@@ -374,7 +439,9 @@ def test_parallel_nest(sizes: tuple[int, int, int]) -> None:
     y = buffer("y", "i64", *dims, "3" and 3, slot=0)
     loops = [(axis(d.lower(), d), "parallel") for d in dims]
     value = idx(Dim.of("$a") * 10000 + Dim.of("$b") * 100 + Dim.of("$c"))
-    body = nest([(axis("v", 3), "unroll")], store(y, ("$a", "$b", "$c", "$v"), op("add", value, idx("$v"))))
+    body = nest(
+        [(axis("v", 3), "unroll")], store(y, ("$a", "$b", "$c", "$v"), op("add", value, idx("$v")))
+    )
     p = program([y], kernel(nest(loops, body)), dims=dims)
     got = run(p, [np.zeros((*sizes, 3), np.int64)], dict(zip(dims, sizes, strict=True)))[0]
     a, b, c, v = np.indices((*sizes, 3))
@@ -385,7 +452,10 @@ def test_split_loop_and_triangle() -> None:
     """The inner part of a loop cut into pieces, and an extent that depends on an outer index."""
     x, y = buffer("x", "f32", "N", slot=0), buffer("y", "f32", "N", slot=1)
     t = buffer("t", "f32", "T", "T", slot=2)
-    o, i = axis("o", (Dim.of("N") + 9) // 10), axis("i", dim_min(Dim.of(10), Dim.of("N") - Dim.of("$o") * 10))
+    o, i = (
+        axis("o", (Dim.of("N") + 9) // 10),
+        axis("i", dim_min(Dim.of(10), Dim.of("N") - Dim.of("$o") * 10)),
+    )
     at_i = Dim.of("$o") * 10 + Dim.of("$i")
     r, c = axis("r", "T"), axis("c", Dim.of("$r") + 1)
     p = program(
@@ -410,7 +480,9 @@ def test_gather_checked(dtype: str, kind: str) -> None:
     x, i = buffer("x", dtype, "V", 3, slot=0), buffer("i", "i32", "N", slot=1)
     y = buffer("y", dtype, "N", slot=2)
     value = load(x, load(i, "$n"), 1, check=SPAN)
-    p = program([x, i, y], kernel(nest([(axis("n", "N"), kind)], store(y, ("$n",), value))), dims=("V", "N"))
+    p = program(
+        [x, i, y], kernel(nest([(axis("n", "N"), kind)], store(y, ("$n",), value))), dims=("V", "N")
+    )
     v, n = 11, 21
     xv = encode(dtype, rng(0).integers(0, 100, (v, 3)))
     iv = rng(1).integers(0, v, n).astype(np.int32)
@@ -430,14 +502,22 @@ def test_guarded_window(kind: str) -> None:
     x, f, y = (buffer(n, "f32", "N", slot=s) for s, n in enumerate(("x", "f", "y")))
     shifted = [load(x, Dim.of("$i") + k, other=num(-1.0)) for k in (-2, 3)]
     deep = load(x, Dim.of("$i") * 2, other=load(f, "$i"))
-    value = op("add", op("add", shifted[0], op("mul", shifted[1], num(10.0))), op("mul", deep, num(100.0)))
-    p = program([x, f, y], kernel(nest([(axis("i", "N"), kind)], store(y, ("$i",), value))), dims=("N",))
+    value = op(
+        "add", op("add", shifted[0], op("mul", shifted[1], num(10.0))), op("mul", deep, num(100.0))
+    )
+    p = program(
+        [x, f, y], kernel(nest([(axis("i", "N"), kind)], store(y, ("$i",), value))), dims=("N",)
+    )
     for n in (1, 2, 5, 16, 40):
-        xv, fv = rng(n).integers(0, 9, n).astype(np.float32), rng(n, 1).integers(0, 9, n).astype(np.float32)
+        xv, fv = (
+            rng(n).integers(0, 9, n).astype(np.float32),
+            rng(n, 1).integers(0, 9, n).astype(np.float32),
+        )
         got = run(p, [xv, fv, np.zeros_like(xv)], {"N": n})[2]
         pad = lambda j: xv[j] if 0 <= j < n else -1  # noqa: B023, E731
         want = [
-            pad(j - 2) + 10 * pad(j + 3) + 100 * (xv[2 * j] if 2 * j < n else fv[j]) for j in range(n)
+            pad(j - 2) + 10 * pad(j + 3) + 100 * (xv[2 * j] if 2 * j < n else fv[j])
+            for j in range(n)
         ]
         assert np.array_equal(got, np.float32(want))
 
@@ -445,7 +525,11 @@ def test_guarded_window(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["vector", "serial"])
 def test_lazy_select(kind: str) -> None:
     """The untaken arm is out of range, its index check fails, it holds NaN: nothing happens."""
-    x, i, y = buffer("x", "f32", "V", slot=0), buffer("i", "i64", "N", slot=1), buffer("y", "f32", "N", slot=2)
+    x, i, y = (
+        buffer("x", "f32", "V", slot=0),
+        buffer("i", "i64", "N", slot=1),
+        buffer("y", "f32", "N", slot=2),
+    )
     flag = buffer("flag", "bool", slot=3)
     cond = op("lt", idx("$n"), idx("V"))
     inside = pick(cond, load(x, "$n"), num(0.0))
@@ -454,7 +538,11 @@ def test_lazy_select(kind: str) -> None:
     uniform = pick(load(flag), load(x, Dim.of("V") + 10**6), num(3.0))
     logs = pick(op("gt", inside, num(0.0)), op("log", inside), num(-1.0))
     value = op("add", op("add", inside, checked), op("add", uniform, logs))
-    p = program([x, i, y, flag], kernel(nest([(axis("n", "N"), kind)], store(y, ("$n",), value))), dims=("V", "N"))
+    p = program(
+        [x, i, y, flag],
+        kernel(nest([(axis("n", "N"), kind)], store(y, ("$n",), value))),
+        dims=("V", "N"),
+    )
     for v, n in ((1, 1), (3, 20), (17, 40)):
         xv = rng(n).normal(size=v).astype(np.float32)
         iv = np.where(rng(n, 2).integers(0, 2, n), rng(n, 3).integers(0, v, n), 10**9)
@@ -476,14 +564,29 @@ def test_scatter_add_and_guard() -> None:
         kernel(
             nest(
                 [(axis("t", "T"), "serial"), (axis("d", "D"), "vector")],
-                store(y, (row, "$d"), load(x, "$t", "$d"), accumulate=True, check=SPAN, guard=op("ne", row, num(2, "i32"))),
+                store(
+                    y,
+                    (row, "$d"),
+                    load(x, "$t", "$d"),
+                    accumulate=True,
+                    check=SPAN,
+                    guard=op("ne", row, num(2, "i32")),
+                ),
             )
         ),
-        kernel(nest([(axis("t", "T"), "vector")], store(z, (row,), load(x, "$t", 0), accumulate=True, check=SPAN))),
+        kernel(
+            nest(
+                [(axis("t", "T"), "vector")],
+                store(z, (row,), load(x, "$t", 0), accumulate=True, check=SPAN),
+            )
+        ),
         dims=("T", "D", "V"),
     )
     t, d, v = 50, 19, 4
-    xv, iv = rng(0).normal(size=(t, d)).astype(np.float32), rng(1).integers(0, v, t).astype(np.int32)
+    xv, iv = (
+        rng(0).normal(size=(t, d)).astype(np.float32),
+        rng(1).integers(0, v, t).astype(np.int32),
+    )
     zeros = [np.zeros((v, d), np.float32), np.zeros(v, np.float32)]
     sizes = {"T": t, "D": d, "V": v}
     got = run(p, [xv, iv, *zeros], sizes)
@@ -503,7 +606,9 @@ def test_hoisting_does_not_cross_stores() -> None:
     x = buffer("x", "f32", "N", slot=0)
     body = store(x, (Dim.of("$i") + 1,), op("add", load(x, "$i"), load(x, 0)))
     twice = store(x, (0,), op("mul", load(x, 0), num(0.5)))
-    p = program([x], kernel(nest([(axis("i", Dim.of("N") - 1), "serial")], body, twice)), dims=("N",))
+    p = program(
+        [x], kernel(nest([(axis("i", Dim.of("N") - 1), "serial")], body, twice)), dims=("N",)
+    )
     v = np.arange(1, 20, dtype=np.float32)
     want = v.copy()
     for i in range(len(v) - 1):
@@ -518,7 +623,10 @@ def test_flattened_axis_lanes() -> None:
     i = Dim.of("$i")
     terms = [(i // 3) * 1000 + i % 3, (i // 20) * 1000 + i % 20]
     dynamic = ((i + 2) // Dim.of("W")) * 1000 + (i + 2) % Dim.of("W")
-    body = [store(y, ("$i",), op("add", idx(terms[0]), op("mul", idx(terms[1]), num(10**6, "i64")))), store(z, ("$i",), idx(dynamic))]
+    body = [
+        store(y, ("$i",), op("add", idx(terms[0]), op("mul", idx(terms[1]), num(10**6, "i64")))),
+        store(z, ("$i",), idx(dynamic)),
+    ]
     p = program([y, z], kernel(nest([(axis("i", "N"), "vector")], *body)), dims=("N", "W"))
     for w in (1, 2, 5, 7, 8, 9, 31):
         n = np.arange(40)
@@ -553,8 +661,24 @@ def test_reductions(dtype: str) -> None:
         outs.append(by_col)
         value = load(x, "$r", "$c")
         for out, vector in zip(by_row, (c, None), strict=True):
-            steps.append(kernel(nest([(r, "parallel")], reduce("s", fn, [c], value, vector), store(out, ("$r",), var("s", kind)))))
-        steps.append(kernel(nest([(c, "vector")], reduce("s", fn, [r], value), store(by_col, ("$c",), var("s", kind)))))
+            steps.append(
+                kernel(
+                    nest(
+                        [(r, "parallel")],
+                        reduce("s", fn, [c], value, vector),
+                        store(out, ("$r",), var("s", kind)),
+                    )
+                )
+            )
+        steps.append(
+            kernel(
+                nest(
+                    [(c, "vector")],
+                    reduce("s", fn, [r], value),
+                    store(by_col, ("$c",), var("s", kind)),
+                )
+            )
+        )
     p = native(program([x, *outs], *steps, dims=("R", "C")))
     for rows, cols in ((1, 1), (3, 5), (2, 16), (4, 37), (2, 64), (3, 200)):
         if dtype in FLOATS:
@@ -562,17 +686,25 @@ def test_reductions(dtype: str) -> None:
         else:
             raw = rng(rows, cols, dtype).integers(-3 if dtype[0] == "i" else 0, 4, (rows, cols))
         xv = encode(dtype, raw)
-        zeros = [np.zeros(rows if o.type.shape[0] == Dim.of("R") else cols, NUMPY[o.type.dtype]) for o in outs]
+        zeros = [
+            np.zeros(rows if o.type.shape[0] == Dim.of("R") else cols, NUMPY[o.type.dtype])
+            for o in outs
+        ]
         got = [p.run([xv, *zeros], {"R": rows, "C": cols}, threads=t)[1:] for t in (1, 2)]
         assert all(a.tobytes() == b.tobytes() for a, b in zip(*got, strict=True))
         exact = decode(dtype, xv)
         for k, o in enumerate(outs):
             fn, ax = REDUCTIONS[k // 3], 0 if k % 3 == 2 else 1
             if o.type.dtype != dtype or fn in ("max", "min"):
-                assert np.array_equal(decode(o.type.dtype, got[0][k]), serial(fn, exact, ax)), (fn, k)
+                assert np.array_equal(decode(o.type.dtype, got[0][k]), serial(fn, exact, ax)), (
+                    fn,
+                    k,
+                )
             elif dtype in FLOATS:
                 want = serial(fn, exact.astype(np.float64), ax)
-                assert np.allclose(decode(dtype, got[0][k]).astype(np.float64), want, rtol=EPS[dtype] * 40, atol=0), fn
+                assert np.allclose(
+                    decode(dtype, got[0][k]).astype(np.float64), want, rtol=EPS[dtype] * 40, atol=0
+                ), fn
             else:
                 with np.errstate(over="ignore"):
                     want = serial(fn, exact.astype(np.int64), ax).astype(NUMPY[dtype])
@@ -592,7 +724,10 @@ def test_reduction_order() -> None:
             [x, s, e, f, fixed],
             kernel(reduce("a", "sum", [r, n], value, n), store(s, (), var("a"))),
             kernel(reduce("a", "sum", [r, n], dear, n), store(e, (), var("a"))),
-            kernel(reduce("a", "sum", [axis("k", 50)], load(fixed, "$k"), axis("k", 50)), store(f, (), var("a"))),
+            kernel(
+                reduce("a", "sum", [axis("k", 50)], load(fixed, "$k"), axis("k", 50)),
+                store(f, (), var("a")),
+            ),
             dims=("R", "N"),
         )
     )
@@ -621,15 +756,29 @@ def test_reduction_order() -> None:
 def test_nan_in_reductions() -> None:
     x = buffer("x", "f32", "N", slot=0)
     names = ("max", "min", "argmax", "argmin")
-    outs = [buffer(f"{n}{v}", "i32" if n[0] == "a" else "f32", slot=1 + 2 * k + v) for k, n in enumerate(names) for v in (0, 1)]
+    outs = [
+        buffer(f"{n}{v}", "i32" if n[0] == "a" else "f32", slot=1 + 2 * k + v)
+        for k, n in enumerate(names)
+        for v in (0, 1)
+    ]
     n = axis("n", "N")
     steps = [
-        kernel(reduce("s", o.name[:-1], [n], load(x, "$n"), n if o.name[-1] == "0" else None), store(o, (), var("s", o.type.dtype)))
+        kernel(
+            reduce("s", o.name[:-1], [n], load(x, "$n"), n if o.name[-1] == "0" else None),
+            store(o, (), var("s", o.type.dtype)),
+        )
         for o in outs
     ]
     p = native(program([x, *outs], *steps, dims=("N",)))
     zeros = [np.zeros((), NUMPY[o.type.dtype]) for o in outs]
-    cases = [[np.nan], [1, np.nan, 3, np.nan], [-np.inf] * 20, [np.inf] * 3, [1] * 70 + [np.nan] + [2] * 40 + [np.nan], [2, 2, 1, 1] * 30]
+    cases = [
+        [np.nan],
+        [1, np.nan, 3, np.nan],
+        [-np.inf] * 20,
+        [np.inf] * 3,
+        [1] * 70 + [np.nan] + [2] * 40 + [np.nan],
+        [2, 2, 1, 1] * 30,
+    ]
     for case in cases:
         xv = np.float32(case)
         got = p.run([xv, *zeros], {"N": len(case)})[1:]
@@ -639,10 +788,19 @@ def test_nan_in_reductions() -> None:
 
 def test_any_all() -> None:
     x = buffer("x", "bool", "R", "N", slot=0)
-    outs = [buffer(n + v, "bool", "R", slot=1 + k) for k, (n, v) in enumerate((n, v) for n in ("any", "all") for v in "01")]
+    outs = [
+        buffer(n + v, "bool", "R", slot=1 + k)
+        for k, (n, v) in enumerate((n, v) for n in ("any", "all") for v in "01")
+    ]
     r, n = axis("r", "R"), axis("n", "N")
     steps = [
-        kernel(nest([(r, "parallel")], reduce("s", o.name[:3], [n], load(x, "$r", "$n"), n if o.name[3] == "1" else None), store(o, ("$r",), var("s", "bool"))))
+        kernel(
+            nest(
+                [(r, "parallel")],
+                reduce("s", o.name[:3], [n], load(x, "$r", "$n"), n if o.name[3] == "1" else None),
+                store(o, ("$r",), var("s", "bool")),
+            )
+        )
         for o in outs
     ]
     p = program([x, *outs], *steps, dims=("R", "N"))
@@ -652,6 +810,148 @@ def test_any_all() -> None:
         got = run(p, [xv, *[np.zeros(6, np.uint8)] * 4], {"R": 6, "N": n_})[1:]
         for o, g in zip(outs, got, strict=True):
             assert np.array_equal(g.astype(bool), serial(o.name[:3], xv, 1))
+
+
+# ---- contractions ---------------------------------------------------------------------------------
+
+
+def contraction_error(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A bound for the error of a f32 sum of products a[m, k] b[k, n] in any order."""
+    k = a.shape[-1]
+    return (k + 2) * 2.0**-24 * (
+        np.abs(a).astype(np.float64) @ np.abs(b).astype(np.float64)
+    ) + 1e-30
+
+
+@pytest.mark.parametrize("layout", ["nn", "nt", "tn", "tt"])
+def test_contraction_layouts(layout: str) -> None:
+    """Both operands in both layouts, an epilogue with a bias, batches shared by both."""
+    ta, tb = layout[0] == "t", layout[1] == "t"
+    x = buffer("x", "f32", "B", *(("K", "M") if ta else ("M", "K")), slot=0)
+    w = buffer("w", "f32", *(("N", "K") if tb else ("K", "N")), slot=1)
+    bias, y = buffer("bias", "f32", "N", slot=2), buffer("y", "f32", "B", "M", "N", slot=3)
+    a = load(x, "$b", *(("$k", "$m") if ta else ("$m", "$k")))
+    b = load(w, *(("$n", "$k") if tb else ("$k", "$n")))
+    value = op("max", op("add", var("s"), load(bias, "$n")), num(0.0))
+    leaf = Contract(
+        "s",
+        (axis("b", "B"),),
+        (axis("m", "M"),),
+        (axis("n", "N"),),
+        (axis("k", "K"),),
+        a,
+        b,
+        (Let("r", value), store(y, ("$b", "$m", "$n"), var("r"))),
+    )
+    p = native(program([x, w, bias, y], kernel(leaf), dims=("B", "M", "N", "K")))
+    for nb, m, n, k in ((1, 1, 1, 1), (3, 5, 33, 7), (2, 40, 70, 130), (5, 3, 16, 300)):
+        r = rng(layout, m)
+        xv, wv = (
+            r.normal(size=(nb, m, k)).astype(np.float32),
+            r.normal(size=(k, n)).astype(np.float32),
+        )
+        bv = r.normal(size=n).astype(np.float32)
+        stored = [xv.swapaxes(1, 2).copy() if ta else xv, wv.T.copy() if tb else wv]
+        sizes = {"B": nb, "M": m, "N": n, "K": k}
+        zero = np.zeros((nb, m, n), np.float32)
+        outs = [p.run([*stored, bv, zero], sizes, threads=t)[3] for t in (1, 2, 3)]
+        assert outs[0].tobytes() == outs[1].tobytes() == outs[2].tobytes()
+        want = np.maximum(xv.astype(np.float64) @ wv + bv, 0)
+        assert (np.abs(outs[0] - want) <= contraction_error(xv, wv) + 1e-6).all()
+
+
+def test_contraction_groups() -> None:
+    """Attention-like: heads split out of merged axes, two axes in each group, gathered rows."""
+    x = buffer("x", "f32", "T", 3, 4, slot=0)
+    w, i = buffer("w", "f32", 3, 4, "H", 5, slot=1), buffer("i", "i32", "T", slot=2)
+    y, z = buffer("y", "f32", "H", "T", 5, slot=3), buffer("z", "f32", "T", "H", 5, slot=4)
+    m, n = (axis("t", "T"),), (axis("h", "H"), axis("e", 5))
+    k = (axis("p", 3), axis("q", 4))
+    b = load(w, "$p", "$q", "$h", "$e")
+    plain, gathered = (
+        load(x, "$t", "$p", "$q"),
+        op("exp", load(x, load(i, "$t"), "$p", "$q", check=SPAN)),
+    )
+    p = program(
+        [x, w, i, y, z],
+        kernel(Contract("s", (), m, n, k, plain, b, (store(y, ("$h", "$t", "$e"), var("s")),))),
+        kernel(Contract("s", (), m, n, k, gathered, b, (store(z, ("$t", "$h", "$e"), var("s")),))),
+        dims=("T", "H"),
+    )
+    for t, h in ((1, 1), (7, 3), (40, 8)):
+        r = rng(t)
+        xv, wv = (
+            r.normal(size=(t, 3, 4)).astype(np.float32),
+            r.normal(size=(3, 4, h, 5)).astype(np.float32),
+        )
+        iv = r.integers(0, t, t).astype(np.int32)
+        zeros = [np.zeros((h, t, 5), np.float32), np.zeros((t, h, 5), np.float32)]
+        got = run(p, [xv, wv, iv, *zeros], {"T": t, "H": h})
+        want = np.einsum("tpq,pqhe->the", xv.astype(np.float64), wv)
+        assert np.allclose(got[3], want.transpose(1, 0, 2), rtol=1e-4, atol=1e-5)
+        want = np.einsum("tpq,pqhe->the", np.exp(xv[iv].astype(np.float64)), wv)
+        assert np.allclose(got[4], want, rtol=1e-4, atol=1e-4)
+    iv[-1] = -3
+    with pytest.raises(IndexFailure):
+        native(p).run([xv, wv, iv, *zeros], {"T": t, "H": h})
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution(stride: int) -> None:
+    """A padded window as the right operand: pixels are columns, filters rows."""
+    oh, ow = "H", "W"
+    x = buffer("x", "f32", "B", 3, Dim.of(oh) * stride, Dim.of(ow) * stride, slot=0)
+    w, y = buffer("w", "f32", "O", 3, 3, 3, slot=1), buffer("y", "f32", "B", "O", oh, ow, slot=2)
+    row, col = Dim.of("$h") * stride + Dim.of("$u") - 1, Dim.of("$w") * stride + Dim.of("$v") - 1
+    a = load(w, "$o", "$c", "$u", "$v")
+    b = load(x, "$b", "$c", row, col, other=num(0.0))
+    leaf = Contract(
+        "s",
+        (axis("b", "B"),),
+        (axis("o", "O"),),
+        (axis("h", oh), axis("w", ow)),
+        (axis("c", 3), axis("u", 3), axis("v", 3)),
+        a,
+        b,
+        (store(y, ("$b", "$o", "$h", "$w"), var("s")),),
+    )
+    p = program([x, w, y], kernel(leaf), dims=("B", "O", oh, ow))
+    for nb, o, h, wd in ((1, 1, 1, 1), (2, 4, 5, 7), (1, 17, 9, 20)):
+        r = rng(h)
+        xv = r.normal(size=(nb, 3, h * stride, wd * stride)).astype(np.float32)
+        wv = r.normal(size=(o, 3, 3, 3)).astype(np.float32)
+        got = run(
+            p, [xv, wv, np.zeros((nb, o, h, wd), np.float32)], {"B": nb, "O": o, oh: h, ow: wd}
+        )[2]
+        padded = np.pad(xv.astype(np.float64), ((0, 0), (0, 0), (1, 1), (1, 1)))
+        want = np.zeros_like(got, np.float64)
+        for u in range(3):
+            for v in range(3):
+                part = padded[:, :, u : u + h * stride : stride, v : v + wd * stride : stride]
+                want += np.einsum("bchw,oc->bohw", part, wv[:, :, u, v])
+        assert np.allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_matrix_vector(dtype: str) -> None:
+    x, v, y = (
+        buffer("x", dtype, "M", "K", slot=0),
+        buffer("v", dtype, "K", slot=1),
+        buffer("y", dtype, "M", slot=2),
+    )
+    args = ((axis("m", "M"),), (), (axis("k", "K"),), load(x, "$m", "$k"), load(v, "$k"))
+    p = program(
+        [x, v, y],
+        kernel(Contract("s", (), *args, (store(y, ("$m",), var("s", dtype)),))),
+        dims=("M", "K"),
+    )
+    for m, k in ((1, 1), (9, 40), (70, 500)):
+        xv, vv = (
+            rng(m).normal(size=(m, k)).astype(NUMPY[dtype]),
+            rng(k).normal(size=k).astype(NUMPY[dtype]),
+        )
+        got = run(p, [xv, vv, np.zeros(m, xv.dtype)], {"M": m, "K": k})[2]
+        assert np.allclose(got, xv.astype(np.float64) @ vv, rtol=1e-3, atol=1e-4)
 
 
 # ---- kernels together ---------------------------------------------------------------------------
@@ -694,9 +994,31 @@ def test_chain_of_kernels() -> None:
         # Reversed, so that every thread needs what another one wrote.
         value = op("add", load(a, Dim.of("N") - 1 - Dim.of("$i")), load(table, k % 3))
         work = 10 if k in (2, 3) else 1 << 20
-        steps.append(kernel(nest([(axis("o", 4), "parallel"), (axis("v", Dim.of("N") // 4), "vector")], *[
-            store(b, (Dim.of("$o") * (Dim.of("N") // 4) + Dim.of("$v"),), op("add", load(a, Dim.of("N") - 1 - Dim.of("$o") * (Dim.of("N") // 4) - Dim.of("$v")), load(table, k % 3)))
-        ]), work=work))
+        steps.append(
+            kernel(
+                nest(
+                    [(axis("o", 4), "parallel"), (axis("v", Dim.of("N") // 4), "vector")],
+                    *[
+                        store(
+                            b,
+                            (Dim.of("$o") * (Dim.of("N") // 4) + Dim.of("$v"),),
+                            op(
+                                "add",
+                                load(
+                                    a,
+                                    Dim.of("N")
+                                    - 1
+                                    - Dim.of("$o") * (Dim.of("N") // 4)
+                                    - Dim.of("$v"),
+                                ),
+                                load(table, k % 3),
+                            ),
+                        )
+                    ],
+                ),
+                work=work,
+            )
+        )
         del value
     assert i
     p = program([x, y], *steps, dims=("N",), buffers=[*t, table], arena=size * 2)
@@ -710,19 +1032,29 @@ def test_chain_of_kernels() -> None:
 
 
 def test_commit_stops_before_writing() -> None:
-    x, i, y = buffer("x", "f32", "N", slot=0), buffer("i", "i32", "N", slot=1), buffer("y", "f32", "N", slot=2)
+    x, i, y = (
+        buffer("x", "f32", "N", slot=0),
+        buffer("i", "i32", "N", slot=1),
+        buffer("y", "f32", "N", slot=2),
+    )
     t = buffer("t", "f32", "N", scope="arena")
     n = axis("n", "N")
-    p = native(program(
-        [x, i, y],
-        kernel(nest([(n, "parallel")], store(t, ("$n",), load(x, load(i, "$n"), check=SPAN)))),
-        Commit(),
-        kernel(nest([(n, "parallel")], store(y, ("$n",), load(t, "$n")))),
-        dims=("N",), buffers=[t], arena=Dim.of("N") * 4,
-    ))
+    p = native(
+        program(
+            [x, i, y],
+            kernel(nest([(n, "parallel")], store(t, ("$n",), load(x, load(i, "$n"), check=SPAN)))),
+            Commit(),
+            kernel(nest([(n, "parallel")], store(y, ("$n",), load(t, "$n")))),
+            dims=("N",),
+            buffers=[t],
+            arena=Dim.of("N") * 4,
+        )
+    )
     xv, iv = rng(1).normal(size=9).astype(np.float32), np.arange(9, dtype=np.int32)[::-1].copy()
     for threads in (1, 2):
-        assert np.array_equal(p.run([xv, iv, np.zeros_like(xv)], {"N": 9}, threads=threads)[2], xv[::-1])
+        assert np.array_equal(
+            p.run([xv, iv, np.zeros_like(xv)], {"N": 9}, threads=threads)[2], xv[::-1]
+        )
     iv[4] = 77
     with pytest.raises(IndexFailure):
         p.run([xv, iv, np.zeros_like(xv)], {"N": 9}, threads=2)
@@ -753,7 +1085,10 @@ def everything(dtype: str) -> Any:
     """All float functions of a dtype, conversions, random numbers, a reduction, in both positions."""
     args, steps = [], []
     for kind in ("vector", "serial"):
-        x, y = buffer(f"x{kind}", dtype, "N", slot=len(args)), buffer(f"y{kind}", dtype, "N", slot=len(args) + 1)
+        x, y = (
+            buffer(f"x{kind}", dtype, "N", slot=len(args)),
+            buffer(f"y{kind}", dtype, "N", slot=len(args) + 1),
+        )
         args += [x, y]
         total = load(x, "$i")
         for s in SCALARS.values():
@@ -761,11 +1096,17 @@ def everything(dtype: str) -> Any:
                 total = op("add", total, op(s.name, *([load(x, "$i")] * s.arity)))
         for to in (*FLOATS, *INTS, "bool"):
             total = op("add", total, cast(cast(load(x, "$i"), to), dtype))
-        random = Op(dtype, "random_normal", (num(1, "i64"), num(2, "i64"), num(3, "i64"), idx("$i")))
+        random = Op(
+            dtype, "random_normal", (num(1, "i64"), num(2, "i64"), num(3, "i64"), idx("$i"))
+        )
         total = op("add", total, random)
         steps.append(kernel(nest([(axis("i", "N"), kind)], store(y, ("$i",), total))))
     n = axis("i", "N")
-    steps.append(kernel(reduce("s", "sum", [n], load(args[0], "$i"), n), store(args[1], (0,), var("s", dtype))))
+    steps.append(
+        kernel(
+            reduce("s", "sum", [n], load(args[0], "$i"), n), store(args[1], (0,), var("s", dtype))
+        )
+    )
     return program(args, *steps, dims=("N",))
 
 

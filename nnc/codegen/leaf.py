@@ -34,7 +34,7 @@ class Group:
 
 
 def group(letter: str, axes: tuple[Axis, ...]) -> Group:
-    return Group(axes[0].var if len(axes) == 1 else f"${letter}", axes)
+    return Group(axes[0].var if len(axes) == 1 else f"$.{letter}", axes)
 
 
 class Leaves(Reductions):

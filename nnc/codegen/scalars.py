@@ -17,9 +17,32 @@ from nnc.codegen.target import Target
 from nnc.lang.types import DTYPES, DType, is_float
 
 MATH = frozenset(
-    ["exp", "expm1", "log", "log1p", "log2", "sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "sigmoid", "erf", "erfc", "lgamma", "pow"]
+    [
+        "exp",
+        "expm1",
+        "log",
+        "log1p",
+        "log2",
+        "sin",
+        "cos",
+        "tan",
+        "asin",
+        "acos",
+        "atan",
+        "atan2",
+        "sinh",
+        "cosh",
+        "tanh",
+        "sigmoid",
+        "erf",
+        "erfc",
+        "lgamma",
+        "pow",
+    ]
 )
-_EXACT = frozenset(["min", "max", "neg", "abs", "sign", "floor", "ceil", "round"])  # no rounding for 16-bit floats
+_EXACT = frozenset(
+    ["min", "max", "neg", "abs", "sign", "floor", "ceil", "round"]
+)  # no rounding for 16-bit floats
 _LOGIC = {"and": "and", "or": "or", "bitand": "and", "bitor": "or", "bitxor": "xor"}
 _SMALL_POWER = 4  # powers up to this one are products in the dtype itself
 

@@ -55,8 +55,10 @@ def _reduce(x: Vec, single: bool) -> Reduced:
     shifted = fma(x, TWO_OVER_PI, magic)
     n = shifted - magic
     r = fma(n, -HALF_PI[0], x)  # exact
-    high = fma(n, -HALF_PI[1], r)
-    low = fma(n, -HALF_PI[2], fma(n, -HALF_PI[1], r - high))
+    # n times the second word can exceed r by far: its product is subtracted in double precision.
+    step = n * -HALF_PI[1]
+    high, error = two_sum(r, step)
+    low = fma(n, -HALF_PI[2], error + fma(n, -HALF_PI[1], -step))
     huge = ~absolute(x).lt(MODERATE)
     high, low, shifted = rarely(huge, [high, low, shifted], lambda: _reduce_huge(x, single))
     return Reduced(high, low, shifted.bits())
