@@ -137,7 +137,7 @@ def compiled(case: Case) -> tuple[object, object]:
 
 
 def aligned(alloc, size: int) -> np.ndarray:
-    """Poisoned scratch, guarded at both ends of its use: nothing may be read before it is written."""
+    """Poisoned scratch on guard pages, of a multiple of 64 bytes."""
     return alloc((-(-size // 64) * 64,), np.uint8)
 
 
@@ -276,6 +276,27 @@ def test_blocks_and_threads_give_equal_bits(isa: str, dtype: str) -> None:
             assert (run(case, sizes, threads) == want).all()
         for b in ("packed", "any"):
             assert (run(Case(dtype, isa, b=b), sizes, 2) == want).all()
+
+
+def _random_runs(count: int, seed: int) -> None:
+    """Equal bits for every layout of B and for any threads, on guard pages, at random sizes."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        isa, dtype = ALL[rng.integers(len(ALL))]
+        a, b = LAYOUTS[rng.integers(len(LAYOUTS))]
+        sizes = tuple(int(x) for x in 2 ** rng.uniform(0, [7.5, 8.5, 9.5]))
+        want = run(Case(dtype, isa, a, b), sizes, side=("end", "start")[rng.integers(2)])
+        got = run(Case(dtype, isa, a, b), sizes, int(rng.integers(2, 9)))
+        assert (want == got).all(), (isa, dtype, a, b, sizes)
+
+
+def test_random_sizes() -> None:
+    _random_runs(60, 0)
+
+
+@pytest.mark.slow
+def test_many_random_sizes() -> None:
+    _random_runs(5000, 1)
 
 
 def test_position_does_not_matter() -> None:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +128,16 @@ def test_barrier_orders_memory(threads: int, rounds: int) -> None:
     assert a[1] == 0
 
 
+def test_a_missing_barrier_is_noticed() -> None:
+    """The control of the test above."""
+    pool()
+    empty = "define internal void @nnrt_barrier(i32 %t, i32 %n) {\n  fence seq_cst\n  ret void\n}\n"
+    engine = build(empty + BODY)
+    a = argument(200000)
+    run(engine.get_function_address("body"), a, 2)
+    assert a[1] > 0
+
+
 def test_workers_wake_from_sleep() -> None:
     a = argument(3)
     for _ in range(3):
@@ -149,14 +164,12 @@ def test_concurrent_callers() -> None:
         assert a[2:4].tolist() == [50, 50]
 
 
-def test_fork_gets_its_own_pool() -> None:
-    a = argument(5)
-    run(bodies()[0], a, 3)
+def in_child(check: Callable[[], bool]) -> None:
+    """Passes when the check is true in a forked child, within 20 s."""
     child = os.fork()
     if child == 0:
         try:
-            run(bodies()[0], a, 3)
-            os._exit(0 if a[1] == 0 and a[2:5].tolist() == [2, 2, 2] else 1)
+            os._exit(0 if check() else 1)
         finally:
             os._exit(2)
     deadline = time.monotonic() + 20
@@ -167,6 +180,37 @@ def test_fork_gets_its_own_pool() -> None:
             pytest.fail("the forked child hangs")
         time.sleep(0.005)
     assert os.waitstatus_to_exitcode(done[1]) == 0
+
+
+def with_refused_threads() -> None:
+    """In a process of its own, which has no stacks of ended threads to use again."""
+    body = bodies()[0]
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    room = pages * resource.getpagesize() + 30 * 2**20  # for about three stacks
+    resource.setrlimit(resource.RLIMIT_AS, (room, room))
+    a = argument(3)
+    run(body, a, 20)
+    parts = int(a[2:66].sum())
+    assert a[1] == 0
+    assert 1 <= parts < 20
+    assert a[2 : 2 + parts].all()
+
+
+def test_refused_threads_leave_fewer_parts() -> None:
+    code = "from tests import test_pool; test_pool.with_refused_threads()"
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True, timeout=60)
+
+
+def test_fork_gets_its_own_pool() -> None:
+    a = argument(5)
+    run(bodies()[0], a, 3)
+
+    def check() -> bool:
+        run(bodies()[0], a, 3)
+        return a[1] == 0 and a[2:5].tolist() == [2, 2, 2]
+
+    in_child(check)
     run(bodies()[0], a, 3)
     assert a[2:5].tolist() == [2, 2, 2]
 
