@@ -1,60 +1,87 @@
-"""Differentiable dependence of one node on another."""
+"""Differentiable dependence: where a derivative flows, and where it is cut.
+
+Integers, conditions, comparisons, indices, `Stop`, and functions without derivative cut it.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+
 from nnc.ir.expr import Expr, Load, Op, Select
-from nnc.ir.graph import Compute, Grad, Input, Node, Part, Stop, Update, operands
+from nnc.ir.graph import Compute, Grad, Node, Part, Update, toposort
 from nnc.ir.scalar import SCALARS
 from nnc.lang.types import is_float
 
 
 def depends(y: Node, x: Node) -> bool:
-    """Whether a gradient can flow from y to x."""
-    seen: set[Node] = set()
-    stack = [y]
-    while stack:
-        node = stack.pop()
-        if node is x:
-            return True
-        if node in seen or not is_float(node.type.dtype):
-            continue
-        seen.add(node)
-        stack.extend(_differentiable(node))
-    return False
+    """Whether a derivative of y with respect to x can be other than zero."""
+    return y in active([y], [x])
 
 
-def _differentiable(node: Node) -> list[Node]:
+def active(roots: Iterable[Node], wrt: Iterable[Node]) -> set[Node]:
+    """The nodes below `roots` that depend differentiably on one of `wrt` (those themselves too)."""
+    found = {w for w in wrt if is_float(w.type.dtype)}
+    for node in toposort(roots):
+        if is_float(node.type.dtype) and any(s in found for s in sources(node)):
+            found.add(node)
+    return found
+
+
+def sources(node: Node) -> tuple[Node, ...]:
+    """The operands through which a derivative flows, each once."""
     match node:
-        case Stop() | Input():
-            return []
-        case Compute(body=body, op=op):
-            return [] if op in ("any", "all", "argmax", "argmin") else _loads(body)
+        case Compute(op="argmax" | "argmin" | "any" | "all"):
+            return ()
+        case Compute(body=body):
+            return _tensors(body)
         case Update(base=base, value=value):
-            return [base, *_loads(value)]
+            return tuple(dict.fromkeys((base, *_tensors(value))))
         case Part(source=source):
-            return [source]
-        case Grad():
-            return list(operands(node))
-    return []
+            return (source,)
+        case Grad(y=y, wrt=wrt, seed=seed):
+            return (y, *wrt, *(() if seed is None else (seed,)))
+    return ()
 
 
-def _loads(body: Expr) -> list[Node]:
-    out: list[Node] = []
-    stack: list[Expr] = [body]
-    done: set[int] = set()
+def _tensors(body: Expr) -> tuple[Node, ...]:
+    found = (e.tensor for e in differentiable(body) if isinstance(e, Load))
+    return tuple(dict.fromkeys(found))  # type: ignore[arg-type]
+
+
+def differentiable(root: Expr) -> Iterator[Expr]:
+    """The sub-expressions whose value has a derivative with effect on the root, each once."""
+    stack, seen = [root], {id(root)}
     while stack:
         e = stack.pop()
-        if id(e) in done:
+        if not is_float(e.dtype):
             continue
-        done.add(id(e))
-        match e:
-            case Load(tensor=tensor, other=other):
-                out.append(tensor)  # type: ignore[arg-type]
-                if other is not None:
-                    stack.append(other)
-            case Select(a=a, b=b):
-                stack += [a, b]
-            case Op(fn=fn, args=args):
-                if is_float(e.dtype) and (fn == "cast" or SCALARS[fn].partials is not None):
-                    stack += args
+        yield e
+        for c in flows(e):
+            if id(c) not in seen:
+                seen.add(id(c))
+                stack.append(c)
+
+
+def flows(e: Expr) -> tuple[Expr, ...]:
+    """The operands that a derivative flows to."""
+    match e:
+        case Load(other=other):
+            return () if other is None else (other,)
+        case Select(a=a, b=b):
+            return (a, b)
+        case Op(fn=fn, args=args):
+            if fn == "cast" or SCALARS[fn].partials is not None:
+                return tuple(a for a in args if is_float(a.dtype))
+    return ()
+
+
+def live(root: Expr, order: Iterable[Expr], wanted: Callable[[Load], bool]) -> set[int]:
+    """Ids of the sub-expressions that depend on a wanted load; `order` has operands first."""
+    through = {id(e) for e in differentiable(root)}
+    out: set[int] = set()
+    for e in order:
+        if id(e) in through and (
+            (isinstance(e, Load) and wanted(e)) or any(id(c) in out for c in flows(e))
+        ):
+            out.add(id(e))
     return out

@@ -1,0 +1,294 @@
+"""Turns a read round: for `T[e(v)]` in loops v, which v read the element `T[m]`?
+
+`solve` answers with a loop nest over m: some variables are functions of m, under conditions, the
+others stay loops. Bare components are renamed, radix forms (`c*K + e`) are split into digits, other
+affine components (`i*s + u*d - p`) are solved for one variable; a data-dependent one becomes a
+condition when nothing else is left to loop over. None: there is no such form: the caller scatters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+
+from nnc.ir.bounds import Ranges, as_dim, axis_ranges, loop_facts, simplify_dim
+from nnc.ir.expr import Expr, Idx, Load, as_dtype, rewrite, subst
+from nnc.ir.graph import Axis
+from nnc.ir.scalar import op
+from nnc.lang.dims import ONE, ZERO, Dim, Facts, Func, dim_sum, polynomial_quotient, prove_nonneg
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Must hold for the element to be read; `var`: it says that this variable is in range."""
+
+    expr: Expr
+    var: str = ""
+
+
+@dataclass(frozen=True)
+class Gather:
+    """`axes` run over the elements of T, `raxes` are what remains of the reader's loops.
+
+    `digits` replace loop variables of the reader by sums of digits first, then `solved` gives
+    variables as functions of the axes and raxes. `conditions` in the order of evaluation.
+    """
+
+    axes: tuple[Axis, ...]
+    raxes: tuple[Axis, ...]
+    digits: Mapping[str, Dim]
+    solved: Mapping[str, Dim]
+    conditions: tuple[Condition, ...]
+    ranges: Ranges
+    facts: Facts
+
+    def apply(self, e: Expr) -> Expr:
+        """An expression of the reader's loops in terms of the gather's."""
+        return subst(into_digits(e, self.digits, self.ranges, self.facts), self.solved)
+
+
+def solve(load: Load, axes: Sequence[Axis], facts: Facts) -> Gather | None:
+    """The gather for `load` inside `axes`, or None."""
+    split = _split_variables(load, axes)
+    digits: dict[str, Dim] = {v: s.value for v, s in split.items()}
+    loops = [b for a in axes for b in (split[a.var].axes if a.var in split else (a,))]
+    search = _Search(loops, facts, axis_ranges(loops), {a.var for a in (*axes, *loops)})
+    for v, s in split.items():
+        if not s.exact:
+            extent = next(a.extent for a in axes if a.var == v)
+            search.late.append(Condition(op("lt", Idx(s.value), Idx(extent))))
+    index = [into_digits(e, digits, search.ranges, facts) for e in load.index]
+    return search.gather(index, load, digits)
+
+
+def into_digits(e: Expr, digits: Mapping[str, Dim], ranges: Ranges, facts: Facts) -> Expr:
+    """Replaces variables by their digits; `//` and `%` of them then vanish."""
+    if not digits:
+        return e
+
+    def one(x: Expr) -> Expr:
+        if isinstance(x, Idx) and x.dim.names & digits.keys():
+            return Idx(simplify_dim(x.dim.subst(digits), facts, ranges))
+        return x
+
+    return rewrite(e, one)
+
+
+@dataclass
+class _Search:
+    """The state of one solution: loops not yet solved, what is solved, under which conditions."""
+
+    loops: list[Axis]
+    facts: Facts
+    ranges: dict[str, tuple[Dim, Dim]]
+    taken: set[str]
+    late: list[Condition] = field(default_factory=list)
+    axes: dict[int, Axis] = field(default_factory=dict)
+    solved: dict[str, Dim] = field(default_factory=dict)
+    conditions: list[Condition] = field(default_factory=list)
+
+    @property
+    def open(self) -> dict[str, Axis]:
+        """The variables not yet solved."""
+        renamed = {a.var for a in self.axes.values()}
+        return {a.var: a for a in self.loops if a.var not in self.solved and a.var not in renamed}
+
+    def gather(self, index: Sequence[Expr], load: Load, digits: Mapping[str, Dim]) -> Gather | None:
+        shape = load.tensor.type.shape
+        affine = {j: d for j, e in enumerate(index) if (d := as_dim(e)) is not None}
+        rest = [j for j in affine if not self._bare(j, affine[j], shape[j])]
+        for j in range(len(shape)):
+            self.axes.setdefault(j, self._fresh(j, shape[j]))
+        extents = {a.var: a.extent for a in self.axes.values()}
+        self.ranges |= axis_ranges(self.axes.values())
+        self.facts = loop_facts(self.axes.values(), self.facts)
+        while rest:
+            rest.sort(key=lambda j: len(self._now(affine[j]).names & self.open.keys()))
+            j = rest.pop(0)
+            if not self._affine(Dim.of(self.axes[j].var), self._now(affine[j]), shape[j], load):
+                return None
+        data = [j for j in range(len(shape)) if j not in affine]
+        if data and self.open:
+            return None
+        for j in data:
+            at, m = subst(index[j], self.solved), Idx(Dim.of(self.axes[j].var))
+            self.late.append(Condition(op("eq", as_dtype(at, "i64"), m)))
+        late = [replace(c, expr=subst(c.expr, self.solved)) for c in self.late]
+        assert len(extents) == len(shape), load
+        return Gather(
+            tuple(self.axes[j] for j in range(len(shape))),
+            tuple(self.open.values()),
+            digits,
+            self.solved,
+            (*self.conditions, *late),
+            self.ranges,
+            self.facts,
+        )
+
+    def _now(self, d: Dim) -> Dim:
+        return d.subst(self.solved)
+
+    def _fresh(self, j: int, extent: Dim) -> Axis:
+        name = f"$m{j}"
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        return Axis(name, extent)
+
+    def _bare(self, j: int, d: Dim, extent: Dim) -> bool:
+        """A component that is a loop variable not met before keeps its name."""
+        loop = self.open.get(d.name or "")
+        if loop is None:
+            return False
+        self.axes[j] = Axis(loop.var, extent)
+        self.ranges[loop.var] = (ZERO, extent - 1)
+        if loop.extent != extent:
+            self._require(Dim.of(loop.var), loop)
+        return True
+
+    def _require(self, value: Dim, loop: Axis) -> None:
+        """The variable `loop` with this value must be in its range."""
+        value = simplify_dim(value, self.facts, self.ranges)
+        last = loop.extent - 1
+        if not prove_nonneg(value, self.facts, self.ranges):
+            self.conditions.append(Condition(op("ge", Idx(value), Idx(ZERO)), loop.var))
+        if not prove_nonneg(last - value, self.facts, self.ranges):
+            self.conditions.append(Condition(op("le", Idx(value), Idx(last)), loop.var))
+
+    def _solve_for(self, loop: Axis, value: Dim) -> None:
+        value = simplify_dim(value, self.facts, self.ranges)
+        self._require(value, loop)
+        self.solved = {v: d.subst({loop.var: value}) for v, d in self.solved.items()}
+        self.solved[loop.var] = value
+
+    def _affine(self, target: Dim, d: Dim, extent: Dim, load: Load) -> bool:
+        """Solves `target == d` for open variables; False when d is not linear in them."""
+        terms: list[tuple[Dim, Axis]] = []
+        for name in sorted(d.names & self.open.keys()):
+            form = d.linear_in(name)
+            if form is None or form[0].names & self.open.keys():
+                return False
+            terms.append((form[0], self.open[name]))
+            d = form[1]
+        target = target - d
+        if not terms:
+            if extent != ONE or load.other is not None:
+                self.conditions.append(Condition(op("eq", Idx(target), Idx(ZERO))))
+            return True
+        return self._digits(target, terms)
+
+    def _digits(self, target: Dim, terms: list[tuple[Dim, Axis]]) -> bool:
+        """Peels leading digits off `target == sum a*v`, then solves the rest for one variable."""
+        while len(terms) > 1:
+            top = next((t for t in terms if self._is_leading(t, terms)), None)
+            if top is None:
+                break
+            self._solve_for(top[1], target // top[0])
+            target = target % top[0]
+            terms = [t for t in terms if t is not top]
+        a, loop = max(terms, key=self._rank)
+        others = dim_sum(b * Dim.of(v.var) for b, v in terms if v is not loop)
+        return self._one(target - others, a, loop)
+
+    def _is_leading(self, top: tuple[Dim, Axis], terms: Iterable[tuple[Dim, Axis]]) -> bool:
+        """Whether all other terms together stay in 0..a-1."""
+        rest = ZERO
+        for a, v in terms:
+            if v is not top[1]:
+                if not prove_nonneg(a, self.facts):
+                    return False
+                rest = rest + a * (v.extent - 1)
+        return prove_nonneg(top[0] - 1 - rest, self.facts)
+
+    def _rank(self, term: tuple[Dim, Axis]) -> tuple[bool, int, int]:
+        """Solving for the longest loop leaves the least work; among equals, for the outermost."""
+        extent = term[1].extent.const
+        return extent is None, extent or 0, -self.loops.index(term[1])
+
+    def _one(self, target: Dim, a: Dim, loop: Axis) -> bool:
+        """`a * v == target`."""
+        if prove_nonneg(-a, self.facts):
+            a, target = -a, -target
+        if not prove_nonneg(a - 1, self.facts):
+            return False
+        if a != ONE:
+            rest = simplify_dim(target % a, self.facts, self.ranges)
+            if rest != ZERO:
+                self.conditions.append(Condition(op("eq", Idx(rest), Idx(ZERO))))
+        self._solve_for(loop, target // a)
+        return True
+
+
+# ---- variables read through // and % -----------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Digits:
+    """A loop variable as a sum of digits; `exact`: the digits run over its range and no more."""
+
+    value: Dim
+    axes: tuple[Axis, ...]
+    exact: bool
+
+
+def _split_variables(load: Load, axes: Sequence[Axis]) -> dict[str, _Digits]:
+    """Digits for the variables that the index reads through `v//Q` and `v%Q`."""
+    funcs = [f for e in load.index if (d := as_dim(e)) is not None for f in _all_funcs(d)]
+    out: dict[str, _Digits] = {}
+    for a in axes:
+        mine = [f for f in funcs if a.var in f.a.names | f.b.names]
+        chain = _chain([q for f in mine for q in _radices(f, a.var)]) if mine else None
+        if chain:
+            out[a.var] = _digits_of(a, chain)
+    return out
+
+
+def _all_funcs(d: Dim) -> list[Func]:
+    out: list[Func] = []
+    todo = d.funcs()
+    while todo:
+        f = todo.pop()
+        out.append(f)
+        todo += f.a.funcs() + f.b.funcs()
+    return out
+
+
+def _radices(f: Func, var: str) -> list[Dim]:
+    """The radices with which `f` takes digits of the variable."""
+    if f.kind not in ("floor", "mod"):
+        return []
+    if f.a.name == var:
+        return [f.b]
+    match f.a.funcs():
+        case [Func(kind="floor") as g] if f.kind == "mod" and g.a.name == var and f.a == _atom(g):
+            return [g.b, g.b * f.b]
+    return []
+
+
+def _atom(f: Func) -> Dim:
+    return Dim(((((f, 1),), 1),))
+
+
+def _chain(radices: Sequence[Dim]) -> list[Dim] | None:
+    """The radices in ascending order when each divides the next."""
+    out: list[Dim] = []
+    for q in dict.fromkeys(radices):
+        if q == ONE:
+            continue
+        at = sum(polynomial_quotient(q, p) is not None for p in out)
+        out.insert(at, q)
+    pairs = pairwise(out)
+    return out if all(polynomial_quotient(q, p) is not None for p, q in pairs) else None
+
+
+def _digits_of(axis: Axis, chain: Sequence[Dim]) -> _Digits:
+    top = chain[-1]
+    whole = polynomial_quotient(axis.extent, top)
+    extents = [chain[0]]
+    for p, q in pairwise(chain):
+        extents.append(polynomial_quotient(q, p) or ONE)
+    extents.append((axis.extent + top - 1) // top if whole is None else whole)
+    parts = [Axis(f"{axis.var}_{i}", e) for i, e in enumerate(extents)]
+    value = dim_sum(q * Dim.of(p.var) for q, p in zip((ONE, *chain), parts, strict=True))
+    return _Digits(value, tuple(reversed(parts)), whole is not None)
