@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
 
-from nnc import codegen
+import llvmlite
+
 from nnc.codegen import llvm, objects
 from nnc.codegen.target import Target, host
-from nnc.diagnostics import Diagnostic, Diagnostics, Label, Source, Span
+from nnc.diagnostics import Diagnostic, Diagnostics, Source
+from nnc.errors import CompileError
 from nnc.ir.graph import Graph
 from nnc.ir.loop import Program
 from nnc.ir.print_loop import print_program
 from nnc.ir.printer import print_graph
-from nnc.ir.signature import Differentiated, ExportSig, Manifest, ModuleSig, Native
+from nnc.ir.signature import Differentiated, Manifest, Native
+from nnc.lang.dims import Dim, dim_sum
 from nnc.lang.elaborate.exports import Built, Elaborated, elaborate
 from nnc.lang.printer import print_file
 from nnc.lang.units import STD, Loader, Unit, nearest
 from nnc.passes.autodiff import autodiff
-from nnc.passes.fuse import Fused, fuse, print_fused
+from nnc.passes.fuse import fuse, print_fused
 from nnc.passes.lower import lower
 from nnc.passes.memory import memory
 from nnc.passes.simplify import simplify
@@ -34,14 +37,6 @@ GRAPH_PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
     ("simplify", simplify),
 )
 STAGES = ("syntax", "graph", "autodiff", "simplify", "fuse", "loops", "llvm", "asm")
-
-
-class Failed(Exception):
-    """The file has mistakes; `diagnostics` holds them all."""
-
-    def __init__(self, diagnostics: list[Diagnostic]) -> None:
-        super().__init__(f"{len(diagnostics)} mistakes")
-        self.diagnostics = diagnostics
 
 
 @dataclass(frozen=True)
@@ -85,7 +80,7 @@ Cache = Callable[[str, Callable[[], bytes]], bytes]  # (key, make) -> object
 
 def read(path: str) -> Source:
     """The text of a file; raises OSError or UnicodeDecodeError."""
-    return Source(path, Path(path).read_text(encoding="utf-8"))
+    return Source(path, Path(path).read_text(encoding="utf-8-sig"))
 
 
 def check(path: str, overrides: Overrides | None = None, source: Source | None = None) -> Checked:
@@ -173,18 +168,18 @@ class _Objects:
     def compile(self, text: str) -> bytes:
         if self.cache is None:
             return objects.compile_object(text, self.target)
-        return self.cache(object_key(text, self.target), lambda: objects.compile_object(text, self.target))
+        return self.cache(
+            object_key(text, self.target), lambda: objects.compile_object(text, self.target)
+        )
 
 
 def object_key(text: str, target: Target) -> str:
     """Identifies an object file by its IR text, the target and the LLVM version."""
-    parts = (text, target.triple, target.cpu, target.features, objects.version())
+    parts = (text, target.triple, target.cpu, target.features, llvmlite.__version__)
     return blake2b("\0".join(parts).encode(), digest_size=24).hexdigest()
 
 
-def _work(program: Program) -> object:
-    from nnc.lang.dims import dim_sum
-
+def _work(program: Program) -> Dim:
     return dim_sum(k.work for k in program.kernels)
 
 
@@ -195,10 +190,10 @@ def compile_file(
     cache: Cache | None = None,
     tests: bool = False,
 ) -> Compiled:
-    """Compiles every export of a file; raises Failed with all diagnostics when it has mistakes."""
+    """Compiles every export of a file; raises CompileError with all diagnostics when it has mistakes."""
     checked = check(path, overrides)
     if checked.errors or checked.elaborated is None:
-        raise Failed(checked.diagnostics)
+        raise CompileError(checked.diagnostics)
     out = _Objects(target or host(), cache)
     found = checked.elaborated
     graphs = {b.graph.name: optimise(b.graph) for b in found.exports}
@@ -264,7 +259,7 @@ def dump(path: str, name: str, stage: str, overrides: Overrides | None = None) -
     if stage == "syntax" and checked.elaborated is not None:
         return print_file(checked.elaborated.unit.file)
     if checked.errors or checked.elaborated is None:
-        raise Failed(checked.diagnostics)
+        raise CompileError(checked.diagnostics)
     return dump_stage(checked.elaborated, name, stage, host())
 
 
@@ -291,6 +286,3 @@ def dump_stage(found: Elaborated, name: str, stage: str, target: Target) -> str:
         return print_program(program)
     text = llvm.emit(program, target, built.signature.symbol).text
     return text if stage == "llvm" else objects.assembly(text, target)
-
-
-_ = (ExportSig, ModuleSig, Fused, Label, Span, codegen, replace)
