@@ -258,18 +258,16 @@ def pow_(x: Vec, y: Vec, single: bool = False) -> Vec:
 
 
 def powi(x: Vec, n: Vec, single: bool = False) -> Vec:
-    """x**n for f64 x: short products for |n| <= 8, else `pow`. 1/x**|n| for n < 0."""
+    """x**n for f64 x, 1/x**|n| for n < 0: short products for small |n|, else `pow`."""
     exponent = n.to("f64")
-    magnitude = absolute(exponent)
-    x2 = x * x
-    x4 = x2 * x2
+    longest = 8 if single else 4  # longer products would exceed 4 ulp
     count = select(n.lt(0), -n, n)
-    product = select((count & 1).ne(0), x, 1.0)
-    product = select((count & 2).ne(0), product * x2, product)
-    product = select((count & 4).ne(0), product * x4, product)
-    product = select((count & 8).ne(0), x4 * x4, product)
+    product, square = select((count & 1).ne(0), x, 1.0), x
+    for bit in range(1, longest.bit_length()):
+        square = square * square
+        product = select((count & 1 << bit).ne(0), product * square, product)
     value = select(n.lt(0), 1.0 / product, product)
-    slow = magnitude.gt(8.0)
+    slow = absolute(exponent).gt(float(longest))
     if not single:
         # The reciprocal of a product that over- or underflowed has lost its digits.
         size = absolute(product)
