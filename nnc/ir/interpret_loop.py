@@ -1,8 +1,8 @@
-"""A slow, simple interpreter of Programs, one scalar at a time, to test lowering without a back end.
+"""A slow, simple interpreter of Programs, one scalar at a time: tests lowering without a back end.
 
-Floats are float64. The arena is one array with a slot for each byte; an element lies at its first byte, so
-buffers that wrongly share memory destroy each other. Memory not written yet holds NaN. Loops that are
-parallel or vector run in a shuffled order.
+Floats are float64. The arena is one array with a slot for each byte; an element lies at its first
+byte, so buffers that wrongly share memory destroy each other. Memory not written yet holds NaN.
+Loops that are parallel or vector run in a shuffled order.
 """
 
 from __future__ import annotations
@@ -27,10 +27,9 @@ Env = dict[str, Any]
 def run_program(
     program: Program, dims: Mapping[str, int], arrays: Sequence[np.ndarray[Any, Any]]
 ) -> list[np.ndarray[Any, Any]]:
-    """Runs it on copies of the inputs (in ABI order); gives all arguments after the call, results too.
+    """Runs it on copies of the inputs (ABI order); gives all arguments after the call, results too.
 
-    Raises IndexFault at a `Commit` (or the end) after the first failed check; `fault.args_after` then holds the
-    arguments.
+    Raises ProgramFault at a `Commit` (or the end) when a check failed before.
     """
     machine = _Machine(program, dims, arrays)
     for step in program.steps:
@@ -40,6 +39,14 @@ def run_program(
             machine.leave_on_fault()
     machine.leave_on_fault()
     return machine.args
+
+
+class ProgramFault(Exception):
+    """An index check failed; `arguments` as they were left."""
+
+    def __init__(self, fault: IndexFault, args: list[np.ndarray[Any, Any]]) -> None:
+        super().__init__(str(fault))
+        self.fault, self.arguments = fault, args
 
 
 class _Machine:
@@ -59,8 +66,7 @@ class _Machine:
 
     def leave_on_fault(self) -> None:
         if self.fault is not None:
-            self.fault.args_after = self.args  # type: ignore[attr-defined]
-            raise self.fault
+            raise ProgramFault(self.fault, self.args)
 
     # ---- memory -------------------------------------------------------------------------------
 

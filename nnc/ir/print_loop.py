@@ -5,8 +5,7 @@ from __future__ import annotations
 from nnc.ir.expr import Expr
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Buffer, Commit, Contract, For, Kernel, Let, Program, Reduce, Stmt, Store
-from nnc.ir.printer import _texts as texts
-from nnc.ir.printer import place, plain_name, print_dim, print_expr
+from nnc.ir.printer import place, plain_name, print_dim, print_expr, texts
 from nnc.lang.dims import Dim
 
 

@@ -81,7 +81,7 @@ def print_graph(graph: Graph) -> str:
 
 def print_expr(e: Expr, name_of: NameOf | None = None) -> str:
     """One line; tensors by `name_of`, else by their own names."""
-    return _texts((e,), name_of or plain_name, lets=False)[1][0]
+    return texts((e,), name_of or plain_name, lets=False)[1][0]
 
 
 def print_node(node: Node) -> str:
@@ -95,6 +95,11 @@ def plain_name(t: Tensor) -> str:
 
 def print_dim(d: Dim) -> str:
     return str(d).replace("$", "")
+
+
+def node_names(graph: Graph) -> dict[Node, str]:
+    """The names that `print_graph` gives to nodes."""
+    return _names(graph, toposort(graph.roots))
 
 
 def _names(graph: Graph, order: Sequence[Node]) -> dict[Node, str]:
@@ -155,7 +160,7 @@ def _axes(axes: Iterable[Axis]) -> str:
 
 
 def _compute_lines(node: Compute, name: str, name_of: NameOf) -> list[str]:
-    lets, (body,) = _texts((node.body,), name_of)
+    lets, (body,) = texts((node.body,), name_of)
     shape = f"[{_axes(node.axes)}]" if node.axes else ""
     head = f"{name}: {node.type.dtype}{shape} ="
     body = f"{node.op}[{_axes(node.raxes)}] {body}" if node.op else body
@@ -164,14 +169,14 @@ def _compute_lines(node: Compute, name: str, name_of: NameOf) -> list[str]:
 
 def _update_lines(node: Update, name: str, name_of: NameOf) -> list[str]:
     guards = () if node.guard is None else (node.guard,)
-    lets, texts = _texts((*node.target, node.value, *guards), name_of)
+    lets, parts = texts((*node.target, node.value, *guards), name_of)
     n = len(node.target)
-    inside = ", ".join(texts[:n]) + (" check" if node.check else "")
+    inside = ", ".join(parts[:n]) + (" check" if node.check else "")
     sign = "+=" if node.accumulate else "="
-    guard = f" if {texts[n + 1]}" if guards else ""
+    guard = f" if {parts[n + 1]}" if guards else ""
     loops = f" for {_axes(node.axes)}" if node.axes else ""
     head = f"{name}: {node.type} = {name_of(node.base)} with"
-    return _with_lets(head, lets, f"[{inside}] {sign} {texts[n]}{guard}{loops}", node)
+    return _with_lets(head, lets, f"[{inside}] {sign} {parts[n]}{guard}{loops}", node)
 
 
 def _with_lets(head: str, lets: Sequence[str], body: str, node: Value) -> list[str]:
@@ -183,9 +188,7 @@ def _with_lets(head: str, lets: Sequence[str], body: str, node: Value) -> list[s
 # ---- expressions ------------------------------------------------------------------------------
 
 
-def _texts(
-    roots: Sequence[Expr], name_of: NameOf, lets: bool = True
-) -> tuple[list[str], list[str]]:
+def texts(roots: Sequence[Expr], name_of: NameOf, lets: bool = True) -> tuple[list[str], list[str]]:
     """`let` lines for what is shared, and the text of each root."""
     uses: dict[int, int] = {}
     order = list(walk(*roots))

@@ -1,7 +1,7 @@
-"""Fusion: which values own a buffer (`inline`) and which of them are computed by one kernel (groups).
+"""Fusion: which values own a buffer (`inline`) and which of them one kernel computes (groups).
 
-Groups are formed in launch order. A node joins a group only if everything else that it reads comes from
-groups launched before, so the order of groups is always a valid order of launches.
+Groups are formed in launch order. A node joins a group only if everything else that it reads comes
+from groups launched before, so the order of groups is always a valid order of launches.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from nnc.ir.graph import (
     operands,
     users,
 )
+from nnc.ir.printer import node_names, print_graph
 from nnc.lang.dims import Dim, dim_prod
 from nnc.passes.inline import inline
 from nnc.passes.order import checking, launch_order, writers
@@ -33,8 +34,8 @@ MAX_EXPRS = 600  # expressions of a group
 class Group:
     """Nodes computed by one kernel, operands first.
 
-    `kind`: "contraction" (the first node, then element-wise epilogue), "rows" (all share their first `rows`
-    axes) or "update". `reason`: one line for `nnc explain`.
+    `kind`: "contraction" (the first node, then an element-wise epilogue), "rows" (all share their
+    first `rows` axes) or "update". `reason`: one line for `nnc explain`.
     """
 
     kind: str
@@ -47,8 +48,8 @@ class Group:
 class Fused:
     """The graph of values that own a buffer, and its kernels in launch order.
 
-    `inplace`: written values that may be stored over the input they replace, as far as index checks are
-    concerned. `checks`: nodes with a run-time index check that is not a repetition.
+    `inplace`: written values that, as far as index checks are concerned, may be stored over the
+    input they replace. `checks`: nodes with a run-time index check that is not a repetition.
     """
 
     graph: Graph
@@ -70,7 +71,7 @@ def fuse(graph: Graph) -> Fused:
 
 
 def own_roots(graph: Graph) -> Graph:
-    """Every result and written value becomes a node of its own (copies where needed); null writes go."""
+    """Every result and written value becomes a node of its own (a copy where needed)."""
     seen: set[Node] = set()
 
     def own(node: Node) -> Node:
@@ -92,12 +93,21 @@ def copy_of(node: Node) -> Compute:
     return Compute(type=node.type, span=node.span, name=node.name, axes=axes, body=body)
 
 
+def print_fused(fused: Fused) -> str:
+    """The graph and its kernels: for dumps."""
+    names = node_names(fused.graph)
+    lines = [print_graph(fused.graph).rstrip("\n")]
+    for i, g in enumerate(fused.groups):
+        lines.append(f"  kernel {i}: {', '.join(names[n] for n in g.nodes)}  # {g.reason}")
+    return "\n".join(lines) + "\n"
+
+
 # ---- groups -------------------------------------------------------------------------------------
 
 
 @dataclass
 class _Open:
-    """A group that may still grow. `maps`: for a contraction, each member's variables in the first's."""
+    """A group that may still grow. `maps`: each member's variables in those of a contraction."""
 
     kind: str
     number: int

@@ -1,8 +1,8 @@
-"""Inlining: which values own a buffer; all others are evaluated inside the expressions of their users.
+"""Inlining: which values own a buffer; all others are evaluated inside their users' expressions.
 
-A value is inlined when that repeats no costly work: it is read at one place that needs each element at
-most once, or it is cheap and reads no more than its own result would be (a view, a cast, a broadcast).
-The decision looks at structure only, never at names.
+A value is inlined when that repeats no costly work: it is read at one place that needs each element
+at most once, or it is cheap and reads no more than its own result would be (a view, a cast, a
+broadcast). The decision looks at structure only, never at names.
 """
 
 from __future__ import annotations
@@ -28,16 +28,15 @@ from nnc.ir.graph import (
 )
 from nnc.lang.dims import ONE, ZERO, Dim, Facts, dim_prod, prove_nonneg
 
-CHEAP = frozenset(
-    "add sub mul neg min max eq ne lt le gt ge and or not abs sign floor ceil round cast fma "
-    "bitand bitor bitxor shl shr isfinite".split()
-)
+CHEAP = frozenset(("add", "sub", "mul", "neg", "min", "max", "fma", "abs", "sign", "floor", "cast"))
+CHEAP |= {"ceil", "round", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isfinite"}
+CHEAP |= {"bitand", "bitor", "bitxor", "shl", "shr"}
 MAX_ONCE = 120  # expressions of a body that is inlined at its only place
 MAX_SHARED = 24  # expressions of a body that is inlined at several
 
 
 def inline(graph: Graph) -> Graph:
-    """The same function with fewer nodes: `Stop`s gone, cheap and single-use values in their users."""
+    """The same function with fewer nodes: cheap and single-use values inside users, no `Stop`."""
     state = _Inliner(transform(graph, lambda n: n.source if isinstance(n, Stop) else n))
     for node in toposort(state.graph.roots):
         state.visit(node)

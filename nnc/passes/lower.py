@@ -1,4 +1,4 @@
-"""Lowering: each group of a fused graph becomes one kernel of a Program (an update that copies, two)."""
+"""Lowering: each group of a fused graph becomes one kernel (an update that copies, two)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from nnc.ir.loop import (
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.passes.fuse import Fused, Group
 from nnc.passes.schedule.contraction import contraction
-from nnc.passes.schedule.merge import Stmts, Views, exprs_in, merge
+from nnc.passes.schedule.merge import Stmts, Views, loaded_from, merge
 from nnc.passes.schedule.nest import nest
 from nnc.passes.schedule.space import Space
 from nnc.passes.storage import Storage, assign
@@ -144,7 +144,7 @@ class _Lowering:
         return name
 
     def convert(self, node: Node, root: Expr) -> Expr:
-        """An expression of a member in the kernel's variables, loads from buffers or scalars at hand."""
+        """An expression in the kernel's variables, its loads from buffers or scalars at hand."""
         env = self.env[node]
 
         def one(e: Expr) -> Expr:
@@ -213,12 +213,15 @@ class _Lowering:
         if any(x.var in names for x in m) and not any(x.var in names for x in n):
             m, n, a, b = n, m, b, a
         groups: list[tuple[Axis, ...]] = []
-        exprs, body = (a, b), (*stmts, *stores)
+        exprs: tuple[Expr, ...] = (a, b)
+        body: Stmts = (*stmts, *stores)
         for axes in (found.batch, m, n, found.k):
             merged, body, exprs = merge(axes, body, exprs, self.views, self.taken)
             self.taken |= {x.var for x in merged}
             groups.append(merged)
-        return (Contract(name, *groups, *exprs, body, first.span),)  # type: ignore[arg-type]
+        batch, m, n, k = groups
+        a, b = exprs
+        return (Contract(name, batch, m, n, k, a, b, body, first.span),)
 
     def matched(self, node: Compute) -> dict[str, Dim]:
         """An epilogue member's variables in the contraction's."""
@@ -226,7 +229,7 @@ class _Lowering:
         for e in walk(space.body):
             if not isinstance(e, Load) or e.tensor not in self.env:
                 continue
-            member: Node = e.tensor  # type: ignore[assignment]
+            member: Node = e.tensor
             other = self.fused.spaces[member]
             homes, env = other.homes(), self.env[member]
             out = {}
@@ -286,11 +289,7 @@ class _Lowering:
     def unread(self, body: Stmts) -> set[str]:
         """Memory of private members that all readers found at hand."""
         out = self.storage
-        loaded = {
-            e.tensor.name  # type: ignore[attr-defined]
-            for e in walk(*exprs_in(body))
-            if isinstance(e, Load)
-        }
+        loaded = {b.name for b in loaded_from(body)}
         mine = [
             out.strips.get(n) or out.buffers.get(n) for n in self.group.nodes if n in out.private
         ]
@@ -311,14 +310,14 @@ class _Lowering:
         return Reduce(name, space.op, raxes, value, None, node.span)
 
     def continues(self, segment: list[Node], space: Space, rest: tuple[Axis, ...]) -> bool:
-        """Whether a member may run in the loops of the segment: same sizes, reads only its own element."""
+        """Whether a member may run in the segment's loops: same sizes, reads its own element."""
         first = self.fused.spaces[segment[0]]
         old = first.axes[self.group.rows :]
         if space.raxes or first.raxes or [a.extent for a in old] != [a.extent for a in rest]:
             return False
         for e in walk(space.body):
             if isinstance(e, Load) and e.tensor in segment:
-                member = self.fused.spaces[e.tensor]  # type: ignore[index]
+                member = self.fused.spaces[e.tensor]
                 homes = member.homes()
                 for mine, its in zip(rest, member.axes[self.group.rows :], strict=True):
                     i = e.index[homes[its.var]] if its.var in homes else None

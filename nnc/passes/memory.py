@@ -1,20 +1,20 @@
-"""Memory: places of arena buffers as functions of the sizes; places are used again when a value is dead."""
+"""Memory: places of arena buffers as functions of the sizes, used again when a value is dead."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from nnc.ir.expr import Expr, Load, rewrite, walk
+from nnc.ir.expr import Expr, Load, rewrite
 from nnc.ir.loop import Buffer, Kernel, Program, Store
 from nnc.lang.dims import ZERO, Dim, Facts, prove_nonneg
-from nnc.passes.schedule.merge import Stmts, exprs_in, map_stmts, stores_in
+from nnc.passes.schedule.merge import Stmts, loaded_from, map_stmts, stores_in
 
 ALIGN = 64  # bytes
 TRIES = 16  # free places compared with a size
 
 
 def memory(program: Program) -> Program:
-    """The program with an offset for each arena buffer and the size of the arena; unused buffers go."""
+    """The program with offsets of arena buffers and the size of the arena; unused buffers go."""
     spans = lifetimes(program)
     slots = _Slots(program.facts)
     place: dict[str, int] = {}
@@ -45,8 +45,7 @@ def lifetimes(program: Program) -> dict[str, tuple[int, int]]:
 
 def touched(stmts: Stmts) -> dict[Buffer, None]:
     """Buffers loaded from or stored to, in order."""
-    loaded = {e.tensor: None for e in walk(*exprs_in(stmts)) if isinstance(e, Load)}
-    return loaded | {s.buffer: None for s in stores_in(stmts)}  # type: ignore[operator]
+    return loaded_from(stmts) | {s.buffer: None for s in stores_in(stmts)}
 
 
 def rounded(size: Dim) -> Dim:

@@ -1,9 +1,9 @@
 """Launch order: operands first, values that overwrite storage as late as they must be.
 
-Nodes are sorted by level (the longest path from the inputs). On one level those with more work after them
-come first: the input gradient of a layer before its weight gradient, so that the weight may then be
-overwritten in the kernel that computes its gradient. Writers come after all run-time index checks that
-do not depend on them, so that an index error leaves all storage untouched.
+Nodes are sorted by level (the longest path from the inputs). On one level those with more work
+after them come first: the input gradient of a layer before its weight gradient, so that the weight
+may then be overwritten in the kernel that computes its gradient. Writers come after all run-time
+index checks that do not depend on them, so that an index error leaves all storage untouched.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from nnc.lang.dims import ONE, Dim
 
 def launch_order(graph: Graph) -> list[Node]:
     """All computed nodes, in an order in which they may run."""
-    order = [n for n in toposort(graph.roots) if isinstance(n, Compute | Update)]
+    order: list[Node] = [n for n in toposort(graph.roots) if isinstance(n, Compute | Update)]
     late = writers(graph)
     checks = checking(order)
     height = _heights(order)
@@ -48,7 +48,7 @@ def _before(nodes: list[Node]) -> set[Node]:
 def checking(order: list[Node]) -> list[Node]:
     """Nodes with a run-time index check that no node before it has made already."""
     done: set[object] = set()
-    out = []
+    out: list[Node] = []
     for node in order:
         if not isinstance(node, Compute | Update):
             continue
@@ -131,7 +131,7 @@ def _levels(order: list[Node], late: set[Node], checks: list[Node]) -> dict[Node
     out: dict[Node, int] = {}
     waiting = set(checks)
     floor = 0
-    # Checks depend on no late writer (`writers`), so those that do not come first in a pass of their own.
+    # Checks depend on no late writer (see `writers`): their levels are known first.
     for node in toposort(checks):
         if isinstance(node, Compute | Update):
             out[node] = _level(node, out)

@@ -1,4 +1,4 @@
-"""Where values live: which node gets which buffer, what is written in place, what must be copied."""
+"""Where values live: which node has which buffer, what is written in place, what is copied."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STRIP_BYTES = 16384  # largest row strip that is kept beside the kernel
 
 @dataclass
 class Storage:
-    """`buffers`: nodes with memory. `strips`: row-local arrays. Nodes in neither are scalars of one kernel.
+    """`buffers`: nodes with memory. `strips`: row-local arrays. Others are scalars of one kernel.
 
     `copied`: updates that do not work in place: their base is copied into their buffer first.
     `final`: (from, to) copies at the end, into inputs that could not be overwritten earlier.
@@ -42,7 +42,7 @@ class _Assigner:
     def __init__(self, fused: Fused) -> None:
         self.fused, self.graph = fused, fused.graph
         self.users = users(self.graph.roots)
-        self.position = {n: i for i, g in enumerate(fused.groups) for n in g.nodes}
+        self.position: dict[Node, int] = {n: i for i, g in enumerate(fused.groups) for n in g.nodes}
         self.names: set[str] = set()
         self.roots = set(self.graph.roots)
         checks = [self.position[n] for n in fused.checks if n in self.position]
@@ -129,14 +129,14 @@ class _Assigner:
         )
 
     def same_element(self, reader: Node, writer: Compute, target: Node) -> bool:
-        """Whether a node of the writer's kernel reads `target` only where, and before, it is overwritten."""
+        """Whether a node of the writer's kernel reads `target` only where it writes next."""
         group = self.fused.groups[self.position[writer]]
         spaces = self.fused.spaces
         flat = all(len(spaces[n].axes) == group.rows and not spaces[n].raxes for n in group.nodes)
         if group.kind == "contraction":
             if reader is group.nodes[0]:
                 return False
-        elif not flat and group.nodes.index(reader) > group.nodes.index(writer):  # type: ignore[arg-type]
+        elif not flat and _after(group, reader, writer):
             return False
         if len(spaces[reader].axes) != len(spaces[writer].axes):
             return False
@@ -175,7 +175,7 @@ class _Assigner:
         return same and not (reads and node.accumulate)
 
     def writes_to(self, node: Update, target: Input) -> bool:
-        """Whether the node is a version of the input that ends in a write to it, and may come now."""
+        """Whether the node is a version of the input that ends in a write to it."""
         for w in self.graph.writes:
             value = w.value
             while isinstance(value, Update) and value is not node:
@@ -188,7 +188,7 @@ class _Assigner:
     # ---- other values -------------------------------------------------------------------------
 
     def compute(self, node: Node, group: Group) -> None:
-        """No memory for what only its own kernel reads; a strip for what is a row of values there."""
+        """No memory for what only its own kernel reads; a strip where that is a row of values."""
         private = node not in self.roots and all(u in group.nodes for u in self.users[node])
         space = self.fused.spaces[node]
         rest = space.axes[group.rows :] if group.kind == "rows" else ()
@@ -206,6 +206,11 @@ class _Assigner:
                 )
                 return
         self.out.buffers[node] = self.arena(node)
+
+
+def _after(group: Group, a: Node, b: Node) -> bool:
+    nodes: list[Node] = list(group.nodes)
+    return nodes.index(a) > nodes.index(b)
 
 
 def _positions(e: object, order: dict[str, int]) -> object:

@@ -1,7 +1,7 @@
-"""Recognising contractions by structure: a sum of products in which two factors share some variables.
+"""Recognising contractions by structure: a sum of products of two factors that share variables.
 
-Variables that are kept and only in one factor are m (or n), kept and in both batch, reduced and in both k.
-No name of an operation occurs here.
+Variables that are kept and in one factor are m (or n), kept and in both batch, reduced and in both
+k. No name of an operation occurs here.
 """
 
 from __future__ import annotations

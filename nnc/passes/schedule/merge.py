@@ -1,4 +1,4 @@
-"""Merging adjacent axes that every access walks through together, so that loops are long and simple."""
+"""Merging adjacent axes that every access walks through together: loops become long and simple."""
 
 from __future__ import annotations
 
@@ -201,4 +201,14 @@ def stores_in(stmts: Iterable[Stmt]) -> list[Store]:
                 stack += reversed(body)
             case Store() as s:
                 out.append(s)
+    return out
+
+
+def loaded_from(stmts: Iterable[Stmt]) -> dict[Buffer, None]:
+    """Every buffer that is loaded from, in order."""
+    out: dict[Buffer, None] = {}
+    for e in walk(*exprs_in(stmts)):
+        if isinstance(e, Load):
+            assert isinstance(e.tensor, Buffer), e
+            out[e.tensor] = None
     return out

@@ -1,4 +1,4 @@
-"""Loop nests: which axis runs over the lanes, which are split over the threads, how long loops are cut."""
+"""Loop nests: which axis runs over the lanes, which over the threads, how long loops are cut."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def nest(
 ) -> Stmts:
     """Loops over `axes` around statements that are independent for different axes.
 
-    `parallel`: these are the outer loops of the kernel. `serial`: loops in this order inside the parallel
-        ones and around the lanes (accumulation). `taken`: names in use, which grows.
+    `parallel`: these are the outer loops of the kernel. `serial`: loops in this order inside the
+    parallel ones and around the lanes (accumulation). `taken`: names in use, which grows.
     """
     used = set() if taken is None else taken
     used |= {a.var for a in (*axes, *serial)}

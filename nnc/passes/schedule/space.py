@@ -1,4 +1,4 @@
-"""The loop space of a node: axes of size 1 dropped, axes that stand for a tuple split into its parts."""
+"""The loop space of a node: no axes of size 1, axes that stand for a tuple split into its parts."""
 
 from __future__ import annotations
 
