@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from graphs import sample
 
 from nnc.ir.graph import Graph
 from nnc.ir.interpret import run
@@ -18,6 +17,7 @@ from nnc.passes.lower import lower
 from nnc.passes.memory import memory
 from nnc.passes.verify import verify
 from nnc.passes.verify_loop import verify as verify_program
+from tests.graphs import sample
 
 
 def compile_graph(graph: Graph) -> Program:

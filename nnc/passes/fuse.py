@@ -142,9 +142,11 @@ class _Fuser:
         size = sum(1 for _ in walk(*s.exprs))
         before = [self.group_of[o] for o in operands(node) if o in self.group_of]
         first = max((g.number for g in before), default=-1)
-        group = self.choose(node, s, size, first) if isinstance(node, Compute) else None
+        found = contraction(s) if isinstance(node, Compute) else None
+        group = None
+        if isinstance(node, Compute) and found is None:
+            group = self.choose(node, s, size, first)
         if group is None:
-            found = contraction(s) if isinstance(node, Compute) else None
             kind = "update" if isinstance(node, Update) else "contraction" if found else "rows"
             group = _Open(kind, len(self.groups), [], len(s.axes), 0, found)
             group.maps[node] = {a.var: a.var for a in s.axes}

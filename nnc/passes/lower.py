@@ -23,7 +23,7 @@ from nnc.ir.loop import (
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.passes.fuse import Fused, Group
 from nnc.passes.schedule.contraction import contraction
-from nnc.passes.schedule.merge import Stmts, Views, loaded_from, merge
+from nnc.passes.schedule.merge import Stmts, Views, loaded_from, merge, stores_in
 from nnc.passes.schedule.nest import nest
 from nnc.passes.schedule.space import Space
 from nnc.passes.storage import Storage, assign
@@ -33,12 +33,14 @@ def lower(fused: Fused) -> Program:
     """The Program of a fused graph; buffers of the arena have no place yet (`memory`)."""
     storage = assign(fused)
     graph, views = fused.graph, Views()
-    inputs = set(storage.args[: len(graph.inputs)])
+    inputs = {b.name for b in storage.args[: len(graph.inputs)]}
     first_write: int | None = None
     kernels: list[Kernel] = []
     for group in fused.groups:
         for kernel in _Lowering(fused, storage, group, views, len(kernels)).kernels():
-            if first_write is None and not inputs.isdisjoint(written(kernel.body)):
+            if first_write is None and not inputs.isdisjoint(
+                s.buffer.name for s in stores_in(kernel.body)
+            ):
                 first_write = len(kernels)
             kernels.append(kernel)
     if storage.final and first_write is None:
@@ -56,19 +58,6 @@ def lower(fused: Fused) -> Program:
         facts=graph.facts,
         span=graph.span,
     )
-
-
-def written(stmts: Sequence[Stmt]) -> set[Buffer]:
-    """Buffers stored to."""
-    out: set[Buffer] = set()
-    stack = list(stmts)
-    while stack:
-        match stack.pop():
-            case For(body=body) | Contract(epilogue=body):
-                stack += body
-            case Store(buffer=buffer):
-                out.add(buffer)
-    return out
 
 
 def _copy(source: Buffer, target: Buffer, number: int, views: Views) -> Kernel:

@@ -9,7 +9,7 @@ index checks that do not depend on them, so that an index error leaves all stora
 from __future__ import annotations
 
 from nnc.ir.expr import Expr, Idx, Load, Op, Select, walk
-from nnc.ir.graph import Compute, Graph, Node, Update, operands, toposort
+from nnc.ir.graph import Compute, Graph, Node, Update, operands, toposort, users
 from nnc.lang.dims import ONE, Dim
 
 
@@ -19,7 +19,7 @@ def launch_order(graph: Graph) -> list[Node]:
     late = writers(graph)
     checks = checking(order)
     height = _heights(order)
-    level = _levels(order, late, checks)
+    level = _levels(graph, order, late, checks)
     index = {n: i for i, n in enumerate(order)}
     return sorted(order, key=lambda n: (level[n], -height[n], index[n]))
 
@@ -127,7 +127,13 @@ def _heights(order: list[Node]) -> dict[Node, int]:
     return out
 
 
-def _levels(order: list[Node], late: set[Node], checks: list[Node]) -> dict[Node, int]:
+def _levels(
+    graph: Graph, order: list[Node], late: set[Node], checks: list[Node]
+) -> dict[Node, int]:
+    """Longest paths; late writers also come after checks and after readers of the old version."""
+    plain: dict[Node, int] = {}
+    for node in order:
+        plain[node] = _level(node, plain)
     out: dict[Node, int] = {}
     waiting = set(checks)
     floor = 0
@@ -136,10 +142,34 @@ def _levels(order: list[Node], late: set[Node], checks: list[Node]) -> dict[Node
         if isinstance(node, Compute | Update):
             out[node] = _level(node, out)
             floor = max(floor, out[node] + 1) if node in waiting else floor
+    old = replaced(graph)
+    readers = users(graph.roots)
     for node in order:
         if node not in out:
-            out[node] = max(_level(node, out), floor if node in late else 0)
+            least = max(floor, _after_readers(node, old, readers, plain)) if node in late else 0
+            out[node] = max(_level(node, out), least)
     return _sink(order, out, waiting)
+
+
+def replaced(graph: Graph) -> dict[Node, Node]:
+    """For each node that may write into a storage the version that is lost by it."""
+    out: dict[Node, Node] = {}
+    for w in graph.writes:
+        node: Node = w.value
+        while isinstance(node, Update):
+            out[node] = node.base
+            node = node.base
+        if isinstance(node, Compute):
+            out[node] = w.target
+    return out
+
+
+def _after_readers(
+    node: Node, old: dict[Node, Node], readers: dict[Node, list[Node]], level: dict[Node, int]
+) -> int:
+    """The level after readers of the old version, less those that may depend on the writer."""
+    others = (r for r in readers.get(old.get(node, node), ()) if r is not node)
+    return max((level[r] + 1 for r in others if level[r] <= level[node]), default=0)
 
 
 def _level(node: Node, level: dict[Node, int]) -> int:
