@@ -9,7 +9,8 @@ from pathlib import Path
 
 import llvmlite
 
-from nnc.codegen import llvm, objects
+from nnc.codegen import contract, llvm, objects
+from nnc.codegen.pool import pool_module
 from nnc.codegen.target import Target, host
 from nnc.diagnostics import Diagnostic, Diagnostics, Source
 from nnc.errors import CompileError
@@ -17,7 +18,7 @@ from nnc.ir.graph import Graph
 from nnc.ir.loop import Program
 from nnc.ir.print_loop import print_program
 from nnc.ir.printer import print_graph
-from nnc.ir.signature import Differentiated, Manifest, Native
+from nnc.ir.signature import Differentiated, Manifest, Native, Support
 from nnc.lang.dims import Dim, dim_sum
 from nnc.lang.elaborate.exports import Built, Elaborated, elaborate
 from nnc.lang.printer import print_file
@@ -67,6 +68,7 @@ class Compiled:
 
     manifest: Manifest
     objects: tuple[bytes, ...]
+    support: tuple[Support, ...]
     lazy: Callable[[str], Differentiated]
     dump: Callable[[str, str], str]
     tests: tuple[TestCase, ...] = ()
@@ -149,12 +151,14 @@ class _Objects:
     target: Target
     cache: Cache | None
     made: list[bytes] = field(default_factory=list)
+    contractions: set[str] = field(default_factory=set)
 
     def native(self, graph: Graph, symbol: str) -> Native:
         """Compiles an optimised Graph to one native entry."""
         program = schedule(graph)
         module = llvm.emit(program, self.target, symbol)
         self.made.append(self.compile(module.text))
+        self.contractions |= set(module.contractions)
         return Native(
             symbol,
             len(self.made) - 1,
@@ -171,6 +175,17 @@ class _Objects:
         return self.cache(
             object_key(text, self.target), lambda: objects.compile_object(text, self.target)
         )
+
+
+    def support(self) -> tuple[Support, ...]:
+        """The shared code that what was made refers to."""
+        key = object_key("", self.target)
+        out = [Support("pool", self.compile(pool_module()), ("nnrt_run", "nnrt_barrier"))]
+        for dtype in sorted(self.contractions):
+            functions, tables = contract.support_symbols(dtype, self.target)
+            data = self.compile(contract.support_module(dtype, self.target))
+            out.append(Support(f"contraction {dtype} {key}", data, functions, tables))
+        return tuple(out)
 
 
 def object_key(text: str, target: Target) -> str:
@@ -217,6 +232,7 @@ def compile_file(
     return Compiled(
         manifest,
         tuple(out.made),
+        out.support(),
         lazy,
         lambda name, stage: dump_stage(found, name, stage, out.target),
         cases,

@@ -158,3 +158,17 @@ class Differentiated:
     inputs: tuple[str, ...]
     gradients: tuple[str, ...]
     objects: tuple[bytes, ...] = ()  # what the natives' `object` counts
+
+
+@dataclass(frozen=True)
+class Support:
+    """Object code that models share: the worker pool, the micro-kernels of a dtype.
+
+    Loaded once per process (`name` identifies it); `functions` and `tables` are the symbols that
+    models refer to.
+    """
+
+    name: str
+    data: bytes
+    functions: tuple[str, ...]
+    tables: tuple[str, ...] = ()

@@ -16,13 +16,12 @@ import llvmlite.binding as llvm
 import numpy as np
 
 from nnc.errors import DeviceError, IndexError
-from nnc.ir.signature import Native
+from nnc.ir.signature import Native, Support
 from nnc.runtime.memory import Array, aligned, pointer, rounded
 
 _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-_alive: list[object] = []  # workers stand in the pool's code: it is never unloaded
-_pool_lock = threading.Lock()
-_pool_loaded = False
+_shared: dict[str, object] = {}  # never unloaded: workers stand in the pool's code
+_shared_lock = threading.Lock()
 
 
 def cpu_count() -> int:
@@ -30,17 +29,17 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def install_pool(data: bytes) -> None:
-    """Loads the worker pool, once per process; models refer to nnrt_run and nnrt_barrier."""
-    global _pool_loaded
-    with _pool_lock:
-        if _pool_loaded:
+def install(support: Support) -> None:
+    """Loads shared code, once per process; models refer to its symbols."""
+    with _shared_lock:
+        if support.name in _shared:
             return
-        engine = _engine(data)
-        _alive.append(engine)
-        for name in ("nnrt_run", "nnrt_barrier"):
+        engine = _engine(support.data)
+        for name in support.functions:
             llvm.add_symbol(name, engine.get_function_address(name))
-        _pool_loaded = True
+        for name in support.tables:
+            llvm.add_symbol(name, engine.get_global_value_address(name))
+        _shared[support.name] = engine
 
 
 def _engine(data: bytes) -> Any:
@@ -61,17 +60,17 @@ def _engine(data: bytes) -> Any:
 class Code:
     """The object files of one model; each is loaded when one of its functions is asked for."""
 
-    def __init__(self, objects: Sequence[bytes], pool: bytes | None = None) -> None:
+    def __init__(self, objects: Sequence[bytes], support: Sequence[Support] = ()) -> None:
         self.objects = tuple(objects)
-        self.pool = pool
+        self.support = tuple(support)
         self._engines: dict[int, Any] = {}
         self._lock = threading.Lock()
 
     def address(self, native: Native) -> int:
         with self._lock:
             if native.object not in self._engines:
-                if self.pool is not None:
-                    install_pool(self.pool)
+                for each in self.support:
+                    install(each)
                 self._engines[native.object] = _engine(self.objects[native.object])
             engine = self._engines[native.object]
         found = int(engine.get_function_address(native.symbol))

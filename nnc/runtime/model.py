@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnc.errors import ArgumentError, AttributeError, Error, LoadError, nearest
-from nnc.ir.signature import Differentiated, Manifest
+from nnc.ir.signature import Differentiated, Manifest, Support
 from nnc.runtime import checkpoint
 from nnc.runtime.boundary import boundary
 from nnc.runtime.checkpoint import Wanted
@@ -32,15 +32,15 @@ class Model:
         self,
         manifest: Manifest,
         objects: Sequence[bytes],
-        pool: bytes | None = None,
+        support: Sequence[Support] = (),
         lazy: Lazy | None = None,
         dump: Dump | None = None,
     ) -> None:
-        """`pool`: object code of nnrt_run and nnrt_barrier; `lazy`: an export's name -> its
+        """`support`: shared code that the objects refer to; `lazy`: an export's name -> its
         forward and backward; `dump`: (function, stage) -> text."""
         self.manifest = manifest
         self._program = Program(
-            code=Code(objects, pool),
+            code=Code(objects, support),
             modules={m.id: m for m in manifest.modules},
             natives={n.symbol: n for n in manifest.natives},
             exports={},
@@ -116,7 +116,7 @@ class Model:
 
     @boundary
     def checkpoint(
-        self, path: str | Path, metadata: Mapping[str, str] | None = None, **modules: Module
+        self, path: str | Path, metadata: Mapping[str, str] | None = None, /, **modules: Module
     ) -> None:
         """Saves modules, seed and step to one file: `m.checkpoint("run.st", net=net, opt=opt)`.
 
@@ -127,7 +127,7 @@ class Model:
         checkpoint.save(path, tensors, {**(metadata or {}), **state}, checksum=True)
 
     @boundary
-    def restore(self, path: str | Path, **modules: Module) -> dict[str, str]:
+    def restore(self, path: str | Path, /, **modules: Module) -> dict[str, str]:
         """Loads what `checkpoint` saved, all or nothing; returns the metadata."""
         names = " and ".join(f"`{m.sig.id}`" for m in modules.values())
         metadata = checkpoint.metadata_of(path)
