@@ -1,4 +1,4 @@
-"""Runs hand-built Programs: compiles through objects, calls the entry point with ctypes on guarded arrays."""
+"""Builds and runs Programs: through objects, called by ctypes, on guarded arrays."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Expressions: each is emitted once, at the outermost level where its operands are known.
 
-The evaluator is a trampoline over generators, so that chains of any length need no Python recursion.
-A `Select` whose arms touch no memory is computed on both sides; loads in an arm are made under the
-arm's condition, as are those in the `else` of a guarded load.
+The evaluator is a trampoline over generators, so that chains of any length need no Python
+recursion. Both arms of a `Select` are computed; loads in an arm are made under the arm's condition,
+as are those in the `else` of a guarded load.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Expressions(Memory):
     def element(
         self, buffer: Buffer, index: tuple[Expr, ...], data: list[Value]
     ) -> tuple[Dim, tuple[Part, ...]]:
-        """The element's number: its affine part, and the data-dependent indices with their strides."""
+        """The element's number: its affine part, and data-dependent indices with their strides."""
         affine, parts, left = ZERO, [], iter(data)
         for i, stride in zip(index, strides(buffer), strict=True):
             if isinstance(i, Idx):

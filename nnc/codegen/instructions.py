@@ -12,7 +12,7 @@ Request = tuple[str, DType, int]
 
 
 class Instructions:
-    """Emits one instruction a call; `calls` collects the (function, dtype, lanes) needed from vecmath."""
+    """Emits one instruction a call; `calls` collects what is needed from vecmath."""
 
     def __init__(self, em: Emitter, target: Target) -> None:
         self.em, self.target = em, target

@@ -1,7 +1,7 @@
 """The contraction leaf of a Program, given to the generator of register tiles.
 
-Groups of several axes become one index each. An operand that is a plain load with one stride for each
-group is read by strides; any other is computed where it is packed, the indices taken apart again.
+Groups of several axes become one index each. An operand that is a plain load with one stride for
+each group is read by strides; any other is computed where it is packed, the indices taken apart.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from nnc.codegen import contract, flow, pack, tiles
+from nnc.codegen import contract, flow, pack
 from nnc.codegen.emit import Emitter
 from nnc.codegen.memory import ALWAYS, Guard, strides
 from nnc.codegen.reductions import Reductions
+from nnc.codegen.registers import HALVES, computes_in
 from nnc.codegen.scopes import Value
 from nnc.ir.expr import Expr, Idx, Load, loads
 from nnc.ir.graph import Axis
@@ -46,7 +47,7 @@ class Leaves(Reductions):
         """The whole body of a kernel: batches outside, each one contraction."""
         if not c.n:
             c = replace(c, m=c.n, n=c.m, a=c.b, b=c.a)
-        self.contractions |= {c.a.dtype}
+        self.contractions |= {computes_in(c.a.dtype)}
         groups = [group(x, axes) for x, axes in zip("mnk", (c.m, c.n, c.k), strict=True)]
         with self.merged_axes(groups):
             if not c.batch:
@@ -99,8 +100,9 @@ class Leaves(Reductions):
 
     def one(self, c: Contract, groups: list[Group], tid: str, nt: str) -> None:
         m, n, k = groups
+        dtype = computes_in(c.a.dtype)
         done = contract.Contraction(
-            c.a.dtype,
+            dtype,
             self.target,
             self.uniform(m.extent).text,
             self.uniform(n.extent).text,
@@ -108,7 +110,7 @@ class Leaves(Reductions):
             self.operand(c.a, m, k),
             self.operand(c.b, k, n),
             self.epilogue(c, m, n),
-            self.scratch(contract.scratch_bytes(c.a.dtype, self.target)),
+            self.scratch(contract.scratch_bytes(dtype, self.target)),
             tid,
             nt,
         )
@@ -124,6 +126,8 @@ class Leaves(Reductions):
 
     def strided(self, e: Expr, row: Group, col: Group) -> contract.Strided | None:
         if not isinstance(e, Load) or e.other is not None or e.check is not None:
+            return None
+        if e.dtype in HALVES:
             return None
         if not all(isinstance(i, Idx) for i in e.index):
             return None
@@ -149,7 +153,7 @@ class Leaves(Reductions):
         return out
 
     def computed(self, e: Expr, row: Group, col: Group) -> contract.Computed:
-        lanes = tiles.tile(e.dtype, self.target).lanes
+        lanes = self.target.lanes(computes_in(e.dtype))
         axis = 0 if self.contiguous(e, row) and not self.contiguous(e, col) else 1
 
         def load(em: Emitter, i: str, j: str) -> str:
@@ -192,7 +196,8 @@ class Leaves(Reductions):
     # ---- epilogue -------------------------------------------------------------------------------
 
     def epilogue(self, c: Contract, m: Group, n: Group) -> contract.Store:
-        lanes = tiles.tile(c.a.dtype, self.target).lanes
+        dtype = computes_in(c.a.dtype)
+        lanes = self.target.lanes(dtype)
 
         def store(em: Emitter, i: str, j: str, value: str, mask: str | None) -> None:
             with (
@@ -200,7 +205,7 @@ class Leaves(Reductions):
                 self.bound(n.var, j, n.extent),
                 self.along(n, lanes, mask),
             ):
-                self.variables[c.name] = Value(value, c.a.dtype, lanes, self.depth)
+                self.variables[c.name] = Value(value, dtype, lanes, self.depth)
                 self.block(c.epilogue)
 
         return store

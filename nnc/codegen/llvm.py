@@ -1,32 +1,30 @@
-"""Program to LLVM IR: the kernels, the function that every thread runs, and the exported entry point.
+"""Program to LLVM IR: the kernels, the function that every thread runs, the exported entry.
 
     i32 @<symbol>(ptr ctx, ptr dims, ptr args)       0, or 1: an index check failed
     i64 @<symbol>_bytes(ptr dims, i64 nthreads)      workspace for that many threads
 
-    ctx  { ptr workspace; i64 nthreads; i64 err_site; i64 err_value; i64 err_extent }
+    ctx: { ptr workspace; i64 nthreads; i64 err_site; i64 err_value; i64 err_extent }
 
-`dims` are i64, `args` pointers. The workspace (aligned to 64) holds the arena and then each thread's
-scratch. err_site is 0 or the 1-based number of the first check that failed (of any thread).
+`dims` are i64, `args` pointers. The workspace (aligned to 64) holds the arena and then each
+thread's scratch. err_site is 0 or the 1-based number of the first check that failed in any thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 
 from nnc.codegen import contract, flow, vecmath
-from nnc.codegen.emit import Emitter
+from nnc.codegen.barriers import Plan, is_parallel
 from nnc.codegen.leaf import Leaves
-from nnc.codegen.loops import stores, written
+from nnc.codegen.loops import written
 from nnc.codegen.registers import MEMORY, literal, round_bf16
 from nnc.codegen.scopes import FRAME, Scopes, Value
 from nnc.codegen.target import Target
 from nnc.diagnostics import Span
-from nnc.ir.expr import Expr, Load, walk
-from nnc.ir.loop import Buffer, Commit, Contract, For, Kernel, Let, Program, Reduce, Stmt, Store
-from nnc.lang.dims import Facts, dim_sum, prove_nonneg
+from nnc.ir.loop import Buffer, Commit, Contract, Kernel, Program, Stmt
+from nnc.lang.dims import dim_sum
 from nnc.lang.types import DType
 
 _ON_STACK = 16 << 10  # bytes: larger local buffers live in scratch
@@ -60,8 +58,9 @@ done:
 class Module:
     """LLVM IR of one Program.
 
-    `sites`: of the index checks, in order of their numbers; `scratch`: bytes for each thread; `externals`:
-    undefined symbols; `contractions`: dtypes whose `contract.support_module` must be linked.
+    `sites`: of the index checks, in order of their numbers; `scratch`: bytes for each thread;
+    `externals`: undefined symbols; `contractions`: dtypes whose `contract.support_module` must be
+    linked.
     """
 
     text: str
@@ -205,7 +204,7 @@ class _Emission:
     def spmd(self, checked: list[bool]) -> str:
         """What every thread runs: the kernels, with barriers where one needs another's results."""
         s = self.scopes()
-        plan = _Plan(s, self.program.facts)
+        plan = Plan(s, self.program.facts)
         number = 0
         for step in self.program.steps:
             if isinstance(step, Commit):
@@ -219,7 +218,7 @@ class _Emission:
             f"entry:\n{s.body()}\n  ret void\n}}\n"
         )
 
-    def launch(self, s: Scopes, plan: _Plan, kernel: Kernel, name: str) -> None:
+    def launch(self, s: Scopes, plan: Plan, kernel: Kernel, name: str) -> None:
         em = s.em
         small = "true"
         if is_parallel(kernel):
@@ -295,130 +294,6 @@ class _Emission:
             f"define i64 @{self.symbol}_bytes(ptr %dims, i64 %nthreads) nounwind {{\nentry:\n"
             f"{s.body()}\n  ret i64 {total}\n}}\n"
         )
-
-
-# ---- barriers -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Access:
-    reads: tuple[Buffer, ...]
-    writes: tuple[Buffer, ...]
-
-
-class _Plan:
-    """Decides where a barrier is needed, as far as possible while compiling.
-
-    A barrier before a kernel is left out at run time when that kernel and all since the last barrier run
-    on thread 0. `recent` are the kernels since the last place for a barrier, `older` those before it,
-    which still count when that barrier was left out.
-    """
-
-    def __init__(self, s: Scopes, facts: Facts) -> None:
-        self.s, self.facts = s, facts
-        self.recent: list[_Access] = []
-        self.older: list[_Access] = []
-        self.alone = "true"  # all kernels since the last barrier ran on thread 0
-        self.skipped = "false"  # the last place was passed without a barrier
-
-    def passed(self) -> None:
-        self.recent, self.older = [], []
-        self.alone, self.skipped = "true", "false"
-
-    def barrier_before(self, kernel: Kernel, small: str) -> None:
-        em, access = self.s.em, accesses(kernel)
-        needed = "true" if self.conflict(access, self.recent) else "false"
-        if needed == "false" and self.skipped != "false" and self.conflict(access, self.older):
-            needed = self.skipped
-        if needed != "false":
-            serial = _and(em, self.alone, small)
-            wanted = _and(em, needed, flow.negate(em, serial))
-            if wanted != "false":
-                with flow.when(em, wanted):
-                    em.line("call void @nnrt_barrier(i32 %tid, i32 %nt)")
-            self.older = [] if wanted == "true" else self.older + self.recent
-            self.recent = []
-            self.skipped = flow.negate(em, wanted)
-            self.alone = _or(em, wanted, self.alone)
-        self.recent.append(access)
-        self.alone = _and(em, self.alone, small)
-
-    def conflict(self, a: _Access, before: list[_Access]) -> bool:
-        return any(
-            self.overlap(a.reads, b.writes)
-            or self.overlap(a.writes, b.writes)
-            or self.overlap(a.writes, b.reads)
-            for b in before
-        )
-
-    def overlap(self, xs: tuple[Buffer, ...], ys: tuple[Buffer, ...]) -> bool:
-        return any(self.meet(x, y) for x in xs for y in ys)
-
-    def meet(self, x: Buffer, y: Buffer) -> bool:
-        """Whether two buffers may share memory."""
-        if x.name == y.name:
-            return True
-        if x.scope != y.scope or x.scope != "arena":
-            return x.scope == y.scope == "arg" and x.slot == y.slot
-        apart = (y.offset - x.offset - x.bytes, x.offset - y.offset - y.bytes)
-        return not any(prove_nonneg(d, self.facts) for d in apart)
-
-
-def _and(em: Emitter, a: str, b: str) -> str:
-    if "false" in (a, b):
-        return "false"
-    if a == "true":
-        return b
-    return a if b == "true" else em.op(f"and i1 {a}, {b}", "and")
-
-
-def _or(em: Emitter, a: str, b: str) -> str:
-    return flow.negate(em, _and(em, flow.negate(em, a), flow.negate(em, b)))
-
-
-def is_parallel(kernel: Kernel) -> bool:
-    """Whether several threads take part in it."""
-    return any(
-        isinstance(s, Contract) or (isinstance(s, For) and s.kind == "parallel")
-        for s in kernel.body
-    )
-
-
-def accesses(kernel: Kernel) -> _Access:
-    """The buffers outside of the kernel that it reads and writes, each name once."""
-    reads: dict[str, Buffer] = {}
-    for e in walk(*expressions(kernel.body)):
-        if isinstance(e, Load):
-            assert isinstance(e.tensor, Buffer), e
-            reads.setdefault(e.tensor.name, e.tensor)
-    writes: dict[str, Buffer] = {}
-    for s in stores(kernel.body):
-        writes.setdefault(s.buffer.name, s.buffer)
-        if s.accumulate:
-            reads.setdefault(s.buffer.name, s.buffer)
-    return _Access(_outside(reads.values()), _outside(writes.values()))
-
-
-def _outside(buffers: Iterable[Buffer]) -> tuple[Buffer, ...]:
-    return tuple(b for b in buffers if b.scope in ("arg", "arena"))
-
-
-def expressions(body: Iterable[Stmt]) -> list[Expr]:
-    """All expressions of the statements, however deep."""
-    out: list[Expr] = []
-    stack = list(body)
-    while stack:
-        match stack.pop():
-            case For(body=inner):
-                stack.extend(inner)
-            case Let(value=value) | Reduce(value=value):
-                out.append(value)
-            case Store(index=index, value=value, guard=guard):
-                out += [*index, value, *([] if guard is None else [guard])]
-            case Contract(a=a, b=b, epilogue=epilogue):
-                out += [a, b]
-                stack.extend(epilogue)
-    return out
 
 
 def _constant(b: Buffer) -> str:

@@ -68,6 +68,7 @@ class Loops(Expressions):
                 self.report(ok, index, self.dim(size), guard, s.check)
                 guard = self.narrowed(guard, ok, True)
         value = self.value(s.value, guard)
+        assert value.dtype == s.buffer.type.dtype, (s.buffer, s.value)
         place = self.place(s.buffer, *self.element(s.buffer, s.index, data))
         self.write(s.buffer, place, value, s.accumulate, guard)
 
@@ -154,7 +155,7 @@ class Loops(Expressions):
         with self.scope():
             mask = tail_mask(self.em, count, lanes)
             outer = self.guard
-            self.guard = Guard(None, Value(mask, "bool", lanes, self.depth))
+            self.guard = Guard(None, Value(mask, "bool", lanes, self.depth), True, outer)
             yield
             self.guard = outer
 
@@ -223,7 +224,7 @@ class Loops(Expressions):
         at_first: str,
         at_last: str,
     ) -> None:
-        """The loops from index vector `first` to `last`; `at_first`: the outer indices are the first's."""
+        """The loops from index vector `first` to `last`; `at_first`: outer indices are equal."""
         em, loop = self.em, nest[0]
         lo = flow.select(em, at_first, "i64", first[0], "0")
         end = flow.add(em, last[0], "1")

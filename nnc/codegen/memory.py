@@ -1,7 +1,7 @@
 """Loads and stores of buffers: addresses, guards, gathers, run-time index checks.
 
-No memory is touched for a lane that is not active. Vector accesses are masked; a scalar access under a
-condition reads a constant block of zeros instead.
+No memory is touched for a lane that is not active. Vector accesses are masked; a scalar access
+under a condition reads a constant block of zeros instead.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ class Memory(Scopes):
         site: Callable[[Span], int],
         stored: frozenset[str],
     ) -> None:
-        """`base`: pointer to a buffer; `site`: number of an index check; `stored`: names of buffers written here."""
+        """`base`: pointer to a buffer; `site`: number of an index check; `stored`: names of buffers
+        written here."""
         self.base, self.site, self.stored = base, site, stored
 
     # ---- guards ---------------------------------------------------------------------------------
@@ -226,9 +227,10 @@ class Memory(Scopes):
         ty, index = wide(element, lanes), wide("i64", lanes)
         places = self.em.op(f"getelementptr {element}, ptr {pointer}, {index} {offsets}", "places")
         active = mask or "splat (i1 true)"
+        name = f"llvm.masked.gather.{suffix(element, lanes)}.{suffix('ptr', lanes)}"
         return self.em.op(
-            f"call {ty} @llvm.masked.gather.{suffix(element, lanes)}.{suffix('ptr', lanes)}("
-            f"<{lanes} x ptr> align {size} {places}, <{lanes} x i1> {active}, {ty} zeroinitializer)",
+            f"call {ty} @{name}(<{lanes} x ptr> align {size} {places}, "
+            f"<{lanes} x i1> {active}, {ty} zeroinitializer)",
             "x",
         )
 

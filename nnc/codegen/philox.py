@@ -17,7 +17,7 @@ _MASK = 0xFFFFFFFF
 
 
 def emit(ops: Instructions, fn: str, dtype: DType, args: Sequence[str], lanes: int) -> str:
-    """`random_uniform` or `random_normal` in f32 or f64; args are i64 (seed, stream, step, element)."""
+    """`random_uniform` or `random_normal` in f32 or f64 of i64 (seed, stream, step, element)."""
     a, b = philox(ops, args, lanes)
     a = _int(ops, "lshr", a, 8, lanes)
     if fn == "random_uniform":

@@ -1,10 +1,10 @@
 """The reduction leaf, in one documented order.
 
-Without a vector axis every lane adds up serially. Along a vector axis there are four accumulators of
-16 lanes (8 for 64-bit numbers) on every target: element e goes to accumulator (e // lanes) % 4, lane
-e % lanes; further axes run serially outside and keep the accumulators. At the end accumulators 0 and 2,
-1 and 3, then both sums, then the halves of the lanes are combined. Accumulators that no element reaches
-hold the operation's identity, which changes nothing.
+Without a vector axis every lane adds up serially. Along a vector axis there are four accumulators
+of 16 lanes (8 for 64-bit numbers) on every target: element e goes to accumulator (e // lanes) % 4,
+lane e % lanes; further axes run serially outside and keep the accumulators. At the end accumulators
+0 and 2, 1 and 3, then both sums, then the halves of the lanes are combined. Accumulators that no
+element reaches hold the operation's identity, which changes nothing.
 """
 
 from __future__ import annotations

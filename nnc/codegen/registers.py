@@ -1,7 +1,8 @@
 """Values in registers: types, literals, lanes, and the way between registers and memory.
 
-Operands are text (an SSA name or a constant). `lanes` 1 means a scalar. f16 and bf16 live in registers
-as f32 numbers that are representable in the narrow type; bool is i1 in registers and a byte 0/1 in memory.
+Operands are text (an SSA name or a constant). `lanes` 1 means a scalar. f16 and bf16 live in
+registers as f32 numbers that are representable in the narrow type; bool is i1 in registers and a
+byte 0/1 in memory.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The scalar functions as LLVM instructions, on scalars and on vectors of any number of lanes.
 
-Functions of 16-bit floats are computed in f32 and rounded once more. Nothing here traps, whatever the
-operands: integer division by zero gives 0, `min // -1` wraps, shifts beyond the width give 0 or the sign.
+Functions of 16-bit floats are computed in f32 and rounded once more. Nothing here traps, whatever
+the operands: integer division by zero gives 0, `min // -1` wraps, shifts beyond the width give 0 or
+the sign.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 
 from nnc.codegen import philox, vecmath
 from nnc.codegen.emit import Emitter
-from nnc.codegen.instructions import Instructions
+from nnc.codegen.integers import SMALL_POWER, Integers, integer_constant
 from nnc.codegen.registers import HALVES, REGISTER, Halves, computes_in, suffix, vtype, wide
 from nnc.codegen.target import Target
 from nnc.lang.types import DTYPES, DType, is_float
@@ -43,11 +44,9 @@ MATH = frozenset(
 _EXACT = frozenset(
     ["min", "max", "neg", "abs", "sign", "floor", "ceil", "round"]
 )  # no rounding for 16-bit floats
-_LOGIC = {"and": "and", "or": "or", "bitand": "and", "bitor": "or", "bitxor": "xor"}
-_SMALL_POWER = 4  # powers up to this one are products in the dtype itself
 
 
-class Scalars(Instructions):
+class Scalars(Integers):
     """Emits scalar functions."""
 
     def __init__(self, em: Emitter, target: Target) -> None:
@@ -113,36 +112,6 @@ class Scalars(Instructions):
         assert fn in MATH, fn
         return self.call(fn, dtype, lanes, *args)
 
-    def int_op(self, fn: str, dtype: DType, args: Sequence[str], lanes: int) -> str:
-        a = args[0]
-        unsigned = DTYPES[dtype].kind != "i"
-        match fn:
-            case "add" | "sub" | "mul":
-                return self.two(fn, dtype, a, args[1], lanes)
-            case "neg":
-                return self.two("sub", dtype, self.lit(dtype, 0, lanes), a, lanes)
-            case "powi":
-                return self.powi_int(dtype, a, args[1], lanes)
-            case "floordiv" | "mod":
-                return self.divide(fn, dtype, a, args[1], lanes)
-            case "min" | "max":
-                return self.intrinsic(f"{'u' if unsigned else 's'}{fn}", dtype, lanes, a, args[1])
-            case "eq" | "ne":
-                return self.two(f"icmp {fn}", dtype, a, args[1], lanes)
-            case "lt" | "le" | "gt" | "ge":
-                return self.two(f"icmp {'u' if unsigned else 's'}{fn}", dtype, a, args[1], lanes)
-            case "and" | "or" | "bitand" | "bitor" | "bitxor":
-                return self.two(_LOGIC[fn], dtype, a, args[1], lanes)
-            case "not":
-                return self.two("xor", dtype, a, self.lit(dtype, True, lanes), lanes)
-            case "isfinite":
-                return self.lit("bool", True, lanes)
-            case "shl" | "shr":
-                return self.shift(fn, dtype, a, args[1], lanes)
-            case "abs" | "sign":
-                return self.magnitude(fn, dtype, a, lanes)
-        raise AssertionError(f"{fn} of {dtype}")
-
     # ---- floats ---------------------------------------------------------------------------------
 
     def extremum(self, fn: str, dtype: DType, a: str, b: str, lanes: int) -> str:
@@ -165,7 +134,7 @@ class Scalars(Instructions):
     def to_whole(self, fn: str, dtype: DType, a: str, lanes: int) -> str:
         if self.has_rounding:
             return self.intrinsic("roundeven" if fn == "round" else fn, dtype, lanes, a)
-        # Adding and subtracting 2**23 (2**52) rounds smaller numbers to even; larger ones are whole.
+        # Adding and subtracting 2**23 (2**52) rounds smaller numbers; larger ones are whole.
         size = self.intrinsic("fabs", dtype, lanes, a)
         big = self.lit(dtype, 2.0**23 if dtype == "f32" else 2.0**52, lanes)
         near = self.two("fsub", dtype, self.two("fadd", dtype, size, big, lanes), big, lanes)
@@ -220,7 +189,7 @@ class Scalars(Instructions):
         return self.choose(change, moved, s, "f64", lanes)
 
     def soft_fma(self, a: str, b: str, c: str, lanes: int) -> str:
-        """Boldo and Melquiond's fma by exact products and sums; exact unless parts over- or underflow."""
+        """Boldo and Melquiond's fma by exact products and sums, unless parts over- or underflow."""
 
         def op(name: str, x: str, y: str) -> str:
             return self.two(name, "f64", x, y, lanes)
@@ -244,8 +213,8 @@ class Scalars(Instructions):
         return self.choose(bad, plain, exact, "f64", lanes)
 
     def powi_float(self, dtype: DType, x: str, n: str, lanes: int) -> str:
-        power = _constant(n)
-        if power is not None and abs(power) <= _SMALL_POWER:
+        power = integer_constant(n)
+        if power is not None and abs(power) <= SMALL_POWER:
             return self.small_power(dtype, x, power, lanes)
         self.calls.add(("powi", dtype, lanes))
         ty, symbol = vtype(dtype, lanes), vecmath.symbol("powi", dtype, lanes)
@@ -292,96 +261,10 @@ class Scalars(Instructions):
         mirrored = op("fsub", out, op("fdiv", lit(3.141592653589793), tan))
         return self.choose(reflect, mirrored, out, "f64", lanes)
 
-    # ---- integers -------------------------------------------------------------------------------
-
-    def divide(self, fn: str, dtype: DType, a: str, b: str, lanes: int) -> str:
-        """Floor semantics; a divisor of 0 gives 0. Divisors 0 and -1 never reach the instruction."""
-        zero, one = self.lit(dtype, 0, lanes), self.lit(dtype, 1, lanes)
-        known = _constant(b)
-        by_zero = self.two("icmp eq", dtype, b, zero, lanes)
-        if DTYPES[dtype].kind == "u":
-            safe = self.choose(by_zero, one, b, dtype, lanes)
-            out = self.two("udiv" if fn == "floordiv" else "urem", dtype, a, safe, lanes)
-            return out if known else self.choose(by_zero, zero, out, dtype, lanes)
-        minus = self.two("icmp eq", dtype, b, self.lit(dtype, -1, lanes), lanes)
-        special = self.two("or", "bool", by_zero, minus, lanes)
-        safe = b if known is not None and known > 0 else self.choose(special, one, b, dtype, lanes)
-        r = self.two("srem", dtype, a, safe, lanes)
-        differ = self.two("icmp slt", dtype, self.two("xor", dtype, r, safe, lanes), zero, lanes)
-        inexact = self.two("icmp ne", dtype, r, zero, lanes)
-        off = self.two("and", "bool", differ, inexact, lanes)
-        if fn == "mod":
-            out = self.choose(off, self.two("add", dtype, r, safe, lanes), r, dtype, lanes)
-            return out if safe is b else self.choose(special, zero, out, dtype, lanes)
-        q = self.two("sdiv", dtype, a, safe, lanes)
-        q = self.choose(off, self.two("sub", dtype, q, one, lanes), q, dtype, lanes)
-        if safe is b:
-            return q
-        q = self.choose(minus, self.two("sub", dtype, zero, a, lanes), q, dtype, lanes)
-        return self.choose(by_zero, zero, q, dtype, lanes)
-
-    def shift(self, fn: str, dtype: DType, a: str, b: str, lanes: int) -> str:
-        bits = DTYPES[dtype].bits
-        inside = self.two("icmp ult", dtype, b, self.lit(dtype, bits, lanes), lanes)
-        zero = self.lit(dtype, 0, lanes)
-        safe = self.choose(inside, b, zero, dtype, lanes)
-        if fn == "shl":
-            return self.choose(inside, self.two("shl", dtype, a, safe, lanes), zero, dtype, lanes)
-        if DTYPES[dtype].kind == "u":
-            return self.choose(inside, self.two("lshr", dtype, a, safe, lanes), zero, dtype, lanes)
-        last = self.choose(inside, b, self.lit(dtype, bits - 1, lanes), dtype, lanes)
-        return self.two("ashr", dtype, a, last, lanes)
-
-    def magnitude(self, fn: str, dtype: DType, a: str, lanes: int) -> str:
-        zero, one = self.lit(dtype, 0, lanes), self.lit(dtype, 1, lanes)
-        if DTYPES[dtype].kind != "i":
-            if fn == "abs":
-                return a
-            return self.intrinsic("umin", dtype, lanes, a, one)
-        if fn == "sign":
-            low = self.intrinsic("smax", dtype, lanes, a, self.lit(dtype, -1, lanes))
-            return self.intrinsic("smin", dtype, lanes, low, one)
-        negative = self.two("icmp slt", dtype, a, zero, lanes)
-        return self.choose(negative, self.two("sub", dtype, zero, a, lanes), a, dtype, lanes)
-
-    def powi_int(self, dtype: DType, x: str, n: str, lanes: int) -> str:
-        power = _constant(n)
-        if power is None or power > _SMALL_POWER:
-            positive = self.intrinsic("smax", "i32", lanes, n, self.lit("i32", 0, lanes))
-            return self.product_loop(dtype, x, positive, lanes)
-        out = self.lit(dtype, 1, lanes)
-        for _ in range(max(power, 0)):
-            out = self.two("mul", dtype, out, x, lanes)
-        return out
-
-    def product_loop(self, dtype: DType, x: str, n: str, lanes: int) -> str:
-        """x**n by squaring over the bits of n."""
-        em, ty, ity = self.em, vtype(dtype, lanes), vtype("i32", lanes)
-        before, body, done = (em.fresh(s) for s in ("pow", "square", "powered"))
-        nb, nx, nn, ni = (f"%{em.fresh('next')}" for _ in range(4))
-        em.line(f"br label %{before}")
-        em.label(before)
-        em.line(f"br label %{body}")
-        em.label(body)
-        b = em.op(f"phi {ty} [ {self.lit(dtype, 1, lanes)}, %{before} ], [ {nb}, %{body} ]")
-        y = em.op(f"phi {ty} [ {x}, %{before} ], [ {nx}, %{body} ]")
-        m = em.op(f"phi {ity} [ {n}, %{before} ], [ {nn}, %{body} ]")
-        i = em.op(f"phi i32 [ 0, %{before} ], [ {ni}, %{body} ]")
-        bit = em.op(f"trunc {ity} {m} to {wide('i1', lanes)}")
-        taken = self.two("mul", dtype, b, y, lanes)
-        em.line(f"{nb} = select {wide('i1', lanes)} {bit}, {ty} {taken}, {ty} {b}")
-        em.line(f"{nx} = mul {ty} {y}, {y}")
-        em.line(f"{nn} = lshr {ity} {m}, {self.lit('i32', 1, lanes)}")
-        em.line(f"{ni} = add i32 {i}, 1")
-        more = em.op(f"icmp ult i32 {ni}, 32")
-        em.line(f"br i1 {more}, label %{body}, label %{done}")
-        em.label(done)
-        return nb
-
     # ---- conversion -----------------------------------------------------------------------------
 
     def cast(self, x: str, source: DType, to: DType, lanes: int) -> str:
-        """As documented for `cast`; integers wrap, bool is 0 or 1, numbers other than 0 are true."""
+        """Floats to integers saturate, integers wrap, other numbers than 0 are true."""
         if source == to:
             return x
         if to == "bool":
@@ -414,12 +297,6 @@ class Scalars(Instructions):
         have, want = REGISTER[source], REGISTER[to]
         name = f"llvm.fpto{sign}i.sat.{suffix(want, lanes)}.{suffix(have, lanes)}"
         return self.em.op(f"call {wide(want, lanes)} @{name}({wide(have, lanes)} {x})")
-
-
-def _constant(x: str) -> int | None:
-    """The integer in a constant operand."""
-    text = x.removeprefix("splat (").removesuffix(")").rsplit(" ", 1)[-1]
-    return int(text) if text.lstrip("-").isdigit() else None
 
 
 def _is_number(x: str) -> bool:

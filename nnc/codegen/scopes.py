@@ -1,8 +1,8 @@
-"""Where code of a function goes: nested loops with hoisting, values with the level they are known at.
+"""Where the code of a function goes: nested loops with hoisting, values with their level.
 
-Level 0 is the function's entry. Each loop (or part of one that runs at least once) opens a scope; code
-for a value that is known further out is put before that loop, by `at`. Values are remembered for as long
-as they dominate what follows.
+Level 0 is the function's entry. Each loop (or part of one that runs at least once) opens a scope;
+code for a value that is known further out is put before that loop, by `at`. Values are remembered
+for as long as they dominate what follows.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ class Scopes:
         return prove_nonneg(d, self.facts, self.ranges)
 
     def _lane_divmod(self, f: Func) -> tuple[Value, Value]:
-        """Quotient and remainder of consecutive numbers: from those in lane 0, without vector division."""
+        """Quotient and remainder of consecutive numbers, from those in lane 0 without division."""
         lanes, size = self.lanes, self.uniform(f.b)
         q0, r0 = (self.uniform(Dim(((((Func(k, f.a, f.b), 1),), 1),))) for k in ("floor", "mod"))
         ramp = Value(iota("i64", lanes), "i64", lanes)

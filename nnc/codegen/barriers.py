@@ -1,0 +1,135 @@
+"""Where the threads of a Program must wait for each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from nnc.codegen import flow
+from nnc.codegen.emit import Emitter
+from nnc.codegen.loops import stores
+from nnc.codegen.scopes import Scopes
+from nnc.ir.expr import Expr, Load, walk
+from nnc.ir.loop import Buffer, Contract, For, Kernel, Let, Reduce, Stmt, Store
+from nnc.lang.dims import Facts, prove_nonneg
+
+
+@dataclass(frozen=True)
+class Access:
+    reads: tuple[Buffer, ...]
+    writes: tuple[Buffer, ...]
+
+
+class Plan:
+    """Decides where a barrier is needed, as far as possible while compiling.
+
+    A barrier is left out at run time when the kernel and all since the last one run on thread 0.
+    `recent` are the kernels since the last place for a barrier, `older` those
+    before it, which still count when that barrier was left out.
+    """
+
+    def __init__(self, s: Scopes, facts: Facts) -> None:
+        self.s, self.facts = s, facts
+        self.recent: list[Access] = []
+        self.older: list[Access] = []
+        self.alone = "true"  # all kernels since the last barrier ran on thread 0
+        self.skipped = "false"  # the last place was passed without a barrier
+
+    def passed(self) -> None:
+        self.recent, self.older = [], []
+        self.alone, self.skipped = "true", "false"
+
+    def barrier_before(self, kernel: Kernel, small: str) -> None:
+        em, access = self.s.em, accesses(kernel)
+        needed = "true" if self.conflict(access, self.recent) else "false"
+        if needed == "false" and self.skipped != "false" and self.conflict(access, self.older):
+            needed = self.skipped
+        if needed != "false":
+            serial = _and(em, self.alone, small)
+            wanted = _and(em, needed, flow.negate(em, serial))
+            if wanted != "false":
+                with flow.when(em, wanted):
+                    em.line("call void @nnrt_barrier(i32 %tid, i32 %nt)")
+            self.older = [] if wanted == "true" else self.older + self.recent
+            self.recent = []
+            self.skipped = flow.negate(em, wanted)
+            self.alone = _or(em, wanted, self.alone)
+        self.recent.append(access)
+        self.alone = _and(em, self.alone, small)
+
+    def conflict(self, a: Access, before: list[Access]) -> bool:
+        return any(
+            self.overlap(a.reads, b.writes)
+            or self.overlap(a.writes, b.writes)
+            or self.overlap(a.writes, b.reads)
+            for b in before
+        )
+
+    def overlap(self, xs: tuple[Buffer, ...], ys: tuple[Buffer, ...]) -> bool:
+        return any(self.meet(x, y) for x in xs for y in ys)
+
+    def meet(self, x: Buffer, y: Buffer) -> bool:
+        """Whether two buffers may share memory."""
+        if x.name == y.name:
+            return True
+        if x.scope != y.scope or x.scope != "arena":
+            return x.scope == y.scope == "arg" and x.slot == y.slot
+        apart = (y.offset - x.offset - x.bytes, x.offset - y.offset - y.bytes)
+        return not any(prove_nonneg(d, self.facts) for d in apart)
+
+
+def _and(em: Emitter, a: str, b: str) -> str:
+    if "false" in (a, b):
+        return "false"
+    if a == "true":
+        return b
+    return a if b == "true" else em.op(f"and i1 {a}, {b}", "and")
+
+
+def _or(em: Emitter, a: str, b: str) -> str:
+    return flow.negate(em, _and(em, flow.negate(em, a), flow.negate(em, b)))
+
+
+def is_parallel(kernel: Kernel) -> bool:
+    """Whether several threads take part in it."""
+    return any(
+        isinstance(s, Contract) or (isinstance(s, For) and s.kind == "parallel")
+        for s in kernel.body
+    )
+
+
+def accesses(kernel: Kernel) -> Access:
+    """The buffers outside of the kernel that it reads and writes, each name once."""
+    reads: dict[str, Buffer] = {}
+    for e in walk(*expressions(kernel.body)):
+        if isinstance(e, Load):
+            assert isinstance(e.tensor, Buffer), e
+            reads.setdefault(e.tensor.name, e.tensor)
+    writes: dict[str, Buffer] = {}
+    for s in stores(kernel.body):
+        writes.setdefault(s.buffer.name, s.buffer)
+        if s.accumulate:
+            reads.setdefault(s.buffer.name, s.buffer)
+    return Access(_outside(reads.values()), _outside(writes.values()))
+
+
+def _outside(buffers: Iterable[Buffer]) -> tuple[Buffer, ...]:
+    return tuple(b for b in buffers if b.scope in ("arg", "arena"))
+
+
+def expressions(body: Iterable[Stmt]) -> list[Expr]:
+    """All expressions of the statements, however deep."""
+    out: list[Expr] = []
+    stack = list(body)
+    while stack:
+        match stack.pop():
+            case For(body=inner):
+                stack.extend(inner)
+            case Let(value=value) | Reduce(value=value):
+                out.append(value)
+            case Store(index=index, value=value, guard=guard):
+                out += [*index, value, *([] if guard is None else [guard])]
+            case Contract(a=a, b=b, epilogue=epilogue):
+                out += [a, b]
+                stack.extend(epilogue)
+    return out
