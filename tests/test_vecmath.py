@@ -22,6 +22,7 @@ FLOAT = {"f32": np.float32, "f64": np.float64}
 ALL = [(fn, dtype) for fn in vecmath.FUNCTIONS for dtype in ("f32", "f64")]
 UNARY = [(fn, dtype) for fn, dtype in ALL if vecmath.FUNCTIONS[fn] == 1]
 INF, NAN = math.inf, math.nan
+X86_64_V3 = Target("x86_64-unknown-linux-gnu", "x86-64-v3", "", 32, "avx2")
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
@@ -63,10 +64,11 @@ done:
 
 
 @cache
-def kernel(fn: str, dtype: str, lanes: int) -> Callable[..., Array]:
-    """fn over arrays of any length, compiled for this machine."""
+def kernel(fn: str, dtype: str, lanes: int, target: Target | None = None) -> Callable[..., Array]:
+    """fn over arrays of any length, compiled for this machine or another that it can run."""
     text, declares = vecmath.closure([(fn, dtype, lanes)])
-    engine = build("\n".join([text, wrapper(fn, dtype, lanes), *sorted(declares)]), level=2)
+    ir = "\n".join([text, wrapper(fn, dtype, lanes), *sorted(declares)])
+    engine = build(ir, target=target, level=2)
     pointer = ctypes.c_void_p
     address = engine.get_function_address("kernel")
     call = ctypes.CFUNCTYPE(None, pointer, pointer, pointer, ctypes.c_int64)(address)
@@ -243,7 +245,7 @@ def test_conventions_of_powi(dtype: str) -> None:
 
 
 @pytest.mark.parametrize(("fn", "dtype"), ALL)
-def test_lane_count_does_not_change_bits(fn: str, dtype: str) -> None:
+def test_lane_count_and_instruction_set_do_not_change_bits(fn: str, dtype: str) -> None:
     if vecmath.FUNCTIONS[fn] == 1:
         arguments = [samples(dtype, 500)]
     else:
@@ -252,6 +254,8 @@ def test_lane_count_does_not_change_bits(fn: str, dtype: str) -> None:
     one, eight, sixteen = (kernel(fn, dtype, lanes)(*arguments) for lanes in (1, 8, 16))
     assert same(one, eight).all()
     assert same(one, sixteen).all()
+    if host().isa == "avx512":
+        assert same(one, kernel(fn, dtype, 8, X86_64_V3)(*arguments)).all()
 
 
 def undefined_symbols(elf: bytes) -> list[str]:
@@ -270,9 +274,6 @@ def undefined_symbols(elf: bytes) -> list[str]:
                 end = elf.index(b"\0", strings + name)
                 names.append(elf[strings + name : end].decode())
     return names
-
-
-X86_64_V3 = Target("x86_64-unknown-linux-gnu", "x86-64-v3", "", 32, "avx2")
 
 
 @pytest.mark.parametrize("level", [1, 2])
