@@ -109,7 +109,9 @@ def _table(cx: Context, value: Seq, d: ast.ConstDef) -> Value:
     """Nested lists of literals as a constant tensor."""
     from nnc.ir.graph import Constant
 
-    assert isinstance(d.type, ast.TensorTypeExpr)
+    if not isinstance(d.type, ast.TensorTypeExpr) or d.type.name not in DTYPES:
+        assert d.type is not None
+        raise fail("E0308", "a constant table is a tensor", d.type.span, help="`f32[3]`")
     dtype = cx.frame.real if d.type.name == "real" else d.type.name
     data: list[float | int | bool] = []
     shape: list[int] = []
@@ -171,7 +173,7 @@ def _check_module(cx: Context, unit: Unit, defn: ast.ModuleDef) -> None:
     self_ = Module(inst, "self", "self")
     add_leaves(cx, inst, "self", True)
     for leaf in leaves(inst):
-        if leaf.inst is inst and leaf.mirror is None and leaf.decl.init is not None:
+        if leaf.inst is inst and leaf.type is not None and leaf.decl.init is not None:
             try:
                 initial(cx, leaf)
             except Mistake as mistake:

@@ -51,7 +51,7 @@ class Tensor:
         return self.type.dtype
 
     def origin(self, axis: int) -> Origin | None:
-        return self.origins[axis] if axis < len(self.origins) else None
+        return self.origins[axis] if 0 <= axis < len(self.origins) else None
 
 
 @dataclass(frozen=True, eq=False)

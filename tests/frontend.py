@@ -1,0 +1,61 @@
+"""The whole front end on one text: load, link, elaborate, and verify every Graph without mistakes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnc.diagnostics import Diagnostics, Source, render_all
+from nnc.ir.graph import Graph
+from nnc.lang.elaborate.exports import Elaborated, elaborate
+from nnc.lang.units import Loader
+from nnc.passes.verify import verify
+
+MODELS = Path(__file__).parent.parent / "models"
+
+
+@dataclass(frozen=True)
+class Front:
+    """What the front end says of one text."""
+
+    diagnostics: Diagnostics
+    elaborated: Elaborated | None
+
+    @property
+    def text(self) -> str:
+        """All messages as a person reads them."""
+        return render_all(self.diagnostics.items)
+
+    @property
+    def codes(self) -> list[str]:
+        return [d.code for d in self.diagnostics.items]
+
+    @property
+    def graphs(self) -> list[Graph]:
+        """Every Graph: exports, initializers, tests."""
+        assert self.elaborated is not None
+        out = [e.graph for e in self.elaborated.exports]
+        out += [g for _, g in self.elaborated.modules if g is not None]
+        return out + [g for _, g, _ in self.elaborated.tests]
+
+
+def front(text: str, path: Path = MODELS / "test.nn") -> Front:
+    """Loads and elaborates `text` as if it stood at `path` (imports are found beside it)."""
+    diagnostics = Diagnostics()
+    loader = Loader(diagnostics)
+    unit = loader.load(path, path.stem, Source(path.name, text))
+    return Front(diagnostics, elaborate(loader, unit) if unit is not None else None)
+
+
+def check(text: str) -> None:
+    """Graphs that verify, or an error; every message can be shown and points into its text."""
+    done = front(text)
+    assert done.text or not done.diagnostics.items
+    for d in done.diagnostics.items:
+        assert d.json()
+        for span in (d.span, *(label.span for label in d.labels)):
+            rows = span.source.text.split("\n") or [""]
+            assert 1 <= span.line <= span.end_line <= max(len(span.source.lines), len(rows))
+    if not done.diagnostics.errors:
+        for graph in done.graphs:
+            verify(graph, "elaborate")
