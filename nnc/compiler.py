@@ -263,6 +263,7 @@ def differentiate(built: Built, target: Target, cache: Cache | None) -> Differen
         tuple(i.name for i in backward.inputs),
         tuple(gradients),
         tuple(out.made),
+        out.support(),
     )
 
 

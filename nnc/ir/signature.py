@@ -158,6 +158,7 @@ class Differentiated:
     inputs: tuple[str, ...]
     gradients: tuple[str, ...]
     objects: tuple[bytes, ...] = ()  # what the natives' `object` counts
+    support: tuple[Support, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Differentiable:
     def __init__(self, export: Export, native: Differentiated, code: Code) -> None:
         self.export = export
         self.native = native
-        self.code = Code(native.objects, code.pool) if native.objects else code
+        self.code = Code(native.objects, native.support) if native.objects else code
         count = export.pointer_count() + len(native.saved)
         self.entry = Entry(native.forward, self.code, count)
         inputs = len(native.inputs) + len(native.gradients)
