@@ -152,6 +152,7 @@ class Program:
     arena: Dim = ZERO
     facts: Facts = Facts()
     span: Span = NOWHERE
+    results: int = 0  # how many of `args`, at the end, are results
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:

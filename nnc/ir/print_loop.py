@@ -32,6 +32,11 @@ def _buffer(b: Buffer) -> str:
     return f"{b.scope} {b.name}: {b.type} at {b.offset}"
 
 
+def print_kernel(k: Kernel) -> str:
+    """One kernel as text."""
+    return "\n".join(_kernel(k))
+
+
 def _kernel(k: Kernel) -> list[str]:
     where = ", ".join(x for x in (k.reason, place(k.span)) if x)
     return [f"  kernel {k.name}  # {where}", *_stmts(k.body, "    ")]

@@ -57,6 +57,7 @@ def lower(fused: Fused) -> Program:
         tuple(steps),
         facts=graph.facts,
         span=graph.span,
+        results=len(graph.results),
     )
 
 

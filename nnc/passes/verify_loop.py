@@ -1,9 +1,291 @@
-"""Checks a Program after a pass."""
+"""Checks a Program after a pass; a fault is an assertion with the pass and the kernel."""
 
 from __future__ import annotations
 
-from nnc.ir.loop import Program
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from nnc.ir.bounds import axis_ranges, loop_facts, obligations
+from nnc.ir.expr import Const, Expr, Idx, Load, Select, Var, names, rewrite, walk
+from nnc.ir.graph import Axis
+from nnc.ir.loop import Buffer, Contract, For, Kernel, Let, Program, Reduce, Stmt, Store
+from nnc.ir.print_loop import print_kernel
+from nnc.ir.printer import print_expr
+from nnc.lang.dims import ZERO, Dim, Facts, prove_nonneg
+from nnc.passes.memory import ALIGN, lifetimes
+
+Faults = Iterator[str]
+SAMPLES = (1, 2, 3, 5, 16, 33, 100)  # sizes at which places in the arena are compared
 
 
 def verify(program: Program, after: str) -> None:
-    """Asserts."""
+    """Asserts that names are bound, accesses are inside, memory is written before it is read,
+    threads write different elements, and that live buffers do not overlap.
+
+    `after`: the pass that made this program.
+    """
+    written = {b.name for b in program.args} - {b.name for b in _results(program)}
+    written |= {b.name for b in program.buffers if b.scope == "const"}
+    for kernel in program.kernels:
+        for text in _Checker(program, kernel, written).faults():
+            raise AssertionError(f"after {after}: {text}\n{print_kernel(kernel)}")
+    for text in (*_unwritten(program, written), *_overlaps(program)):
+        raise AssertionError(f"after {after}: {text} in {program.name}")
+
+
+def _results(program: Program) -> tuple[Buffer, ...]:
+    return program.args[len(program.args) - program.results :]
+
+
+def _unwritten(program: Program, written: set[str]) -> Faults:
+    for b in _results(program):
+        if b.name not in written and b.type.elements.const != 0:
+            yield f"nothing writes {b.name}"
+
+
+# ---- one kernel ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """What surrounds a statement: loops (cut ones made whole again) and scalars."""
+
+    axes: tuple[Axis, ...] = ()
+    shared: frozenset[str] = frozenset()  # loops whose iterations run at the same time
+    names: frozenset[str] = frozenset()
+    scalars: frozenset[str] = frozenset()
+
+    def loops(self, axes: Sequence[Axis], parallel: bool) -> _Scope:
+        new = frozenset(a.var for a in axes)
+        shared = self.shared | new if parallel else self.shared
+        return replace(self, axes=(*self.axes, *axes), shared=shared, names=self.names | new)
+
+
+class _Checker:
+    def __init__(self, program: Program, kernel: Kernel, written: set[str]) -> None:
+        self.facts, self.kernel, self.written = program.facts, kernel, written
+        self.dims = frozenset(program.dims)
+        self.whole: dict[str, Dim] = {}  # inner variables of cut loops
+        self.stores: list[tuple[Store, tuple[Expr, ...], _Scope]] = []
+        self.loads: list[tuple[Load, _Scope]] = []
+
+    def faults(self) -> Faults:
+        yield from self.block(self.kernel.body, _Scope())
+        yield from self.races()
+
+    def block(self, stmts: Sequence[Stmt], scope: _Scope) -> Faults:
+        # As deep as loops are nested.
+        for s in stmts:
+            match s:
+                case For():
+                    if not s.axis.extent.names <= self.dims | scope.names:
+                        yield f"unbound names in the extent {s.axis.extent}"
+                    inner = self.enter(s.axis, scope, s.kind in ("parallel", "vector"))
+                    yield from self.block(s.body, inner)
+                case Let(name=name, value=value):
+                    yield from self.exprs((value,), scope)
+                    scope = replace(scope, scalars=scope.scalars | {name})
+                case Reduce(name=name, axes=axes, value=value):
+                    yield from self.exprs((value,), scope.loops(axes, False))
+                    scope = replace(scope, scalars=scope.scalars | {name})
+                case Store():
+                    yield from self.store(s, scope)
+                case Contract():
+                    yield from self.contract(s, scope)
+
+    def enter(self, axis: Axis, scope: _Scope, parallel: bool) -> _Scope:
+        """The inner loop of a cut one counts as the whole loop: `$i` is `$i' - 1024*$o`."""
+        found = _cut(axis, scope)
+        if found is None:
+            return scope.loops((axis,), parallel)
+        outer, step, length = found
+        whole = f"{axis.var}'"
+        self.whole[axis.var] = Dim.of(whole) - step * Dim.of(outer)
+        rest = tuple(a for a in scope.axes if a.var != outer)
+        scope = replace(scope, axes=rest, shared=scope.shared - {outer})
+        inside = scope.loops((Axis(whole, length),), parallel)
+        return replace(inside, names=inside.names | {axis.var})
+
+    def contract(self, s: Contract, scope: _Scope) -> Faults:
+        a = scope.loops((*s.batch, *s.m, *s.k), True)
+        b = scope.loops((*s.batch, *s.n, *s.k), True)
+        yield from self.exprs((s.a,), a)
+        yield from self.exprs((s.b,), b)
+        if not s.k or s.a.dtype != s.b.dtype:
+            yield "a contraction without k, or of two dtypes"
+        inner = scope.loops((*s.batch, *s.m, *s.n), True)
+        yield from self.block(s.epilogue, replace(inner, scalars=inner.scalars | {s.name}))
+
+    def store(self, s: Store, scope: _Scope) -> Faults:
+        place = Load(s.buffer.type.dtype, s.buffer, s.index, check=s.check)
+        if len(s.index) != s.buffer.type.rank or s.value.dtype != s.buffer.type.dtype:
+            yield f"a store of {s.value.dtype} with {len(s.index)} indices to {s.buffer.type}"
+            return
+        yield from self.exprs((s.value,), scope, s.guard)
+        yield from self.exprs((place,), scope, s.guard, store=True)
+        index = tuple(self.joined(i) for i in s.index)
+        self.stores.append((s, index, scope))
+        self.written.add(s.buffer.name)
+
+    def exprs(
+        self, roots: Sequence[Expr], scope: _Scope, guard: Expr | None = None, store: bool = False
+    ) -> Faults:
+        for e in walk(*roots, *(() if guard is None else (guard,))):
+            if isinstance(e, Var) and e.name not in scope.scalars:
+                yield f"unbound scalar {e.name}"
+            if isinstance(e, Load):
+                yield from self.load(e, scope, store and e in roots)
+        unbound = names(roots) - self.dims - scope.names
+        if unbound:
+            yield f"unbound {', '.join(sorted(unbound))} in {print_expr(roots[0])}"
+            return
+        yield from self.inside(roots, scope, guard)
+
+    def load(self, e: Load, scope: _Scope, store: bool) -> Faults:
+        assert isinstance(e.tensor, Buffer), e
+        if len(e.index) != e.tensor.type.rank:
+            yield f"{len(e.index)} indices for {e.tensor.name}: {e.tensor.type}"
+        if not store:
+            self.loads.append((replace(e, index=tuple(map(self.joined, e.index))), scope))
+            if e.tensor.name not in self.written:
+                yield f"{e.tensor.name} is read before it is written"
+
+    def inside(self, roots: Sequence[Expr], scope: _Scope, guard: Expr | None) -> Faults:
+        whole = [self.joined(r) for r in roots]
+        if guard is not None:
+            g = self.joined(guard)
+            whole = [Select(r.dtype, g, r, Const(r.dtype, 0)) for r in whole]
+        for o in obligations(whole, scope.axes, self.facts):
+            if not o.ok and o.load.check is None:
+                yield f"index {o.index} of {print_expr(o.load)} may leave 0..{o.extent - 1}"
+
+    def joined(self, root: Expr) -> Expr:
+        """Over whole loops in place of cut ones."""
+        if not self.whole:
+            return root
+
+        def one(e: Expr) -> Expr:
+            return Idx(e.dim.subst(self.whole), e.dtype) if isinstance(e, Idx) else e
+
+        return rewrite(root, one)
+
+    # ---- threads ------------------------------------------------------------------------------
+
+    def races(self) -> Faults:
+        """Iterations that run at the same time write different elements and read none of others."""
+        mine: dict[str, tuple[tuple[Expr, ...], _Scope]] = {}
+        for s, index, scope in self.stores:
+            if s.buffer.scope == "local":
+                continue
+            mine[s.buffer.name] = (index, scope)
+            distinct = s.accumulate or all(isinstance(i, Idx) for i in index)
+            if distinct and not self.injective(index, scope):
+                yield f"iterations may store to one element of {s.buffer.name}"
+        for e, here in self.loads:
+            assert isinstance(e.tensor, Buffer), e
+            if e.tensor.name in mine:
+                index, scope = mine[e.tensor.name]
+                if not _same_place(e.index, index, scope.shared & here.shared):
+                    yield f"{print_expr(e)} may be written by another iteration"
+
+    def injective(self, index: Sequence[Expr], scope: _Scope) -> bool:
+        """Whether no two iterations of the shared loops have one index."""
+        ranges = axis_ranges(scope.axes)
+        facts = loop_facts(scope.axes, self.facts)
+        extents = {a.var: a.extent for a in scope.axes}
+        found: set[str] = set()
+        for i in index:
+            if isinstance(i, Idx):
+                used = sorted(i.dim.names & extents.keys())
+                if _separate(i.dim, used, extents, facts):
+                    found |= set(used)
+        shared = {v for v in scope.shared if v in ranges and extents[v].const != 1}
+        return shared <= found
+
+
+def _cut(axis: Axis, scope: _Scope) -> tuple[str, Dim, Dim] | None:
+    """`(outer variable, step, length)` where the extent is `min(step, length - step*outer)`."""
+    funcs = axis.extent.funcs()
+    if len(funcs) != 1 or funcs[0].kind != "min" or len(axis.extent.terms) != 1:
+        return None
+    for step, left in ((funcs[0].a, funcs[0].b), (funcs[0].b, funcs[0].a)):
+        for v in left.names & scope.names:
+            form = left.linear_in(v)
+            if form is not None and form[0] == -step:
+                return v, step, form[1]
+    return None
+
+
+def _separate(d: Dim, used: Sequence[str], extents: Mapping[str, Dim], facts: Facts) -> bool:
+    """Whether different values of the variables give different values of an affine index."""
+    left = {}
+    for v in used:
+        form = d.linear_in(v)
+        if form is None or form[0].names & extents.keys():
+            return False
+        left[v] = form[0]
+    reach = ZERO
+    while left:
+        for v in sorted(left, key=lambda v: (left[v].const is None, left[v].const or 0, v)):
+            size = next(
+                (c for c in (left[v], -left[v]) if prove_nonneg(c - 1 - reach, facts)), None
+            )
+            if size is not None:
+                reach = reach + size * (extents[v] - 1)
+                del left[v]
+                break
+        else:
+            return False
+    return True
+
+
+def _same_place(read: Sequence[Expr], write: Sequence[Expr], shared: frozenset[str]) -> bool:
+    """Whether a read is at the writer's own place as far as the loops around both go."""
+    fixed: set[str] = set()
+    for r, w in zip(read, write, strict=False):
+        if isinstance(r, Idx) and isinstance(w, Idx) and r.dim == w.dim:
+            fixed |= r.dim.names
+    return shared <= fixed
+
+
+# ---- memory -------------------------------------------------------------------------------------
+
+
+def _overlaps(program: Program) -> Faults:
+    """Arena buffers that are alive at the same time and share bytes, at some sizes."""
+    arena = [b for b in program.buffers if b.scope == "arena"]
+    if not program.arena.terms or not arena:
+        return
+    spans = lifetimes(program)
+    for n in SAMPLES:
+        sizes = {d: n + i for i, d in enumerate(program.dims)}
+        if any(f.evaluate(sizes) < 0 for f in program.facts.nonneg):
+            continue
+        end = program.arena.evaluate(sizes)
+        placed = [(b, b.offset.evaluate(sizes), b.bytes.evaluate(sizes)) for b in arena]
+        for b, at, size in placed:
+            if at % ALIGN or at + size > end:
+                yield f"{b.name} lies at {at}..{at + size} of {end} bytes with sizes {sizes}"
+        yield from _sweep(placed, spans)
+
+
+def _sweep(
+    placed: Sequence[tuple[Buffer, int, int]], spans: Mapping[str, tuple[int, int]]
+) -> Faults:
+    events = []
+    for b, at, size in placed:
+        if b.name in spans and size:
+            first, last = spans[b.name]
+            events += [(first, 0, at, size, b.name), (last, 1, at, size, b.name)]
+    alive: list[tuple[int, int, str]] = []
+    for _, dies, at, size, name in sorted(events):
+        item = (at, at + size, name)
+        if dies:
+            del alive[bisect_left(alive, item)]
+            continue
+        i = bisect_left(alive, item)
+        for other in alive[max(i - 1, 0) : i + 1]:
+            if other[0] < at + size and at < other[1]:
+                yield f"{name} and {other[2]} share memory"
+        insort(alive, item)
