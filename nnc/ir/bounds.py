@@ -184,10 +184,18 @@ def decide(cond: Expr, facts: Facts, ranges: Ranges) -> bool | None:
             if p is None or q is None:
                 return None
             for value, name in ((True, fn), (False, _NEGATED[fn])):
-                needed = _comparison(name, p, q)
-                if needed and all(prove_nonneg(d, facts, ranges) for d in needed):
+                if any(
+                    all(prove_nonneg(d, facts, ranges) for d in way) for way in _ways(name, p, q)
+                ):
                     return value
     return None
+
+
+def _ways(fn: str, p: Dim, q: Dim) -> tuple[tuple[Dim, ...], ...]:
+    """A comparison holds when in one of the ways all dims are >= 0."""
+    if fn == "ne":
+        return (_comparison("lt", p, q), _comparison("gt", p, q))
+    return (_comparison(fn, p, q),)
 
 
 # ---- simplifying with ranges ------------------------------------------------------------------

@@ -47,15 +47,23 @@ def _head(e: Expr, rename: Mapping[str, Dim]) -> tuple[object, ...]:
             return ("select",)
 
 
+@dataclass
+class Interner:
+    """Gives for equal expressions one object, if their operands come from it too."""
+
+    first: dict[Hashable, Expr] = field(default_factory=dict)
+
+    def __call__(self, e: Expr) -> Expr:
+        key = (*_head(e, {}), *(id(c) for c in children(e)))
+        return self.first.setdefault(key, e)
+
+
 def share(*roots: Expr) -> tuple[Expr, ...]:
     """The same expressions with equal sub-expressions made one object."""
-    numbering = Numbering()
-    first: dict[int, Expr] = {}
+    intern = Interner()
     new: dict[int, Expr] = {}
     for e in walk(*roots):
-        made = with_children(e, tuple(new[id(c)] for c in children(e)))
-        operands = tuple(id(c) for c in children(made))
-        new[id(e)] = first.setdefault(numbering.of((*_head(made, {}), operands)), made)
+        new[id(e)] = intern(with_children(e, tuple(new[id(c)] for c in children(e))))
     return tuple(new[id(r)] for r in roots)
 
 
