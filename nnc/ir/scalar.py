@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import erf, erfc, lgamma
 from typing import Any
 
 import numpy as np
@@ -97,20 +98,14 @@ def _const_cast(value: float, dtype: DType) -> float | int | bool:
 
 
 def _erf(x: Any) -> Any:
-    from math import erf
-
     return np.vectorize(erf, otypes=[np.float64])(x)
 
 
 def _erfc(x: Any) -> Any:
-    from math import erfc
-
     return np.vectorize(erfc, otypes=[np.float64])(x)
 
 
 def _lgamma(x: Any) -> Any:
-    from math import lgamma
-
     def one(v: float) -> float:
         if v != v or v in (float("inf"), float("-inf")):
             return v * v

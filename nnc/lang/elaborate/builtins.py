@@ -6,13 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import numpy as np
+
 from nnc.diagnostics import Label, Span
 from nnc.ir.dependence import depends
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, rewrite
 from nnc.ir.graph import Grad, Input, Node, Part, Stop
 from nnc.ir.scalar import SCALARS
 from nnc.lang import ast
-from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, dim_sum
+from nnc.lang.dims import ONE, ZERO, Dim, apply, dim_prod, dim_sum
 from nnc.lang.elaborate import index as indexing
 from nnc.lang.elaborate.arith import (
     Operand,
@@ -161,12 +163,8 @@ def _weak_scalar(name: str, args: list[Weak]) -> Weak:
     )
     dims = [a.dim for a in args]
     if name in ("min", "max") and all(d is not None for d in dims):
-        from nnc.lang.dims import apply
-
         return integer(apply(name, *[d for d in dims if d is not None]))
     if all(n is not None for n in known):
-        import numpy as np
-
         with np.errstate(all="ignore"):
             result = float(SCALARS[name].numpy(*[np.float64(n) for n in known if n is not None]))
         if kind == "int":
@@ -488,7 +486,6 @@ def _stopped(cx: Context, operand: Operand) -> Value:
 
 def _stopped_lazily(cx: Context, t: Tensor, span: Span) -> Value:
     """Inside index notation: the reads themselves are cut."""
-    from nnc.ir.expr import rewrite
 
     def cut(x: Expr) -> Expr:
         if isinstance(x, Load) and is_float(x.dtype):

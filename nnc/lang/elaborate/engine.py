@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nnc.diagnostics import Diagnostics, Label, Source
-from nnc.ir.graph import Input
+from nnc.ir.graph import Constant, Input
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.elaborate import builtins, calls, expressions, modules, statements
@@ -107,8 +107,6 @@ def constant(cx: Context, where: Unit, d: ast.ConstDef) -> Value:
 
 def _table(cx: Context, value: Seq, d: ast.ConstDef) -> Value:
     """Nested lists of literals as a constant tensor."""
-    from nnc.ir.graph import Constant
-
     if not isinstance(d.type, ast.TensorTypeExpr) or d.type.name not in DTYPES:
         assert d.type is not None
         raise fail("E0308", "a constant table is a tensor", d.type.span, help="`f32[3]`")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from nnc.diagnostics import Diagnostics, Span
 from nnc.ir.graph import Graph, Input, Node, Write
@@ -11,6 +11,7 @@ from nnc.ir.signature import ArgSig, ExportSig, Leaf, ModuleSig, ResultSig
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.elaborate import calls, modules
+from nnc.lang.elaborate.builtins import _rng
 from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
 from nnc.lang.elaborate.engine import (
     Overrides,
@@ -28,6 +29,7 @@ from nnc.lang.elaborate.values import (
     Module,
     ModuleType,
     Nothing,
+    Origin,
     Stored,
     Tensor,
     Tree,
@@ -110,8 +112,6 @@ def _outermost(unit: Unit) -> list[ast.ModuleDef]:
 
 
 def _names(e: object) -> Iterator[ast.Name]:
-    from dataclasses import fields
-
     stack = [e]
     while stack:
         node = stack.pop()
@@ -226,8 +226,6 @@ def _argument(cx: Context, frame: Frame, p: ast.Param, abi: _Abi) -> None:
     default = _default(cx, p)
     match calls._kind(p):
         case "dim":
-            from nnc.lang.elaborate.values import Origin
-
             frame.dims[p.name] = Dim.of(p.name)
             frame.dim_spans[p.name] = Origin(f"argument {p.name}", p.name_span)
             cx.facts = Facts(cx.facts.zero | {p.name}, cx.facts.nonneg)
@@ -416,8 +414,6 @@ def _module(cx: Context, inst: Instance) -> tuple[ModuleSig, Graph | None]:
         value = initial(cx, leaf)
         assert isinstance(value, Tensor) and value.node is not None, value
         values.append(value.node)
-    from nnc.lang.elaborate.builtins import _rng
-
     seed, step = _rng(cx)
     graph = Graph(
         symbol.removeprefix("nn_"), (), (seed, step), tuple(values), (), cx.facts, inst.defn.span

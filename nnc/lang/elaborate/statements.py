@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from nnc.diagnostics import Label, Span
 from nnc.ir.expr import Op
 from nnc.lang import ast
+from nnc.lang.dims import Dim
 from nnc.lang.elaborate import index as indexing
 from nnc.lang.elaborate.arith import Operand, adapt, module_tree
 from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
@@ -24,6 +25,7 @@ from nnc.lang.elaborate.values import (
     Value,
     Weak,
     describe,
+    integer,
 )
 
 
@@ -495,9 +497,6 @@ def _generic_loop(cx: Context, stmt: ast.For, iterable: Value) -> None:
     before = dict(cx.frame.vars)
     item: Value = like if like is not None else UNKNOWN
     if isinstance(iterable, Weak):
-        from nnc.lang.dims import Dim
-        from nnc.lang.elaborate.values import integer
-
         item = integer(Dim.of(stmt.vars[0]))
     for name in stmt.vars:
         cx.frame.vars[name] = item
