@@ -28,7 +28,7 @@ def load(
     else:
         from nnc import driver
 
-        model = driver.model_of(driver.compile_file(path, _overrides(modules), cache=cache), cache)
+        model = driver.model_of(driver.compile_file(path, _overrides(modules), cache=cache))
     if threads is not None:
         model.threads = threads
     return model

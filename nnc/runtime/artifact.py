@@ -67,7 +67,12 @@ def load(path: str | Path) -> Model:
             raise ValueError(f"format {table['nnc']} (this nnc reads {FORMAT})")
         library = Path(table["library"])
         rows = [(int(r["offset"]), int(r["size"]), str(r["sha256"])) for r in table["objects"]]
-        shared = list(table["support"])
+        shared = [
+            (str(r["name"]), tuple(map(str, r["functions"])), tuple(map(str, r["tables"])))
+            for r in table["support"]
+        ]
+        if len(shared) > len(rows):
+            raise ValueError("objects are missing")
         triple, features = str(table["triple"]), [str(f) for f in table["features"]]
     except OSError as error:
         raise LoadError(f"cannot read {path}: {error.strerror}") from None
@@ -79,8 +84,8 @@ def load(path: str | Path) -> Model:
     objects = _objects(path.parent / library, rows)
     own = len(objects) - len(shared)
     support = [
-        Support(str(row["name"]), data, tuple(row["functions"]), tuple(row["tables"]))
-        for row, data in zip(shared, objects[own:], strict=True)
+        Support(name, data, functions, tables)
+        for (name, functions, tables), data in zip(shared, objects[own:], strict=True)
     ]
     return Model(manifest, objects[:own], support)
 

@@ -79,6 +79,9 @@ class Export:
 
     # ---- a call ---------------------------------------------------------------------------------
 
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.call(*args, **kwargs)
+
     def call(self, *args: Any, **kwargs: Any) -> Any:
         call = self.bind(args, kwargs)
         if self._entry is None:

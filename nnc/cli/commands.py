@@ -1,0 +1,183 @@
+"""What each command does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from nnc.errors import ArgumentError, DeviceError
+from nnc.ir.signature import ModuleSig
+
+Overrides = dict[str, dict[str, object]]
+
+
+def run(args: argparse.Namespace) -> int:
+    """The exit code of one command."""
+    match args.command:
+        case "compile":
+            return compile_(args)
+        case "check":
+            return check(args)
+        case "dump":
+            return dump(args)
+        case "show":
+            return show(args)
+        case "names":
+            return names(args)
+        case "run":
+            from nnc.cli.call import call
+
+            return call(args)
+        case "train":
+            return train(args)
+        case _:
+            from nnc.cli.testing import test
+
+            return test(args)
+
+
+def overrides(define: list[str]) -> Overrides:
+    """`-D GPT2.L=2` as a table."""
+    out: Overrides = {}
+    for text in define:
+        name, equals, value = text.partition("=")
+        module, dot, parameter = name.partition(".")
+        if not (equals and dot and module and parameter):
+            raise ArgumentError(f"-D {text}: it is -D MODULE.PARAMETER=VALUE")
+        out.setdefault(module, {})[parameter] = number(value, f"-D {text}")
+    return out
+
+
+def number(text: str, where: str) -> int | float | bool:
+    """A number or true, false."""
+    if text in ("true", "false"):
+        return text == "true"
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise ArgumentError(f"{where}: {text!r} is no number")
+
+
+def pairs(flag: str, texts: list[str]) -> dict[str, str]:
+    """`NAME=VALUE` options as a table."""
+    out: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not (equals and name and value):
+            raise ArgumentError(f"{flag} {text}: it is {flag} NAME=VALUE")
+        if name in out:
+            raise ArgumentError(f"{flag} {name} is given twice")
+        out[name] = value
+    return out
+
+
+def load_model(args: argparse.Namespace) -> Any:
+    from nnc.api import load
+
+    if getattr(args, "threads", None) is not None and args.threads < 1:
+        raise ArgumentError("--threads must be at least 1")
+    modules: dict[str, Any] = dict(overrides(args.define))
+    return load(args.model, threads=getattr(args, "threads", None), **modules)
+
+
+def compile_(args: argparse.Namespace) -> int:
+    from nnc import driver
+    from nnc.runtime import artifact
+
+    if args.target == "cuda":
+        raise DeviceError("this nnc has no CUDA back end yet")
+    compiled = driver.compile_file(args.model, overrides(args.define))
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(f"-o {args.out}: {error.strerror}") from None
+    parts = (compiled.manifest, compiled.objects, compiled.support)
+    for path in artifact.write(args.out, Path(args.model).stem, *parts):
+        print(path)
+    return 0
+
+
+def check(args: argparse.Namespace) -> int:
+    from nnc import driver
+
+    checked = driver.check_file(args.model, overrides(args.define))
+    for diagnostic in checked.diagnostics:
+        if args.json:
+            print(json.dumps(diagnostic.json()))
+        else:
+            print(f"{diagnostic}\n", file=sys.stderr)
+    return 1 if checked.errors else 0
+
+
+def dump(args: argparse.Namespace) -> int:
+    from nnc import driver
+
+    print(driver.dump_file(args.model, args.function, args.stage, overrides(args.define)).rstrip())
+    return 0
+
+
+def names(args: argparse.Namespace) -> int:
+    if Path(args.model).suffix == ".json":
+        modules = load_model(args).manifest.modules
+    else:
+        from nnc import driver
+
+        modules = driver.compile_file(args.model, overrides(args.define)).manifest.modules
+    print("\n\n".join(table(m) for m in modules))
+    return 0
+
+
+def table(module: ModuleSig) -> str:
+    """Key, type, storage class and source line of every leaf."""
+    from nnc.runtime.leaves import layout_of
+    from nnc.runtime.memory import human
+
+    layout = layout_of(module.leaves)
+    rows = [(x.key, x.type.dtype, _shape(x.type.shape), x.storage, x.place) for x in module.leaves]
+    widths = [max([len(row[i]) for row in rows], default=0) for i in range(5)]
+    title = f"{module.id}: {layout.elements:,} parameters, {human(layout.nbytes)}"
+    lines = ["  ".join(c.ljust(w) for c, w in zip(r, widths, strict=True)).rstrip() for r in rows]
+    return "\n".join([title, *(f"  {line}" for line in lines)])
+
+
+def _shape(shape: tuple[object, ...]) -> str:
+    return f"[{', '.join(map(str, shape))}]" if shape else "scalar"
+
+
+def show(args: argparse.Namespace) -> int:
+    from nnc.cli.library import shown
+
+    print(shown(args.name))
+    return 0
+
+
+def train(args: argparse.Namespace) -> int:
+    from nnc.runtime.progress import reporter
+    from nnc.runtime.train import Options, train
+
+    extra = {k: number(v, f"--arg {k}") for k, v in pairs("--arg", args.arg).items()}
+    options = Options(
+        data=args.data,
+        epochs=args.epochs,
+        batch=args.batch,
+        lr=args.lr,
+        schedule=args.schedule,
+        warmup=args.warmup,
+        every=args.step_epochs,
+        gamma=args.gamma,
+        min_lr=args.min_lr,
+        seed=args.seed,
+        out=args.out,
+        resume=args.resume,
+        export=args.export,
+        evaluate=args.evaluate,
+        metric=args.metric,
+        args=extra,
+        files=pairs("--file", args.file),
+    )
+    return train(load_model(args), options, reporter())

@@ -1,0 +1,73 @@
+"""The compiler, the cache and the runtime put together; what the API and the command line call."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from nnc import compiler
+from nnc.compiler import Checked, Compiled
+from nnc.errors import ArgumentError, LoadError
+from nnc.runtime.cache import fetch
+from nnc.runtime.model import Model
+
+Overrides = Mapping[str, Mapping[str, object]]
+
+
+def check_file(path: str | Path, overrides: Overrides | None = None) -> Checked:
+    """The diagnostics of a file. LoadError when it cannot be read."""
+    _readable(path)
+    return compiler.check(str(path), overrides)
+
+
+def compile_file(
+    path: str | Path,
+    overrides: Overrides | None = None,
+    *,
+    cache: bool = True,
+    tests: bool = False,
+) -> Compiled:
+    """Compiles every export. CompileError or LoadError."""
+    _readable(path)
+    return compiler.compile_file(str(path), overrides, cache=fetch if cache else None, tests=tests)
+
+
+def model_of(compiled: Compiled) -> Model:
+    """The compiled file, ready to be called."""
+
+    def dump(name: str, stage: str) -> str:
+        _known_stage(stage)
+        return compiled.dump(name, stage)
+
+    manifest, objects, support = compiled.manifest, compiled.objects, compiled.support
+    return Model(manifest, objects, support, lazy=compiled.lazy, dump=dump)
+
+
+def dump_file(path: str | Path, name: str, stage: str, overrides: Overrides | None = None) -> str:
+    """The text of one export at one stage."""
+    _readable(path)
+    _known_stage(stage)
+    try:
+        return compiler.dump(str(path), name, stage, overrides)
+    except KeyError as error:
+        if error.args != (name,):
+            raise
+        raise ArgumentError(f"{path} exports no {name!r}") from None
+
+
+def _readable(path: str | Path) -> None:
+    """LoadError unless the file is UTF-8 text."""
+    try:
+        compiler.read(str(path))
+    except UnicodeDecodeError as error:
+        raise LoadError(f"{path} is not UTF-8 text (byte {error.start})") from None
+    except OSError as error:
+        raise LoadError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise LoadError(f"cannot read {path!r}: {error}") from None
+
+
+def _known_stage(stage: str) -> None:
+    if stage not in compiler.STAGES:
+        known = " ".join(compiler.STAGES)
+        raise ArgumentError(f"there is no stage {stage!r}; there are {known}")
