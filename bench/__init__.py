@@ -1,0 +1,1 @@
+"""Benchmarks: nnc beside its peers, in alternation in one process, medians and ratios."""
