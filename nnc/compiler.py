@@ -20,7 +20,8 @@ from nnc.ir.print_loop import print_program
 from nnc.ir.printer import print_graph
 from nnc.ir.signature import Differentiated, Manifest, Native, Support
 from nnc.lang.dims import Dim, dim_sum
-from nnc.lang.elaborate.exports import Built, Elaborated, elaborate
+from nnc.lang.elaborate.elaborated import Built, Elaborated
+from nnc.lang.elaborate.exports import elaborate
 from nnc.lang.printer import print_file
 from nnc.lang.units import STD, Loader, Unit, nearest
 from nnc.passes.autodiff import autodiff

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from nnc.diagnostics import Diagnostics, Source, render_all
 from nnc.ir.graph import Graph
-from nnc.lang.elaborate.exports import Elaborated, elaborate
+from nnc.lang.elaborate.elaborated import Elaborated
+from nnc.lang.elaborate.exports import elaborate
 from nnc.lang.units import Loader
 from nnc.passes.verify import verify
 

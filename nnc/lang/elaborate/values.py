@@ -342,3 +342,22 @@ def describe(value: Value) -> str:
         case Pack():
             return "some axes"
     return "a value"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A value with its place in the text."""
+
+    value: Value
+    span: Span
+
+
+def axis_word(rank: int, axis: int, name: str) -> str:
+    """`columns of w`, `axis 2 of x`."""
+    if rank == 2:
+        return f"{'rows' if axis == 0 else 'columns'} of {name}"
+    return f"the length of {name}" if rank == 1 else f"axis {axis} of {name}"
+
+
+def declared_origins(name: str, shape: tuple[Dim, ...], span: Span) -> Origins:
+    return tuple(Origin(axis_word(len(shape), i, name), span) for i in range(len(shape)))

@@ -1,42 +1,34 @@
-"""Module types with their parameters bound: members, stored leaves and their canonical keys."""
+"""Members of modules: stored leaves with canonical keys, sub-modules, methods."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nnc.diagnostics import Label, Span
+from nnc.diagnostics import Span
 from nnc.lang import ast
-from nnc.lang.dims import Dim
+from nnc.lang.elaborate.clauses import comparison_facts
 from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Bool,
-    Builtin,
     Function,
     Instance,
     LeafDecl,
     Module,
     ModuleList,
     ModuleType,
-    Origin,
     Seq,
     Stored,
     Sub,
     SubList,
-    Tensor,
-    Text,
     Tree,
     TreeParam,
     Unknown,
     Value,
-    Weak,
     describe,
-    integer,
-    number,
 )
 from nnc.lang.types import DTYPES, TensorType
-from nnc.lang.units import nearest
 
 
 @dataclass(frozen=True)
@@ -49,210 +41,6 @@ class StoredLeaf:
     decl: ast.ParamDecl | ast.StateDecl
     inst: Instance  # the instance that declares it
     mirror: StoredLeaf | None = None  # the param whose shape a tree state copies
-
-
-# ---- instances ------------------------------------------------------------------------------------
-
-
-def instantiate(cx: Context, which: ModuleType, args: Sequence[ast.Arg], span: Span) -> Instance:
-    """`M(args)`: binds parameters (defaults, overrides) and elaborates the members."""
-    defn = which.defn
-    given = _match(cx, defn, args, span)
-    frame = Frame(which.unit, real=cx.frame.real)
-    values: dict[str, Value] = {}
-    words: dict[str, str] = {}
-    defaults: dict[str, str] = {}
-    trees: dict[str, Instance] = {}
-    forced = cx.overrides.get(defn.name, {})
-    inst = Instance(which.unit, defn, values, "", words, trees, defaults, frame.real, cx.generic)
-    frame.instance = inst
-    for p in defn.params:
-        value, default = _parameter(cx, frame, p, given.get(p.name), forced, span, defn)
-        values[p.name] = value
-        if isinstance(value, ModuleType | Module):
-            tree = value.inst if isinstance(value, Module) else instantiate(cx, value, [], span)
-            values[p.name], trees[p.name] = Module(tree, ""), tree
-            words[p.name] = tree.id
-        elif default:
-            defaults[p.name] = _word(value)
-        else:
-            words[p.name] = _word(value)
-    _drop_defaults(cx, frame, defn, inst)
-    shown = [w if n in trees else f"{n}={w}" for n, w in words.items()]
-    inst.id = defn.name + (f"({', '.join(shown)})" if shown else "")
-    return _cached(cx, inst, span)
-
-
-def _cached(cx: Context, inst: Instance, span: Span) -> Instance:
-    key = f"{inst.unit.path}:{inst.id}:{inst.real}"
-    if not cx.generic and key in cx.instances:
-        return cx.instances[key]
-    if any(i.defn is inst.defn and i.id == inst.id for i, _ in cx.building):
-        names = " builds ".join([*(i.id for i, _ in cx.building), inst.id])
-        raise fail("E0809", f"{inst.id} contains itself", span, notes=(names,))
-    if len(cx.building) > 64:
-        raise fail("E0809", "modules are nested more than 64 deep", span)
-    cx.instances[key] = inst
-    cx.building.append((inst, span))
-    try:
-        elaborate_members(cx, inst)
-    finally:
-        cx.building.pop()
-    return inst
-
-
-def _match(
-    cx: Context, defn: ast.ModuleDef, args: Sequence[ast.Arg], span: Span
-) -> dict[str, ast.Arg]:
-    given: dict[str, ast.Arg] = {}
-    names = [p.name for p in defn.params]
-    place = (Label(defn.name_span, f"`{defn.name}` is declared here"),)
-    for i, arg in enumerate(args):
-        if arg.name is None and i >= len(names):
-            raise fail(
-                "E0802", f"`{defn.name}` takes {len(names)} parameters", arg.span, labels=place
-            )
-        name = arg.name if arg.name is not None else names[i]
-        if name not in names:
-            near = nearest(name, names)
-            help = f"did you mean `{near}`?" if near else f"it has {', '.join(names) or 'none'}"
-            raise fail(
-                "E0802",
-                f"`{defn.name}` has no parameter `{name}`",
-                arg.span,
-                labels=place,
-                help=help,
-            )
-        if name in given:
-            raise fail("E0802", f"`{name}` is given twice", arg.span)
-        given[name] = arg
-    return given
-
-
-def _parameter(
-    cx: Context,
-    frame: Frame,
-    p: ast.Param,
-    arg: ast.Arg | None,
-    forced: object,
-    span: Span,
-    defn: ast.ModuleDef,
-) -> tuple[Value, bool]:
-    if arg is not None:
-        return static(cx, arg.value), False
-    if isinstance(forced, dict) and p.name in forced:
-        return from_python(forced[p.name], span), False
-    if p.default is None:
-        raise fail(
-            "E0802",
-            f"`{defn.name}` needs `{p.name}`",
-            span,
-            labels=(Label(p.name_span, "it has no default"),),
-        )
-    with cx.in_frame(frame), cx.outside_loops():
-        return static(cx, p.default), True
-
-
-def _drop_defaults(cx: Context, frame: Frame, defn: ast.ModuleDef, inst: Instance) -> None:
-    """An argument that equals the default is not part of the type's name."""
-    for p in defn.params:
-        if p.name in inst.given and p.name not in inst.trees and p.default is not None:
-            try:
-                with cx.in_frame(frame), cx.outside_loops():
-                    same = _word(static(cx, p.default)) == inst.given[p.name]
-            except (Mistake, Poisoned):
-                same = False
-            if same:
-                inst.defaults[p.name] = inst.given.pop(p.name)
-
-
-def static(cx: Context, e: ast.Expr) -> Value:
-    """A static value; `D/H` of sizes is exact."""
-    match e:
-        case ast.Binary(op="/", left=left, right=right):
-            a, b = static(cx, left), static(cx, right)
-            if isinstance(a, Weak) and isinstance(b, Weak) and a.dim is not None:
-                literal = isinstance(left, ast.Num) and isinstance(right, ast.Num)
-                if b.dim is not None and not literal:
-                    return integer(cx.eval_dim(e))
-    value = cx.eval(e)
-    if isinstance(value, Tensor):
-        raise fail(
-            "E0309", "a module parameter must be known at compile time", e.span, describe(value)
-        )
-    return value
-
-
-def from_python(x: object, span: Span) -> Value:
-    """A parameter given from Python or the command line."""
-    if isinstance(x, bool):
-        return Bool(x)
-    if isinstance(x, int | float):
-        return number(x)
-    raise fail("E0802", f"a module parameter is a number or a bool, not {x!r}", span)
-
-
-def _word(value: Value) -> str:
-    match value:
-        case Weak(dim=dim) if dim is not None:
-            return str(dim)
-        case Weak(number=n) if n is not None:
-            return repr(n)
-        case Bool(value=b):
-            return str(b).lower()
-        case Function(defn=defn):
-            return defn.name
-        case Builtin(name=name):
-            return name
-        case Text(value=s):
-            return repr(s)
-        case Module(inst=inst):
-            return inst.id
-        case ModuleType(defn=d):
-            return d.name
-    return "?"
-
-
-def generic_instance(cx: Context, which: ModuleType) -> Instance:
-    """The module with its parameters as names, for the check of its definition."""
-    defn = which.defn
-    values: dict[str, Value] = {}
-    inst = Instance(which.unit, defn, values, defn.name, {}, {}, {}, "real", True)
-    frame = Frame(which.unit, instance=inst, real="real")
-    for p in defn.params:
-        values[p.name] = _symbolic(cx, frame, p)
-        cx.frame.dim_spans.setdefault(p.name, Origin(p.name, p.name_span))
-    elaborate_members(cx, inst)
-    return inst
-
-
-def _symbolic(cx: Context, frame: Frame, p: ast.Param) -> Value:
-    kind = p.type.name if isinstance(p.type, ast.TensorTypeExpr) else None
-    if kind == "tree":
-        return Tree({}, TreeParam(p.name))
-    if kind == "bool":
-        return Bool(None)
-    if p.default is None:
-        if kind in DTYPES:
-            return Weak("float", lambda dt: number(1.0).make(dt))
-        return integer(Dim.of(p.name))
-    with cx.in_frame(frame):
-        default = static(cx, p.default)
-    match default:
-        case Weak(kind="int", dim=dim) if dim is not None and dim.const is not None:
-            if dim.const == 0:
-                cx.facts = type(cx.facts)(cx.facts.zero | {p.name}, cx.facts.nonneg)
-            return integer(Dim.of(p.name))
-        case Weak(kind="int"):
-            return default
-        case Weak():
-            return Weak("float", default.make)
-        case Bool():
-            return Bool(None)
-    return default
-
-
-# ---- members ----------------------------------------------------------------------------------------
 
 
 def elaborate_members(cx: Context, inst: Instance) -> None:
@@ -330,22 +118,6 @@ def _assertion(cx: Context, inst: Instance, cond: ast.Expr, message: str | None)
         inst.facts += comparison_facts(op, cx.eval_dim(cond.first), cx.eval_dim(right))
 
 
-def comparison_facts(op: str, a: Dim, b: Dim) -> list[Dim]:
-    """The inequalities (`>= 0`) that `a op b` states."""
-    match op:
-        case "<=":
-            return [b - a]
-        case "<":
-            return [b - a - 1]
-        case ">=":
-            return [a - b]
-        case ">":
-            return [a - b - 1]
-        case "==":
-            return [a - b, b - a]
-    return []
-
-
 def _leaf(cx: Context, m: ast.ParamDecl | ast.StateDecl) -> LeafDecl | None:
     if isinstance(m, ast.ParamDecl) and m.when is not None:
         when = cx.eval(m.when)
@@ -376,15 +148,12 @@ def tree_argument(cx: Context, t: ast.AppliedTypeExpr) -> Instance | TreeParam:
         case Module(inst=inst):
             return inst
         case ModuleType():
-            return instantiate(cx, value, [], t.span)
+            return cx.instantiate(value, [], t.span)
         case Tree(of=of) if of is not None:
             return of
         case Unknown():
             raise Poisoned
     raise fail("E0802", f"{describe(value)} has no params", t.args[0].span)
-
-
-# ---- leaves and access ------------------------------------------------------------------------------
 
 
 def leaves(inst: Instance) -> Iterator[StoredLeaf]:
@@ -464,6 +233,3 @@ def _stored(cx: Context, owner: Module, leaf: LeafDecl) -> Value:
     found = {k[len(base) + 1 :]: Stored(k) for k in cx.store if k.startswith(base + ".")}
     values: dict[str, Value] = {k: cx.tensor(v) for k, v in found.items()}
     return Tree(values, leaf.tree)
-
-
-__all__ = ["StoredLeaf", "generic_instance", "instantiate", "leaves", "member", "member_names"]

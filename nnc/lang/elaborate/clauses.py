@@ -1,0 +1,85 @@
+"""`where` clauses and other constraints on sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nnc.diagnostics import Label, Span
+from nnc.lang import ast
+from nnc.lang.dims import Dim
+from nnc.lang.elaborate.binding import Binding
+from nnc.lang.elaborate.context import Context, Frame, fail
+
+
+def where_clauses(b: Binding) -> None:
+    """`where Y = ...` defines; `where T <= S` must follow from what the caller knows."""
+    for clause in b.func.where:
+        if isinstance(clause, ast.WhereDef):
+            with b.cx.in_frame(b.frame):
+                value = b.cx.eval_dim(clause.value)
+            known = b.frame.dims.get(clause.name)
+            if known is not None and known != value:
+                raise fail(
+                    "E0311",
+                    f"`{b.shown}` needs {clause.name} = {value}",
+                    b.call.span,
+                    f"{clause.name} is {known}",
+                    (Label(clause.span, "required here"),),
+                )
+            b.frame.dims[clause.name] = value
+            continue
+        for fact, equal, text in constraint(b.cx, b.frame, clause):
+            _proved(b, fact, equal, text, clause.span)
+
+
+def constraint(cx: Context, frame: Frame, clause: ast.Expr) -> Iterator[tuple[Dim, bool, str]]:
+    """A where constraint as dims that must be >= 0 (or == 0)."""
+    if not isinstance(clause, ast.Compare):
+        raise fail("E0311", "a where clause compares or defines sizes", clause.span)
+    left = clause.first
+    for op, right in clause.rest:
+        with cx.in_frame(frame):
+            a, c = cx.eval_dim(left), cx.eval_dim(right)
+        text = f"{left.span.text} {op} {right.span.text}"
+        if op == "==":
+            yield a - c, True, text
+        elif op == "!=":
+            raise fail("E0311", "`!=` cannot be required of sizes", clause.span)
+        else:
+            for fact in comparison_facts(op, a, c):
+                yield fact, False, text
+        left = right
+
+
+def _proved(b: Binding, fact: Dim, equal: bool, text: str, place: Span) -> None:
+    cx = b.cx
+    fine = fact == Dim(()) if equal else cx.proves(fact)
+    if fine:
+        return
+    false = cx.proves(-fact - 1) or (equal and fact.const is not None)
+    says = "does not hold" if false else "does not follow from what is known here"
+    clause = f"{fact} {'==' if equal else '>='} 0"
+    raise fail(
+        "E0311",
+        f"`{b.shown}` needs {text}, which {says}",
+        b.call.span,
+        f"here: {clause}",
+        (Label(place, "required here"),),
+        help=None if false else "add it to the `where` of this function",
+    )
+
+
+def comparison_facts(op: str, a: Dim, b: Dim) -> list[Dim]:
+    """The inequalities (`>= 0`) that `a op b` states."""
+    match op:
+        case "<=":
+            return [b - a]
+        case "<":
+            return [b - a - 1]
+        case ">=":
+            return [a - b]
+        case ">":
+            return [a - b - 1]
+        case "==":
+            return [a - b, b - a]
+    return []

@@ -1,0 +1,184 @@
+"""Comparisons and `a if c else b`."""
+
+from __future__ import annotations
+
+from nnc.diagnostics import Span
+from nnc.ir.expr import Expr, Op, Select
+from nnc.lang import ast
+from nnc.lang.elaborate.arith import element, elementwise, lift, settle
+from nnc.lang.elaborate.broadcasting import broadcast, common_dtype
+from nnc.lang.elaborate.context import Context, fail
+from nnc.lang.elaborate.values import (
+    UNKNOWN,
+    Bool,
+    Nothing,
+    Operand,
+    Seq,
+    Tensor,
+    Text,
+    Tree,
+    Unknown,
+    Value,
+    Weak,
+    describe,
+)
+
+COMPARISONS = {"==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
+
+
+def compare(cx: Context, e: ast.Compare) -> Value:
+    left, out = Operand(cx.eval(e.first), e.first.span), None
+    for op, right_ast in e.rest:
+        right = Operand(cx.eval(right_ast), right_ast.span)
+        one = comparison(cx, op, left, right, e.span)
+        out = one if out is None else _both(cx, out, one, e.span)
+        left = right
+    assert out is not None
+    return out
+
+
+def _both(cx: Context, a: Value, b: Value, span: Span) -> Value:
+    if isinstance(a, Bool) and isinstance(b, Bool):
+        if a.value is False or b.value is False:
+            return Bool(False)
+        return Bool(None if a.value is None or b.value is None else True)
+    if isinstance(a, Bool) and a.value is not None:
+        return b if a.value else a
+    if isinstance(b, Bool) and b.value is not None:
+        return a if b.value else b
+    return elementwise(cx, "and", [Operand(a, span), Operand(b, span)], span)
+
+
+def comparison(cx: Context, op: str, a: Operand, b: Operand, span: Span) -> Value:
+    lifted = lift(cx, lambda p, q: comparison(cx, op, p, q, span), [a, b], span)
+    if lifted is not None:
+        return lifted
+    x, y = cx.tensor(a.value), cx.tensor(b.value)
+    match x, y:
+        case Weak(), Weak():
+            return _compare_weak(cx, op, x, y, span)
+        case (Text(value=p), Text(value=q)):
+            return Bool((p == q) == (op == "=="))
+        case (Nothing(), _) | (_, Nothing()):
+            same = isinstance(x, Nothing) and isinstance(y, Nothing)
+            return Bool(same == (op == "=="))
+        case (Unknown(), _) | (_, Unknown()):
+            return Bool(None)
+        case (Bool(value=p), Bool(value=q)):
+            return Bool(None if p is None or q is None else (p == q) == (op == "=="))
+    return elementwise(cx, COMPARISONS[op], [a, b], span)
+
+
+def _compare_weak(cx: Context, op: str, x: Weak, y: Weak, span: Span) -> Value:
+    if x.number is not None and y.number is not None:
+        table: dict[str, bool] = {
+            "==": x.number == y.number,
+            "!=": x.number != y.number,
+            "<": x.number < y.number,
+            "<=": x.number <= y.number,
+            ">": x.number > y.number,
+            ">=": x.number >= y.number,
+        }
+        return Bool(table[op])
+    if x.dim is not None and y.dim is not None:
+        if cx.generic and not cx.ranges:
+            return Bool((op == "==") if x.dim == y.dim and op in ("==", "!=") else None)
+        fn = COMPARISONS[op]
+        dx, dy = x, y
+        return cx.compute((), lambda i: Op("bool", fn, (dx.make("i64"), dy.make("i64"))), span)
+    fn = COMPARISONS[op]
+    dtype = "i64" if x.kind == y.kind == "int" else cx.frame.real
+    if cx.generic and not cx.ranges:
+        return Bool(None)
+    return cx.compute((), lambda i: Op("bool", fn, (x.make(dtype), y.make(dtype))), span)
+
+
+def conditional(cx: Context, e: ast.IfExpr) -> Value:
+    cond = cx.tensor(cx.eval(e.cond))
+    match cond:
+        case Bool(value=True):
+            return cx.eval(e.then)
+        case Bool(value=False):
+            return cx.eval(e.orelse)
+        case Bool() | Unknown():
+            return _either(cx, e)
+        case Tree():
+            return _per_leaf(cx, e, cond)
+        case Tensor(dtype="bool", shape=()):
+            return _select(cx, e, cond)
+        case Tensor(dtype="bool"):
+            raise fail(
+                "E0203",
+                "`if` takes one condition, this is a tensor of them",
+                e.cond.span,
+                str(cond.type),
+                help=f"`where({e.cond.span.text}, {e.then.span.text}, {e.orelse.span.text})`",
+            )
+    raise fail("E0203", "a condition must be a bool", e.cond.span, describe(cond))
+
+
+def _either(cx: Context, e: ast.IfExpr) -> Value:
+    """A static condition that is not known yet: both sides are checked; they may differ in type."""
+    a, b = cx.tensor(cx.eval(e.then)), cx.tensor(cx.eval(e.orelse))
+    match a, b:
+        case Tensor(), Tensor():
+            return a if a.type == b.type else UNKNOWN
+        case Tensor(), Weak():
+            return a
+        case Weak(), Tensor():
+            return b
+        case Weak(), Weak():
+            kind = "float" if "float" in (a.kind, b.kind) else "int"
+            return Weak(kind, a.make)
+        case Seq(), Seq():
+            return Seq(None, None)
+    return UNKNOWN
+
+
+def _per_leaf(cx: Context, e: ast.IfExpr, cond: Tree) -> Value:
+    a, b = cx.eval(e.then), cx.eval(e.orelse)
+    out: dict[str, Value] = {}
+    for key, c in cond.leaves.items():
+        side_a = a.leaves[key] if isinstance(a, Tree) else a
+        side_b = b.leaves[key] if isinstance(b, Tree) else b
+        match c:
+            case Bool(value=None) | Unknown():
+                out[key] = side_a if isinstance(side_a, Weak) else UNKNOWN
+            case Bool(value=v):
+                out[key] = side_a if v else side_b
+            case _:
+                raise fail("E0203", "this condition differs from leaf to leaf", e.cond.span)
+    return Tree(out, cond.of)
+
+
+def _select(cx: Context, e: ast.IfExpr, cond: Tensor) -> Value:
+    """`a if c else b`: in index notation each side is evaluated only where it is taken."""
+    test = cond.at(())
+    negated = Op("bool", "not", (test,))
+    if cx.ranges:
+        with cx.under(test):
+            a = cx.eval(e.then)
+        with cx.under(negated):
+            b = cx.eval(e.orelse)
+    else:
+        a, b = cx.eval(e.then), cx.eval(e.orelse)
+    return select(cx, test, Operand(a, e.then.span), Operand(b, e.orelse.span), e.span)
+
+
+def select(cx: Context, test: Expr, a: Operand, b: Operand, span: Span) -> Value:
+    """One of two values by a scalar run-time condition."""
+
+    def again(p: Operand, q: Operand) -> Value:
+        return select(cx, test, p, q, span)
+
+    lifted = lift(cx, again, [a, b], span)
+    if lifted is not None:
+        return lifted
+    x, y = settle(cx, a), settle(cx, b)
+    dtype = common_dtype(cx, [a, b], [x, y], span, "if")
+    shape, origins = broadcast(cx, [a, b], [x, y], span, "if")
+
+    def body(i: tuple[Expr, ...]) -> Expr:
+        return Select(dtype, test, element(x, dtype, shape, i), element(y, dtype, shape, i))
+
+    return cx.compute(shape, body, span, origins=origins)

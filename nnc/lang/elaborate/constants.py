@@ -1,0 +1,57 @@
+"""`const` definitions."""
+
+from __future__ import annotations
+
+from nnc.ir.graph import Constant
+from nnc.lang import ast
+from nnc.lang.dims import Dim
+from nnc.lang.elaborate.context import Context, Frame, fail
+from nnc.lang.elaborate.results import conform
+from nnc.lang.elaborate.values import Bool, Seq, Unknown, Value, Weak, declared_origins, of_node
+from nnc.lang.types import DTYPES, TensorType
+from nnc.lang.units import Unit
+
+
+def constant(cx: Context, where: Unit, d: ast.ConstDef) -> Value:
+    """`const name: T = value`: a number, a size, or a tensor of literals."""
+    with cx.in_frame(Frame(where, real=cx.frame.real)), cx.outside_loops():
+        value = cx.eval(d.value)
+        if d.type is None or isinstance(value, Unknown):
+            return value
+        if isinstance(d.type, ast.TensorTypeExpr) and d.type.name == "dim":
+            return value
+        if isinstance(value, Seq):
+            value = _table(cx, value, d)
+        func = ast.FuncDef(d.name, (), d.type, (), (), False, None, d.name_span, span=d.span)
+        return conform(cx, value, d.type, func, d.value.span)
+
+
+def _table(cx: Context, value: Seq, d: ast.ConstDef) -> Value:
+    """Nested lists of literals as a constant tensor."""
+    if not isinstance(d.type, ast.TensorTypeExpr) or d.type.name not in DTYPES:
+        assert d.type is not None
+        raise fail("E0308", "a constant table is a tensor", d.type.span, help="`f32[3]`")
+    dtype = cx.frame.real if d.type.name == "real" else d.type.name
+    data: list[float | int | bool] = []
+    shape: list[int] = []
+
+    def walk(v: Value, depth: int) -> None:
+        match v:
+            case Seq(items=items) if items is not None:
+                if depth == len(shape):
+                    shape.append(len(items))
+                if shape[depth] != len(items):
+                    raise fail("E0203", "the rows of this table differ in length", d.value.span)
+                for item in items:
+                    walk(item, depth + 1)
+            case Weak(number=n) if n is not None:
+                data.append(float(n) if DTYPES[dtype].kind == "f" else int(n))
+            case Bool(value=b) if b is not None:
+                data.append(b)
+            case _:
+                raise fail("E0203", "a constant holds numbers", d.value.span)
+
+    walk(value, 0)
+    kind = TensorType(dtype, tuple(Dim.of(n) for n in shape))
+    node = Constant(type=kind, span=d.span, name=d.name, data=tuple(data))
+    return of_node(node, (), declared_origins(d.name, kind.shape, d.name_span))

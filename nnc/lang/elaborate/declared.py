@@ -1,0 +1,100 @@
+"""Declared types: what kind they are, and values of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nnc.diagnostics import Span
+from nnc.ir.graph import Input
+from nnc.lang import ast
+from nnc.lang.dims import Dim
+from nnc.lang.elaborate.context import Context, Poisoned, fail
+from nnc.lang.elaborate.members import tree_argument
+from nnc.lang.elaborate.values import (
+    UNKNOWN,
+    Instance,
+    ModuleType,
+    Origin,
+    Tree,
+    Tuple,
+    Unknown,
+    Value,
+    describe,
+    integer,
+    of_node,
+)
+from nnc.lang.types import DTYPES, TensorType
+from nnc.lang.units import nearest
+
+
+def kind_of(p: ast.Param) -> str:
+    match p.type:
+        case ast.TensorTypeExpr(name=name, dims=dims):
+            if name in DTYPES or dims is not None:
+                return "tensor"
+            return name if name in ("dim", "tree", "axis") else "module"
+        case ast.AppliedTypeExpr(name="params"):
+            return "params"
+        case ast.AppliedTypeExpr():
+            return "module"
+    return "tuple"
+
+
+def module_type(cx: Context, t: ast.TypeExpr | None) -> Instance | None:
+    """The instance that a module type names: `MLP`, `SGD(MLP)`, `AdamW(Flowers.head)`."""
+    match t:
+        case ast.TensorTypeExpr(name=name, dims=None):
+            value = cx.lookup(name)
+            args: tuple[ast.Arg, ...] = ()
+        case ast.AppliedTypeExpr(name=name, args=args):
+            value = cx.lookup(name)
+        case _:
+            return None
+    if isinstance(value, ModuleType):
+        with cx.outside_loops():
+            return cx.instantiate(value, args, t.span)
+    if value is None:
+        known = [*cx.frame.unit.names, *(d for d in DTYPES if d != "real"), "real", "dim", "tree"]
+        near = nearest(name, known)
+        homes = cx.std_homes.get(name, [])
+        help = f"did you mean `{near}`?" if near else None
+        if len(homes) == 1:
+            help = f"`from {homes[0]} import {name}`"
+        raise fail("E0801", f"there is no type `{name}`", t.name_span, help=help)
+    if isinstance(value, Unknown):
+        raise Poisoned
+    raise fail("E0801", f"`{name}` is {describe(value)}, not a type", t.name_span)
+
+
+def opaque_type(cx: Context, t: ast.TypeExpr, span: Span, name: str) -> Value:
+    match t:
+        case ast.TupleTypeExpr(items=items):
+            return Tuple(tuple(opaque_type(cx, i, span, name) for i in items))
+        case ast.TensorTypeExpr(name=dtype, dims=dims) if dtype in DTYPES:
+            real = cx.frame.real if dtype == "real" else dtype
+            shape = shape_of(cx, dims or ())
+            node = Input(type=TensorType(real, shape), span=span, name=name)
+            origins = tuple(Origin(f"`-> {t.span.text}`", t.span) for _ in shape)
+            return of_node(node, (), origins)
+        case ast.TensorTypeExpr(name="dim"):
+            return integer(Dim.of(name))
+        case ast.TensorTypeExpr(name="tree"):
+            for v in cx.frame.vars.values():
+                if isinstance(v, Tree):
+                    return v
+        case ast.AppliedTypeExpr(name="params"):
+            return Tree({}, tree_argument(cx, t))
+    return UNKNOWN
+
+
+def shape_of(cx: Context, dims: Sequence[ast.Expr]) -> tuple[Dim, ...]:
+    out: list[Dim] = []
+    for d in dims:
+        if isinstance(d, ast.Rest):
+            pack = cx.frame.packs.get(d.name)
+            if pack is None:
+                raise fail("E0309", f"`..{d.name}` is not determined by the arguments", d.span)
+            out.extend(pack)
+        else:
+            out.append(cx.eval_dim(d))
+    return tuple(out)

@@ -1,0 +1,30 @@
+"""What the elaborator gives: a checked file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from nnc.ir.graph import Graph
+from nnc.ir.signature import ExportSig, ModuleSig
+from nnc.lang import ast
+from nnc.lang.elaborate.values import Instance
+from nnc.lang.units import Unit
+
+
+@dataclass(frozen=True)
+class Built:
+    """One export: its Graph and what the runtime must know of it."""
+
+    graph: Graph
+    signature: ExportSig
+    instances: tuple[Instance, ...] = ()
+
+
+@dataclass(eq=False)
+class Elaborated:
+    """A checked file: its exports, its module types with initializers, its tests."""
+
+    unit: Unit
+    exports: list[Built] = field(default_factory=list)
+    modules: list[tuple[ModuleSig, Graph | None]] = field(default_factory=list)
+    tests: list[tuple[str, Graph, tuple[ast.Assert, ...]]] = field(default_factory=list)

@@ -1,0 +1,89 @@
+"""Initial values of stored tensors."""
+
+from __future__ import annotations
+
+from nnc.diagnostics import Label
+from nnc.lang import ast
+from nnc.lang.elaborate.arguments import arguments
+from nnc.lang.elaborate.arith import adapt
+from nnc.lang.elaborate.calls import call_function
+from nnc.lang.elaborate.context import Context, Frame, Poisoned, fail
+from nnc.lang.elaborate.engine import std_unit
+from nnc.lang.elaborate.members import StoredLeaf
+from nnc.lang.elaborate.values import Fill, Function, Tensor, Unknown, Value
+from nnc.lang.types import DTYPES
+
+
+def initial(cx: Context, leaf: StoredLeaf) -> Value:
+    """The initial value of a stored tensor, from its declaration in the module's scope."""
+    assert leaf.type is not None
+    real = leaf.type.dtype if DTYPES[leaf.type.dtype].kind == "f" else cx.frame.real
+    frame = Frame(
+        leaf.inst.unit,
+        instance=leaf.inst,
+        real=real,
+        train=True,
+        initializing=True,
+        path=f"init/{leaf.key}",
+    )
+    init = leaf.decl.init
+    template = Fill(leaf.type.shape, 0.0)
+    with cx.in_frame(frame):
+        if init is None:
+            return adapt(cx, template, leaf.type.dtype, leaf.decl.span)
+        called = _initializer(cx, init)
+        if called is not None:
+            fn, call = called
+            frame.vars["initial value"] = template
+            value = call_function(cx, fn, call, arguments(cx, call))
+        else:
+            value = cx.eval(init)
+            if isinstance(value, Unknown):
+                raise Poisoned
+        return _filled(cx, value, leaf, init)
+
+
+def _initializer(cx: Context, init: ast.Expr) -> tuple[Function, ast.Call] | None:
+    """`f(args)` whose first parameter is left open: f is called with the tensor before the arguments."""
+    if not isinstance(init, ast.Call) or not isinstance(init.func, ast.Name):
+        return None
+    value = cx.lookup(init.func.id)
+    if not isinstance(value, Function):
+        found = std_unit(cx.loader, "init").defs.get(init.func.id)
+        if not isinstance(found, ast.FuncDef):
+            return None
+        value = Function(std_unit(cx.loader, "init"), found)
+    params = value.defn.params
+    given = {a.name for a in init.args if a.name} | {
+        p.name for p in params[1 : 1 + sum(a.name is None for a in init.args)]
+    }
+    open_ = [p.name for p in params if p.name not in given and p.default is None]
+    if not params or open_ != [params[0].name]:
+        if value.unit.name == "std.init":
+            raise fail(
+                "E0802",
+                f"`{init.func.id}` takes {', '.join(p.name for p in params[1:]) or 'nothing'}",
+                init.span,
+            )
+        return None
+    place = init.func.span
+    first = ast.Arg(None, ast.Name("initial value", span=place), span=place)
+    return value, ast.Call(init.func, (first, *init.args), True, span=init.span)
+
+
+def _filled(cx: Context, value: Value, leaf: StoredLeaf, init: ast.Expr) -> Value:
+    assert leaf.type is not None
+    want = leaf.type
+    tensor = adapt(cx, value, want.dtype, init.span)
+    if isinstance(tensor, Tensor) and not tensor.shape and want.shape:
+        one = tensor
+        return cx.compute(want.shape, lambda i: one.at(()), init.span)
+    if isinstance(tensor, Tensor) and tensor.shape != want.shape:
+        raise fail(
+            "E0303",
+            f"the initial value of `{leaf.decl.name}` has another shape",
+            init.span,
+            str(tensor.type),
+            (Label(leaf.decl.type.span, "declared here"),),
+        )
+    return tensor

@@ -1,0 +1,185 @@
+"""Arguments matched with the declared types of a function."""
+
+from __future__ import annotations
+
+from nnc.diagnostics import Label, Span
+from nnc.ir.graph import Input
+from nnc.lang import ast
+from nnc.lang.dims import Dim
+from nnc.lang.elaborate.arguments import Given
+from nnc.lang.elaborate.arith import adapt, module_tree, settle
+from nnc.lang.elaborate.axes import resolve_axis
+from nnc.lang.elaborate.binding import Binding
+from nnc.lang.elaborate.context import Context, fail
+from nnc.lang.elaborate.declared import kind_of, module_type
+from nnc.lang.elaborate.members import leaves, tree_argument
+from nnc.lang.elaborate.mismatches import written, wrong_dtype
+from nnc.lang.elaborate.shape_matching import match_shape
+from nnc.lang.elaborate.values import (
+    AxisRef,
+    Bool,
+    Fill,
+    Instance,
+    Module,
+    Operand,
+    Stored,
+    Tensor,
+    Tree,
+    Value,
+    Weak,
+    describe,
+)
+from nnc.lang.types import DTYPES, DType
+
+
+def bind_argument(b: Binding, p: ast.Param, value: Value | None, g: Given | None) -> None:
+    cx, frame = b.cx, b.frame
+    span = g.span if g is not None else p.span
+    if value is None:
+        assert p.default is not None
+        if kind_of(p) == "axis":
+            frame.vars[p.name] = _axis(b, p.default)
+            return
+        with cx.in_frame(frame), cx.outside_loops():
+            value = cx.eval(p.default)
+    frame.var_spans[p.name] = p.name_span
+    frame.used.add(p.name)
+    match kind_of(p):
+        case "axis":
+            assert g is not None
+            frame.vars[p.name] = _axis(b, g.value)
+        case "dim":
+            frame.dims[p.name] = _dim_argument(b, value, span)
+        case "tensor":
+            assert isinstance(p.type, ast.TensorTypeExpr)
+            frame.vars[p.name] = _tensor_argument(b, p, p.type, value, span)
+        case "tree" | "params":
+            frame.vars[p.name] = _tree_argument(b, p, value, span)
+        case "module":
+            frame.vars[p.name] = _module_argument(b, p, value, span)
+        case _:
+            frame.vars[p.name] = value
+
+
+def _axis(b: Binding, e: ast.Expr) -> Value:
+    tensor = next((v for v in b.frame.vars.values() if isinstance(v, Tensor)), None)
+    if tensor is None:
+        raise fail("E0306", "an axis argument needs a tensor argument before it", e.span)
+    return AxisRef(resolve_axis(b.cx, tensor, e))
+
+
+def _dim_argument(b: Binding, value: Value, span: Span) -> Dim:
+    if isinstance(value, Weak) and value.dim is not None:
+        return value.dim
+    raise fail("E0309", "a size must be an integer", span, describe(value))
+
+
+def _tensor_argument(
+    b: Binding, p: ast.Param, t: ast.TensorTypeExpr, value: Value, span: Span
+) -> Value:
+    cx, frame = b.cx, b.frame
+    dtype = frame.real if t.name == "real" else t.name
+    if dtype not in DTYPES:
+        raise fail("E0805", f"`{t.name}` is no dtype", t.name_span)
+    if isinstance(value, Bool) and dtype == "bool":
+        return value
+    if isinstance(value, Module):
+        raise fail("E0301", f"`{b.shown}` takes a tensor, this is a module", span, value.inst.id)
+    current = settle(cx, Operand(value, span), "a tensor")
+    if isinstance(current, Tree):
+        if list(current.leaves) == [""]:
+            current = settle(cx, Operand(current.leaves[""], span))
+        else:
+            raise fail("E0301", f"`{b.shown}` takes a tensor, this is a tree", span)
+    if isinstance(current, Tensor) and current.dtype != dtype:
+        raise wrong_dtype(b, p, current, dtype, span)
+    tensor = adapt(cx, current, dtype, span)
+    assert isinstance(tensor, Tensor)
+    match_shape(b, p, t, tensor, span)
+    if p.inout:
+        return _inout(b, value, span, p)
+    return tensor
+
+
+def _inout(b: Binding, value: Value, span: Span, p: ast.Param) -> Value:
+    cx = b.cx
+    if not isinstance(value, Stored):
+        if isinstance(value, Tensor | Fill):  # a local: the callee works on its own version
+            tensor = cx.tensor(value)
+            key = f"{b.frame.path}.{p.name}"
+            assert isinstance(tensor, Tensor | Fill)
+            return _local_storage(cx, key, tensor, span, b.frame.real)
+        raise fail("E0503", f"`{p.name}` is `inout`: it needs a variable that can be written", span)
+    if not cx.store[value.key].writable:
+        raise fail(
+            "E0501",
+            f"this call would write to `{value.key}`, which is read-only here",
+            span,
+            help="declare the argument `inout`",
+        )
+    return value
+
+
+def _local_storage(cx: Context, key: str, value: Tensor | Fill, span: Span, real: DType) -> Stored:
+    tensor = adapt(cx, value, value.dtype if isinstance(value, Tensor) else real, span)
+    assert isinstance(tensor, Tensor)
+    node = Input(type=tensor.type, name=key, span=span, kind="local")
+    cx.add_storage(node, True, key)
+    cx.store[key].now = tensor
+    return Stored(key)
+
+
+def _tree_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Value:
+    cx = b.cx
+    match value:
+        case Module():
+            tree: Tree = module_tree(cx, value)
+        case Tree():
+            tree = value
+        case _ if kind_of(p) == "tree":
+            leaf = settle(cx, Operand(value, span), "a tree")
+            tree = Tree({"": leaf}, None)
+        case _:
+            raise fail(
+                "E0301",
+                f"`{b.shown}` takes a tree, this is {describe(value)}",
+                span,
+                labels=(Label(p.span, written(p)),),
+            )
+    if isinstance(p.type, ast.AppliedTypeExpr) and not cx.generic:
+        with cx.in_frame(b.frame):
+            want = tree_argument(cx, p.type)
+        if isinstance(want, Instance) and not _same_tree(want, tree):
+            got = tree.of.id if isinstance(tree.of, Instance) else "another tree"
+            raise fail(
+                "E0301",
+                f"`{b.shown}` takes params({want.id}), this is params({got})",
+                span,
+                labels=(Label(p.span, written(p)),),
+            )
+    return tree
+
+
+def _same_tree(inst: Instance, tree: Tree) -> bool:
+    return [x.key for x in leaves(inst) if x.storage == "param"] == list(tree.leaves)
+
+
+def _module_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Value:
+    cx = b.cx
+    if not isinstance(value, Module):
+        raise fail(
+            "E0301",
+            f"`{b.shown}` takes a module, this is {describe(value)}",
+            span,
+            labels=(Label(p.span, written(p)),),
+        )
+    with cx.in_frame(b.frame):
+        want = module_type(cx, p.type)
+    if want is not None and want.id != value.inst.id and not cx.generic:
+        raise fail(
+            "E0301",
+            f"`{b.shown}` takes {want.id}, this is {value.inst.id}",
+            span,
+            labels=(Label(p.span, written(p)),),
+        )
+    return value

@@ -1,0 +1,84 @@
+"""Random numbers: a function of seed, call path, step and element."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from nnc.ir.expr import Const, Expr, Idx, Load, Op
+from nnc.ir.graph import Input
+from nnc.lang import ast
+from nnc.lang.dims import ZERO, Dim
+from nnc.lang.elaborate.arguments import take
+from nnc.lang.elaborate.context import Context, fail
+from nnc.lang.elaborate.values import Value
+from nnc.lang.types import TensorType
+
+
+def random_tensor(cx: Context, name: str, e: ast.Call) -> Value:
+    """`uniform!([B, T])`, `normal!([B, T])`: numbers that are a function of seed, call path, step, element."""
+    frame = cx.frame
+    if not e.bang and frame.train is False:
+        raise fail(
+            "E0502",
+            f"`{name}` draws random numbers: the call needs `!`",
+            e.func.span,
+            help=f"`{name}!(...)`",
+        )
+    if not (frame.train or frame.exported or frame.train is None or frame.initializing):
+        raise fail(
+            "E0502",
+            "random numbers in a function that was called without `!`",
+            e.func.span,
+            help="call the function with `!`",
+        )
+    (arg,) = take(e, name, ["shape"])
+    shape = shape_list(cx, arg)
+    seed, step = rng_inputs(cx)
+    stem = f"{frame.path}/{name}"
+    n = cx.counters.get(stem, 0)
+    cx.counters[stem] = n + 1
+    stream = int.from_bytes(
+        blake2b(f"{stem}#{n}".encode(), digest_size=8).digest(), "little", signed=True
+    )
+    real = frame.real
+    if cx.ranges:
+        raise fail(
+            "E0901",
+            "random numbers inside index notation are not compiled yet",
+            e.span,
+            help="draw them before, as a tensor",
+        )
+
+    def body(i: tuple[Expr, ...]) -> Expr:
+        flat = ZERO
+        for x, d in zip(i, shape, strict=True):
+            assert isinstance(x, Idx)
+            flat = flat * d + x.dim
+        args = (Load("i64", seed, ()), Const("i64", stream), Load("i64", step, ()), Idx(flat))
+        return Op(real, f"random_{name}", args)
+
+    return cx.compute(shape, body, e.span)
+
+
+def shape_list(cx: Context, arg: ast.Expr) -> tuple[Dim, ...]:
+    if not isinstance(arg, ast.ListLit):
+        raise fail("E0802", "the shape is a list", arg.span, help="`normal!([B, T])`")
+    out: list[Dim] = []
+    for item in arg.items:
+        if isinstance(item, ast.Rest):
+            if item.name not in cx.frame.packs:
+                raise fail("E0801", f"`..{item.name}` is not defined", item.span)
+            out.extend(cx.frame.packs[item.name])
+        else:
+            out.append(cx.eval_dim(item))
+    return tuple(out)
+
+
+def rng_inputs(cx: Context) -> tuple[Input, Input]:
+    if cx.rng is None:
+        kind = TensorType("i64")
+        cx.rng = (
+            Input(type=kind, name="seed", kind="rng"),
+            Input(type=kind, name="step", kind="rng"),
+        )
+    return cx.rng

@@ -1,0 +1,159 @@
+"""Reductions, in index notation and over whole tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nnc.diagnostics import Span
+from nnc.ir.expr import Expr, Op
+from nnc.lang import ast
+from nnc.lang.dims import ONE, Dim, dim_prod
+from nnc.lang.elaborate.arith import elementwise
+from nnc.lang.elaborate.binders import bind, declare_binders
+from nnc.lang.elaborate.context import Context, fail
+from nnc.lang.elaborate.definitions import element_value
+from nnc.lang.elaborate.values import Operand, Tensor, Value, integer
+from nnc.lang.types import is_float
+
+COMPOSITE = ("mean", "var", "logsumexp")
+
+
+REDUCTIONS = (
+    "sum",
+    "mean",
+    "max",
+    "min",
+    "prod",
+    "any",
+    "all",
+    "argmax",
+    "argmin",
+    "logsumexp",
+    "var",
+)
+
+
+def reduce_indexed(cx: Context, op: str, node: ast.Call, items: Sequence[ast.Expr]) -> Value:
+    """`sum[i, j](e)`."""
+    if len(node.args) != 1 or node.args[0].name is not None:
+        raise fail("E0802", f"`{op}[...]` takes one expression", node.span)
+    body_ast = node.args[0].value
+    ranges = declare_binders(cx, items, [body_ast])
+    binders, extents = bind(cx, ranges)
+    with cx.bound(binders, extents):
+        body = element_value(cx, body_ast)
+    raxes = list(extents.items())
+    return reduced(cx, op, raxes, body, node.span, body_ast.span)
+
+
+def reduced(
+    cx: Context, op: str, raxes: Sequence[tuple[str, Dim]], body: Expr, span: Span, at: Span
+) -> Value:
+    """One reduction of an element expression over loop variables."""
+    _check_reducible(cx, op, body.dtype, at)
+    if op in ("argmax", "argmin") and len(raxes) != 1:
+        raise fail("E0407", f"`{op}` reduces over one axis", span)
+    if op not in COMPOSITE:
+        return cx.node((), raxes, op, body, span)
+    n = integer(dim_prod(n for _, n in raxes))
+    if op == "mean":
+        total = Operand(cx.node((), raxes, "sum", body, span), span)
+        return elementwise(cx, "div", [total, Operand(n, span)], span)
+    if op == "var":
+        mean = reduced(cx, "mean", raxes, body, span, at)
+        assert isinstance(mean, Tensor)
+        centred = Op(body.dtype, "sub", (body, mean.at(())))
+        square = Op(body.dtype, "mul", (centred, centred))
+        return reduced(cx, "mean", raxes, square, span, at)
+    top = cx.node((), raxes, "max", body, span)
+    shifted = Op(body.dtype, "exp", (Op(body.dtype, "sub", (body, top.at(()))),))
+    total_ = Operand(cx.node((), raxes, "sum", shifted, span), span)
+    log = elementwise(cx, "log", [total_], span)
+    return elementwise(cx, "add", [Operand(log, span), Operand(top, span)], span)
+
+
+def _check_reducible(cx: Context, op: str, dtype: str, at: Span) -> None:
+    if op in ("any", "all") and dtype != "bool":
+        raise fail(
+            "E0203", f"`{op}` needs a bool, this is {dtype}", at, help=f"compare: `{at.text} != 0`"
+        )
+    if op in COMPOSITE and not is_float(dtype):
+        raise fail(
+            "E0203",
+            f"`{op}` needs a float, this is {dtype}",
+            at,
+            help=f"`{cx.frame.real}({at.text})`",
+        )
+    if op not in ("any", "all") and dtype == "bool":
+        raise fail(
+            "E0203",
+            f"`{op}` needs numbers, this is bool",
+            at,
+            help=f"count with `{cx.frame.real}({at.text})`",
+        )
+
+
+def reduce_whole(
+    cx: Context, op: str, operand: Operand, axes: Sequence[int] | None, keep: bool, span: Span
+) -> Value:
+    """`sum(x)`, `sum(x, over=A, keep=true)`."""
+    x = operand.value
+    assert isinstance(x, Tensor)
+    rank = len(x.shape)
+    chosen = tuple(range(rank)) if axes is None else tuple(sorted(axes))
+    if op in ("argmax", "argmin") and len(chosen) != 1:
+        raise fail(
+            "E0407",
+            f"`{op}` reduces over one axis of {x.type}",
+            span,
+            help=f"say which: `{op}({operand.span.text}, over=...)`",
+        )
+    _check_reducible(cx, op, x.dtype, operand.span)
+    if op == "mean":
+        total = reduce_whole(cx, "sum", operand, axes, keep, span)
+        n = integer(dim_prod(x.shape[a] for a in chosen))
+        return elementwise(cx, "div", [Operand(total, span), Operand(n, span)], span)
+    if op == "var":
+        mean = reduce_whole(cx, "mean", operand, axes, True, span)
+        centred = elementwise(cx, "sub", [operand, Operand(mean, span)], span)
+        two = Operand(centred, span)
+        square = elementwise(cx, "mul", [two, two], span)
+        return reduce_whole(cx, "mean", Operand(square, span), axes, keep, span)
+    if op == "logsumexp":
+        return _logsumexp(cx, operand, chosen, keep, span)
+    return _plain(cx, op, x, chosen, keep, span)
+
+
+def _logsumexp(
+    cx: Context, operand: Operand, chosen: Sequence[int], keep: bool, span: Span
+) -> Value:
+    top = reduce_whole(cx, "max", operand, chosen, True, span)
+    shifted = elementwise(cx, "sub", [operand, Operand(top, span)], span)
+    e = Operand(elementwise(cx, "exp", [Operand(shifted, span)], span), span)
+    total = Operand(reduce_whole(cx, "sum", e, chosen, keep, span), span)
+    log = elementwise(cx, "log", [total], span)
+    last = top if keep else reduce_whole(cx, "max", operand, chosen, False, span)
+    return elementwise(cx, "add", [Operand(log, span), Operand(last, span)], span)
+
+
+def _plain(
+    cx: Context, op: str, x: Tensor, chosen: Sequence[int], keep: bool, span: Span
+) -> Tensor:
+    rank = len(x.shape)
+    shape = [ONE if a in chosen else n for a, n in enumerate(x.shape) if keep or a not in chosen]
+    origins = tuple(x.origin(a) for a in range(rank) if keep or a not in chosen)
+
+    def body(index: tuple[Expr, ...], inner: tuple[Expr, ...]) -> Expr:
+        rest, own = iter(index), iter(inner)
+        source: list[Expr] = []
+        for a in range(rank):
+            if a in chosen:
+                source.append(next(own))
+                if keep:
+                    next(rest)
+            else:
+                source.append(next(rest))
+        return x.at(tuple(source))
+
+    extents = [x.shape[a] for a in chosen]
+    return cx.compute(shape, lambda i: i[0], span, reduce=(op, extents, body), origins=origins)

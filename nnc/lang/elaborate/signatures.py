@@ -1,0 +1,133 @@
+"""Declared arguments as symbolic values."""
+
+from __future__ import annotations
+
+from nnc.ir.graph import Input
+from nnc.lang import ast
+from nnc.lang.dims import Dim, Facts
+from nnc.lang.elaborate.clauses import constraint
+from nnc.lang.elaborate.context import Context, Frame, fail
+from nnc.lang.elaborate.declared import kind_of, module_type
+from nnc.lang.elaborate.members import StoredLeaf, leaves, tree_argument
+from nnc.lang.elaborate.sizes import quantified
+from nnc.lang.elaborate.values import (
+    UNKNOWN,
+    AxisRef,
+    Instance,
+    Module,
+    Origin,
+    Stored,
+    Tree,
+    TreeParam,
+    Value,
+    declared_origins,
+    of_node,
+)
+from nnc.lang.types import DTYPES, TensorType
+
+
+def add_leaves(cx: Context, inst: Instance, root: str, writable: bool) -> list[Input]:
+    """Inputs for all stored tensors of a module argument, as storage."""
+    out: list[Input] = []
+    for leaf in leaves(inst):
+        kind = leaf.type
+        if kind is None:
+            kind = TensorType(inst.real, (Dim.of(f"..{leaf.key.removesuffix('.*')}"),))
+        node = Input(type=kind, span=leaf.decl.span, name=f"{root}.{leaf.key}", kind=leaf.storage)
+        name = leaf.decl.name
+        cx.add_storage(node, writable, root, _leaf_origins(leaf, kind, name))
+        out.append(node)
+    return out
+
+
+def _leaf_origins(leaf: StoredLeaf, kind: TensorType, name: str) -> tuple[Origin, ...]:
+    return tuple(o for o in declared_origins(name, kind.shape, leaf.decl.name_span) if o)
+
+
+def symbolic_where(cx: Context, frame: Frame, func: ast.FuncDef) -> None:
+    """Where clauses as definitions and facts, when a function is elaborated by itself."""
+    for clause in func.where:
+        if isinstance(clause, ast.WhereDef):
+            frame.dims[clause.name] = cx.eval_dim(clause.value)
+            continue
+        for fact, equal, text in constraint(cx, frame, clause):
+            more = (fact, -fact) if equal else (fact,)
+            cx.facts = cx.facts.plus(*more)
+            cx.require(fact, equal, text, clause.span)
+
+
+def symbolic_param(cx: Context, frame: Frame, p: ast.Param) -> None:
+    frame.var_spans[p.name] = p.name_span
+    match kind_of(p):
+        case "axis":
+            frame.vars[p.name] = AxisRef(None)
+        case "dim":
+            frame.dims[p.name] = Dim.of(p.name)
+            frame.dim_spans[p.name] = Origin(f"argument {p.name}", p.name_span)
+            cx.facts = Facts(cx.facts.zero | {p.name}, cx.facts.nonneg)
+        case "tensor":
+            assert isinstance(p.type, ast.TensorTypeExpr)
+            frame.vars[p.name] = tensor_param(cx, frame, p, p.type)
+        case "tree":
+            frame.vars[p.name] = _opaque_tree(cx, p.name, TreeParam(p.name))
+        case "params":
+            assert isinstance(p.type, ast.AppliedTypeExpr)
+            of = tree_argument(cx, p.type)
+            frame.vars[p.name] = _opaque_tree(cx, p.name, of)
+        case "module":
+            inst = module_type(cx, p.type)
+            frame.vars[p.name] = Module(inst, p.name, p.name) if inst else UNKNOWN
+            if inst is not None:
+                add_leaves(cx, inst, p.name, p.inout)
+        case _:
+            raise fail("E0308", "an argument is a tensor, module, tree or size", p.span)
+
+
+def _opaque_tree(cx: Context, name: str, of: Instance | TreeParam) -> Value:
+    if isinstance(of, Instance) and not of.generic:
+        found = {
+            x.key: of_node(Input(type=x.type, name=f"{name}.{x.key}"))
+            for x in leaves(of)
+            if x.storage == "param" and x.type is not None
+        }
+        return Tree(dict(found), of)
+    pack = of.name if isinstance(of, TreeParam) else name
+    node = Input(type=TensorType("real", (Dim.of(f"..{pack}"),)), name=name)
+    return Tree({"*": of_node(node)}, of)
+
+
+def tensor_param(cx: Context, frame: Frame, p: ast.Param, t: ast.TensorTypeExpr) -> Value:
+    """A declared tensor argument: names in its shape become sizes, a pack one axis."""
+    dtype = frame.real if t.name == "real" else t.name
+    if dtype not in DTYPES:
+        raise fail(
+            "E0801",
+            f"there is no dtype `{t.name}`",
+            t.name_span,
+            help=f"{', '.join(d for d in DTYPES)}",
+        )
+    shape = tuple(_declared_size(cx, frame, d, p) for d in t.dims or ())
+    origins = declared_origins(f"{p.name}", shape, p.name_span)
+    node = Input(type=TensorType(dtype, shape), span=p.span, name=p.name)
+    frame.read_only[p.name] = p.span
+    if p.inout:
+        cx.add_storage(node, True, p.name, origins)
+        del frame.read_only[p.name]
+        return Stored(p.name)
+    return of_node(node, (), origins)
+
+
+def _declared_size(cx: Context, frame: Frame, d: ast.Expr, p: ast.Param) -> Dim:
+    if isinstance(d, ast.Rest):
+        if d.name not in frame.packs:
+            frame.packs[d.name] = (Dim.of(f"..{d.name}"),)
+        return frame.packs[d.name][0]
+    if isinstance(d, ast.Str | ast.Slice | ast.ListLit):
+        raise fail("E0309", "a size is expected here", d.span)
+    for name in quantified(cx, frame, d):
+        if name in DTYPES:
+            raise fail("E0309", f"`{name}` is a dtype, a size is expected here", d.span)
+        frame.dims[name] = Dim.of(name)
+        frame.dim_spans[name] = Origin(f"a size of {p.name}", d.span)
+        frame.used.add(name)
+    return cx.eval_dim(d)

@@ -1,0 +1,110 @@
+"""Expressions in size positions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from nnc.lang import ast
+from nnc.lang.dims import Dim, apply, divides, exact_div
+from nnc.lang.elaborate.context import Context, Frame, Poisoned, fail
+from nnc.lang.elaborate.names import undefined
+from nnc.lang.elaborate.values import Pack, Tensor, Unknown, Weak, describe
+
+
+def quantified(cx: Context, frame: Frame, e: ast.Expr) -> list[str]:
+    """The names of a size expression that the signature still has to determine."""
+    out: list[str] = []
+    stack: list[object] = [e]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, tuple):
+            stack.extend(node)
+        elif isinstance(node, ast.Name):
+            with cx.in_frame(frame):
+                if cx.lookup(node.id) is None and node.id not in out:
+                    out.append(node.id)
+        elif isinstance(node, ast.Call):
+            stack.append(tuple(a.value for a in node.args))
+        elif isinstance(node, ast.Syntax):
+            stack.extend(getattr(node, f.name) for f in fields(node) if f.name != "span")
+    return out
+
+
+def dim_op(op: str, a: Dim, b: Dim) -> Dim:
+    match op:
+        case "+":
+            return a + b
+        case "-":
+            return a - b
+        case "*":
+            return a * b
+        case "//":
+            return a // b
+    return a % b
+
+
+def dims_of(cx: Context, items: tuple[ast.Expr, ...]) -> Iterator[Dim]:
+    """Sizes written as a list, packs included."""
+    for item in items:
+        if isinstance(item, ast.Rest):
+            if item.name not in cx.frame.packs:
+                raise undefined(cx, item.name, item.span)
+            yield from cx.frame.packs[item.name]
+        else:
+            yield cx.eval_dim(item)
+
+
+def eval_dim(cx: Context, e: ast.Expr) -> Dim:
+    """An expression in a size position: an integer polynomial; `/` is exact."""
+    match e:
+        case ast.Binary(op="/", left=left, right=right):
+            return quotient(cx, eval_dim(cx, left), eval_dim(cx, right), e)
+        case ast.Binary(op="+" | "-" | "*" | "//" | "%" as op, left=left, right=right):
+            a, b = eval_dim(cx, left), eval_dim(cx, right)
+            if op in ("//", "%") and b.const == 0:
+                raise fail("E0310", "division by zero", e.span)
+            return dim_op(op, a, b)
+        case ast.Call(func=ast.Name(id="min" | "max" as kind), args=(a, b)):
+            return apply(kind, eval_dim(cx, a.value), eval_dim(cx, b.value))
+    value = cx.tensor(cx.eval(e))
+    match value:
+        case Weak(dim=dim) if dim is not None:
+            return dim
+        case Weak(number=n) if n is not None and float(n).is_integer():
+            return Dim.of(int(n))
+        case Pack(dims=(one,)):
+            return one
+        case Unknown():
+            raise Poisoned
+        case Tensor(shape=()):
+            raise fail(
+                "E0309",
+                "a size cannot be a computed number",
+                e.span,
+                str(value.type),
+                help="an argument `n: dim` may be used as a size",
+            )
+    raise fail("E0309", "a size must be an integer", e.span, describe(value))
+
+
+def quotient(cx: Context, p: Dim, q: Dim, e: ast.Expr) -> Dim:
+    """`p / q` in a size: must be exact."""
+    exact = divides(p, q) if q.const != 0 else False
+    if exact is False:
+        notes = ()
+        n = p.const or 0
+        divisors = [str(k) for k in range(1, min(n, 4096) + 1) if n % k == 0][:14]
+        more = " ..." if len(divisors) == 14 else ""
+        help = f"{n} divides by {' '.join(divisors)}{more}" if n > 0 else None
+        raise fail(
+            "E0310",
+            f"{e.span.text} is not exact: {p} / {q}",
+            e.span,
+            notes=notes,
+            help=help,
+            labels=tuple(cx.instance_labels(e.span)),
+        )
+    if exact is None:
+        cx.require(p % q, True, f"{p} % {q} == 0", e.span)
+    return exact_div(p, q)
