@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from nnc.diagnostics import NOWHERE
 from nnc.ir.expr import Const, Expr, Idx, Load, Op
 from nnc.ir.graph import Axis, Compute, Grad, Graph, Input, Node, Part, Update, Write
 from nnc.ir.interpret import run
-from nnc.ir.scalar import op
+from nnc.ir.scalar import mul, op, select
 from nnc.lang.dims import Dim, DimLike, Facts
 from nnc.lang.types import TensorType
 from nnc.passes.autodiff import autodiff
@@ -154,3 +155,207 @@ def check_gradients(
         want = numeric_gradient(scalar, w, dims, values)
         np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance, err_msg=w.name)
     return after
+
+
+# ---- random graphs
+
+SIZES = {"N": 3, "M": 2}
+SMOOTH = ("sin", "cos", "tanh", "sigmoid", "erf", "atan", "neg")
+
+
+def random_inputs() -> list[Input]:
+    return [
+        inp("x", "N", 4),
+        inp("w", 3, 4, kind="param"),
+        inp("v", 4, kind="param"),
+        inp("s", kind="param"),
+        inp("k", "M", "N", 4),
+        inp("t", "N", dtype="i32"),  # values 0..2
+    ]
+
+
+class Maker:
+    """Draws well-typed nodes over what there is: `pool` holds float tensors, `t` row numbers."""
+
+    def __init__(self, random: Random) -> None:
+        self.random = random
+        self.inputs = random_inputs()
+        self.pool: list[Node] = list(self.inputs[:-1])
+        self.count = 0
+
+    def loops(self, shape: Sequence[Dim]) -> tuple[Axis, ...]:
+        self.count += 1
+        return tuple(Axis(f"${chr(97 + i)}{self.count}", e) for i, e in enumerate(shape))
+
+    def pick(self, least: int = 0) -> Node:
+        some = [n for n in self.pool if n.type.rank >= least]
+        return self.random.choice(some[-6:] if self.random.random() < 0.7 else some)
+
+    def smooth(self, e: Expr) -> Expr:
+        return op(self.random.choice(SMOOTH), e)
+
+    def number(self) -> Const:
+        return Const("f64", round(self.random.uniform(-1.5, 1.5), 2))
+
+    def node(self) -> Node:
+        makers = (
+            (self.elementwise, 3),
+            (self.contraction, 3),
+            (self.window, 2),
+            (self.reduction, 2),
+            (self.transposed, 1),
+            (self.merged, 1),
+            (self.split, 1),
+            (self.gathered, 2),
+            (self.lazy, 2),
+            (self.updated, 2),
+        )
+        weights = [w for _, w in makers]
+        return self.random.choices([m for m, _ in makers], weights)[0]()
+
+    def at(self, t: Node, over: Sequence[Axis]) -> Load:
+        """`t` read along the loops: axes of equal extent where there are, else the first element."""
+        free = list(over)
+        index: list[DimLike | Expr] = []
+        for e in t.type.shape:
+            match = next((a for a in free if a.extent == e), None)
+            if match is not None:
+                free.remove(match)
+            index.append(0 if match is None else match.var)
+        return load(t, *index)
+
+    def elementwise(self) -> Node:
+        a, b = self.pick(), self.pick()
+        over = self.loops(a.type.shape)
+        x, y = self.at(a, over), self.at(b, over)
+        fn = self.random.choice(("add", "sub", "mul", "max", "min", "one", "div"))
+        if fn == "one":
+            return comp(self.smooth(x), over)
+        if fn == "div":
+            return comp(op("div", x, op("add", mul(y, y), Const("f64", 1.0))), over)
+        return comp(op(fn, x, self.smooth(y)), over)
+
+    def contraction(self) -> Node:
+        a, b = self.pick(1), self.pick(1)
+        over = self.loops([*a.type.shape, *b.type.shape])
+        n = a.type.rank
+        left, right = list(over[:n]), list(over[n:])
+        shared = [(i, j) for i in left for j in right if i.extent == j.extent]
+        reduced: list[Axis] = []
+        for i, j in self.random.sample(shared, min(len(shared), 2)):
+            if i in left and j in right and i not in reduced and j in right:
+                right[right.index(j)] = i
+                if self.random.random() < 0.7:
+                    reduced.append(i)
+        body = mul(load(a, *(i.var for i in left)), load(b, *(j.var for j in right)))
+        kept = [i for i in dict.fromkeys((*left, *right)) if i not in reduced][:3]
+        lost = [i for i in dict.fromkeys((*left, *right)) if i not in kept]
+        self.random.shuffle(kept)
+        return self.bounded(comp(body, kept, "sum" if lost else "", lost))
+
+    def bounded(self, t: Node) -> Node:
+        over = self.loops(t.type.shape)
+        return comp(self.smooth(load(t, *(a.var for a in over))), over)
+
+    def window(self) -> Node:
+        a = self.pick(1)
+        *outer, size = a.type.shape
+        s, dl, p, u = (self.random.randint(*r) for r in ((1, 3), (1, 2), (0, 2), (1, 3)))
+        out = (size + 2 * p - dl * (u - 1) - 1) // s + 1
+        if (n := out.evaluate(SIZES)) < 1:
+            return self.elementwise()
+        out = out if size.const is not None else Dim.of(n)
+        over = self.loops([*outer, out, Dim.of(u)])
+        *rows, i, k = over
+        at = Dim.of(i.var) * s + Dim.of(k.var) * dl - p
+        other = self.random.choice((0.0, 0.5))
+        body: Expr = load(a, *(r.var for r in rows), at, other=other)
+        weight = op("sin", Op("f64", "cast", (Idx(Dim.of(k.var) * 2 + 1),)))
+        reduce = self.random.choice(("sum", "max", "min", ""))
+        if not reduce:
+            return comp(self.smooth(body), over)
+        return comp(mul(body, weight), (*rows, i), reduce, (k,))
+
+    def reduction(self) -> Node:
+        a = self.pick(1)
+        over = self.loops(a.type.shape)
+        lost = self.random.sample(over, self.random.randint(1, len(over)))
+        kept = [x for x in over if x not in lost]
+        reduce = self.random.choice(("sum", "prod", "max", "min"))
+        return comp(self.smooth(load(a, *(x.var for x in over))), kept, reduce, lost)
+
+    def transposed(self) -> Node:
+        a = self.pick(1)
+        over = list(self.loops(a.type.shape))
+        flip = over[0]
+        first = flip.extent - 1 - Dim.of(flip.var)
+        body = load(a, first, *(x.var for x in over[1:]))
+        self.random.shuffle(over)
+        return comp(body, over)
+
+    def merged(self) -> Node:
+        a = self.pick(2)
+        p, q, *rest = a.type.shape
+        m, *others = self.loops([p * q, *rest])
+        v = Dim.of(m.var)
+        return comp(load(a, v // q, v % q, *(o.var for o in others)), (m, *others))
+
+    def split(self) -> Node:
+        a = self.pick(1)
+        *outer, size = a.type.shape
+        if size.const is None or size.const % 2:
+            return self.merged()
+        *rows, h, e = self.loops([*outer, Dim.of(size.const // 2), Dim.of(2)])
+        over = [*rows, e, h]
+        body = load(a, *(r.var for r in rows), Dim.of(h.var) * 2 + Dim.of(e.var))
+        return comp(self.smooth(body), over)
+
+    def gathered(self) -> Node:
+        a, t = self.random.choice((self.inputs[0], self.inputs[1], self.pick(1))), self.inputs[-1]
+        i, *rest = self.loops([Dim.of("N"), *a.type.shape[1:]])
+        row = load(t, i.var)
+        inside = a.type.shape[0].evaluate(SIZES) >= 3
+        body = load(a, row, *(x.var for x in rest), other=None if inside else 0.25, check=inside)
+        return comp(self.smooth(body), (i, *rest))
+
+    def lazy(self) -> Node:
+        a, b = self.pick(1), self.pick()
+        over = self.loops(a.type.shape)
+        x, y = load(a, *(i.var for i in over)), self.at(b, over)
+        if self.random.random() < 0.5:
+            cond = op("gt", y, self.number())
+            return comp(select(cond, op("log", op("add", y, self.big())), mul(x, y)), over)
+        shift = [Dim.of(over[0].var) - 1, *(i.var for i in over[1:])]
+        cond = op("ge", idx(over[0].var), idx(1))
+        return comp(select(cond, mul(load(a, *shift), y), self.smooth(x)), over)
+
+    def big(self) -> Const:
+        return Const("f64", 2.5)  # not less than what `number` may be, so the log is of a positive
+
+    def updated(self) -> Node:
+        base, values = self.pick(1), self.pick(1)
+        over = self.loops(base.type.shape)
+        value = self.smooth(self.at(values, over))
+        if base.type.shape[0].evaluate(SIZES) >= 3 and self.random.random() < 0.5:
+            i = Axis(over[0].var, Dim.of("N"))
+            value = self.smooth(self.at(values, (i, *over[1:])))
+            target = [load(self.inputs[-1], i.var), *(x.var for x in over[1:])]
+            return update(base, (i, *over[1:]), target, value, accumulate=True, check=NOWHERE)
+        guard = op("ge", idx(over[0].var), idx(1)) if self.random.random() < 0.5 else None
+        more = {"accumulate": self.random.random() < 0.5, "guard": guard}
+        return update(base, over, [x.var for x in over], value, **more)
+
+
+def random_graph(random: Random, length: int) -> tuple[Graph, Node]:
+    """A graph of about `length` random nodes and one scalar that depends on the last ones."""
+    maker = Maker(random)
+    for _ in range(length):
+        node = maker.node()
+        if node.type.elements.evaluate(SIZES) <= 200:
+            maker.pool.append(node)
+    ends = [total(n) for n in maker.pool[-3:]]
+    body: Expr = load(ends[0])
+    for e in ends[1:]:
+        body = op("add", body, load(e))
+    y = comp(body)
+    return graph([y], maker.inputs, list(SIZES)), y
