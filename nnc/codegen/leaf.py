@@ -21,6 +21,8 @@ from nnc.ir.graph import Axis
 from nnc.ir.loop import Buffer, Contract
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 
+_LONG = 1024  # assumed for sizes known at run time only
+
 
 @dataclass(frozen=True)
 class Group:
@@ -154,7 +156,7 @@ class Leaves(Reductions):
 
     def computed(self, e: Expr, row: Group, col: Group) -> contract.Computed:
         lanes = self.target.lanes(computes_in(e.dtype))
-        axis = 0 if self.contiguous(e, row) and not self.contiguous(e, col) else 1
+        axis = 0 if self.run(e, row) > self.run(e, col) else 1
 
         def load(em: Emitter, i: str, j: str) -> str:
             with self.inside_tile(row, i), self.bound(col.var, j, col.extent):
@@ -171,13 +173,19 @@ class Leaves(Reductions):
 
         return contract.Computed(load, vector, axis)
 
-    def contiguous(self, e: Expr, g: Group) -> bool:
-        """Whether its tensor of most axes has unit stride along the last axis of the group."""
+    def run(self, e: Expr, g: Group) -> float:
+        """About how many successive elements along a group lie together in memory."""
         most = max(loads(e), key=lambda load: len(load.index), default=None)
         if most is None or not g.axes or not isinstance(most.tensor, Buffer):
-            return False
-        form = self.affine(most, most.tensor).linear_in(g.axes[-1].var)
-        return form is not None and form[0] == ONE
+            return 0
+        last = g.axes[-1]
+        affine = self.collapsed(self.affine(most, most.tensor))
+        merged = g.var != last.var and g.var in affine.names
+        form = affine.linear_in(g.var if merged else last.var)
+        if form is None or form[0] == ZERO:
+            return 0
+        length = (g.extent if merged else last.extent).const or _LONG
+        return length if form[0] == ONE else length / 4
 
     @contextmanager
     def inside_tile(self, g: Group, index: str) -> Iterator[None]:

@@ -10,10 +10,14 @@ from nnc.codegen.emit import Emitter
 from nnc.codegen.expressions import Expressions
 from nnc.codegen.memory import Guard
 from nnc.codegen.registers import tail_mask
+from nnc.codegen.scalars import MATH
 from nnc.codegen.scopes import Value
-from nnc.ir.expr import Expr, Idx
+from nnc.ir.expr import Expr, Idx, Load, Op, walk
 from nnc.ir.loop import Contract, For, Let, Reduce, Stmt, Store
 from nnc.lang.types import DTYPES, is_float
+
+_CHEAP = 24  # operations: dearer bodies are not repeated four times
+_DEAR = MATH | {"random_uniform", "random_normal", "powi", "digamma", "floordiv", "mod"}
 
 
 def stores(body: Iterable[Stmt]) -> Iterator[Store]:
@@ -160,11 +164,16 @@ class Loops(Expressions):
             self.guard = outer
 
     def loop_lanes(self, loop: For) -> int:
-        """A register of the widest float stored (or the widest number, where no float is)."""
+        """A register of the widest float stored (or the widest number, where no float is).
+
+        Four registers where the lanes reduce: a chain of additions waits for itself, four do not.
+        """
         dtypes = [s.buffer.type.dtype for s in stores(loop.body)]
         floats = [d for d in dtypes if is_float(d)]
         widest = max((DTYPES[d].bytes for d in floats or dtypes), default=4)
-        return self.target.vector_bytes // max(widest, 4)
+        lanes = self.target.vector_bytes // max(widest, 4)
+        reduces = [s for s in loop.body if isinstance(s, Reduce)]
+        return lanes * 4 if reduces and all(cheap(s.value) for s in reduces) else lanes
 
     # ---- threads --------------------------------------------------------------------------------
 
@@ -249,3 +258,11 @@ def conjunction(em: Emitter, a: str, b: str) -> str:
 def written(body: Iterable[Stmt]) -> frozenset[str]:
     """Names of the buffers stored to."""
     return frozenset(s.buffer.name for s in stores(body))
+
+
+def cheap(e: Expr) -> bool:
+    """Whether repeating the code of `e` four times costs little."""
+    nodes = list(walk(e))
+    calls = any(isinstance(n, Op) and n.fn in _DEAR for n in nodes)
+    weight = sum(6 if isinstance(n, Load) and (n.other or n.check) else 1 for n in nodes)
+    return not calls and weight <= _CHEAP

@@ -13,20 +13,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nnc.codegen import flow
-from nnc.codegen.loops import Loops
+from nnc.codegen.loops import Loops, cheap
 from nnc.codegen.registers import computes_in, iota, splat, vtype, wide
-from nnc.codegen.scalars import MATH
 from nnc.codegen.scopes import Value
-from nnc.ir.expr import Expr, Load, Op, walk
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Reduce
 from nnc.lang.types import DTYPES, DType, is_float
 
 _COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "any": "or", "all": "and"}
 _LAST = 2**31 - 1  # a position after all others
-_CHEAP = 24  # operations: dearer bodies are not repeated four times
 _SLOTS = 4
-_DEAR = MATH | {"random_uniform", "random_normal", "powi", "digamma", "floordiv", "mod"}
 
 
 @dataclass(frozen=True)
@@ -283,11 +279,3 @@ class Reductions(Loops):
                 self.em.op(f"shufflevector {ty} {x}, {ty} poison, {wide('i32', lanes)} <{which}>")
             )
         return tuple(out)
-
-
-def cheap(e: Expr) -> bool:
-    """Whether repeating the code of `e` four times costs little."""
-    nodes = list(walk(e))
-    calls = any(isinstance(n, Op) and n.fn in _DEAR for n in nodes)
-    weight = sum(6 if isinstance(n, Load) and (n.other or n.check) else 1 for n in nodes)
-    return not calls and weight <= _CHEAP

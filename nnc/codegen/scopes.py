@@ -7,7 +7,7 @@ for as long as they dominate what follows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -169,7 +169,7 @@ class Scopes:
         reads: frozenset[str] = frozenset().union(*(v.reads for v in values))
         return lanes, depth, reads
 
-    def compute(self, fn: str, dtype: DType, source: DType, values: tuple[Value, ...]) -> Value:
+    def compute(self, fn: str, dtype: DType, source: DType, values: Sequence[Value]) -> Value:
         """A scalar function of the table on values, where they are known."""
         lanes, depth, reads = self.join(*values)
         texts = [self.spread(v, lanes) for v in values]
@@ -265,7 +265,12 @@ class Scopes:
             with self.at(depth):
                 text = op(self.em, a.text, b.text)
             return Value(text, "i64", 1, depth, a.reads | b.reads)
-        return self.compute("mod" if f.kind == "mod" else "floordiv", "i64", "i64", (a, b))
+        fn = "mod" if f.kind == "mod" else "floordiv"
+        if b.const and self.nonneg(f.a) and self.nonneg(Dim.of(2**31 - 1) - f.a):
+            # Division of i32 lanes by a constant is a multiplication; of i64 lanes it is not.
+            narrow = [self.compute("cast", "i32", "i64", (x,)) for x in (a, b)]
+            return self.compute("cast", "i64", "i32", (self.compute(fn, "i32", "i32", narrow),))
+        return self.compute(fn, "i64", "i64", (a, b))
 
     def nonneg(self, d: Dim) -> bool:
         return prove_nonneg(d, self.facts, self.ranges)
