@@ -139,6 +139,8 @@ def _logsumexp(
 def _plain(
     cx: Context, op: str, x: Tensor, chosen: Sequence[int], keep: bool, span: Span
 ) -> Tensor:
+    if not chosen:
+        return x  # over no axes: the value itself
     rank = len(x.shape)
     shape = [ONE if a in chosen else n for a, n in enumerate(x.shape) if keep or a not in chosen]
     origins = tuple(x.origin(a) for a in range(rank) if keep or a not in chosen)
