@@ -20,10 +20,13 @@ contractions of a process share (compile it once, keep its object, without LLVM'
   k = 0). It may emit blocks. Within a tile, rows vary fastest.
 * `scratch` points to `scratch_bytes(dtype, target)` bytes for this thread alone, aligned to 64.
 * A and B are read where they lie (see `Strided`, `Computed`, `Packed`); they must not overlap what
-  `store` writes. Weights used again and again are worth packing once, by `emit_prepack`.
+  `store` writes. Weights used again and again are worth packing once, by `emit_prepack`. A computed
+  element of A is computed once for every block of columns (2 KB of a row with AVX-512), of B once
+  for all rows (where k is over a block: for every 512), and by each thread that needs it.
 * Low m takes kernels of fewer rows and more columns, and reads B in place. There is no special case
   for n = 1 (it costs as much as n = lanes): with few columns and many rows, exchange the roles,
-  C' = B' * A', which only exchanges strides.
+  C' = B' * A', which only exchanges strides. A vector times a matrix whose k is contiguous is
+  slower than a reduction over vectors of k would be (which sums in another order).
 
 Loops, outermost first: column blocks (B block in L2), row blocks (only where partial sums must wait
 in scratch), k blocks (pack B), row tiles (pack the panel of A, L1), kernels over panels, and after
