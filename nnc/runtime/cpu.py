@@ -93,17 +93,34 @@ class Entry:
         self.rng_pointers = (pointer(self.rng), pointer(self.rng) + 8)
         self._context: Array = np.zeros(5, np.int64)
         self._workspace: Array = np.zeros(0, np.uint8)
+        self._size = 0
+        self._last: dict[int, Array] = {}  # the pointers that stand at a position
+        self._last_dims: Array | None = None
         self._function = _FUNCTION(code.address(native))
         self._code = code
         self._pointers = tuple(pointer(a) for a in (self._context, self.dims, self.args))
 
+    def set_dims(self, dims: Array) -> None:
+        if dims is not self._last_dims:
+            self.dims[: len(dims)] = dims
+            self._last_dims = dims
+
+    def set_pointers(self, position: int, pointers: Array) -> int:
+        """Writes the pointers of a module or tree; returns the position after them."""
+        if self._last.get(position) is not pointers:
+            self.args[position : position + len(pointers)] = pointers
+            self._last[position] = pointers
+        return position + len(pointers)
+
     def run(self, arena: int, threads: int) -> None:
         """Calls with the present `dims` and `args`; `arena`: workspace bytes but the threads'."""
         need = rounded(arena) + threads * self.native.scratch
-        if need > len(self._workspace):
-            self._workspace = aligned(need, zero=False)
         context = self._context
-        context[0] = self._workspace.ctypes.data if need else 0
+        if need > self._size:
+            self._size = 0
+            self._workspace = aligned(need, zero=False)
+            self._size = need
+            context[0] = pointer(self._workspace)
         context[1] = threads
         context[2] = 0
         if self._function(*self._pointers):

@@ -71,7 +71,8 @@ class Export:
 
     def forget_plans(self) -> None:
         """For when the number of threads changed."""
-        self._plans.clear()
+        with self.program.lock:
+            self._plans.clear()
 
     def takes_first(self, module: str) -> bool:
         """Whether the first argument is a module of this type."""
@@ -89,9 +90,9 @@ class Export:
         results = self.new_results(call.plan)
         entry = self._entry
         with entry.lock:
-            at = self.fill(entry, call.values, self.program.draw() if self.draws else (0, 0))
+            at = self.fill(entry, call.values, self.program.draw() if self.draws else None)
             put_results(entry, at, results)
-            entry.dims[: len(call.plan.dims)] = call.plan.dims
+            entry.set_dims(call.plan.dims)
             try:
                 entry.run(call.plan.arena, call.plan.threads)
             finally:
@@ -113,7 +114,7 @@ class Export:
         if kwargs or len(args) != len(self.args):
             args = self._ordered(args, kwargs)
         values = [self._convert(a, v) for a, v in zip(self.args, args, strict=True)]
-        key = tuple(_given(v) for v in values)
+        key = tuple([_given(v) for v in values])
         plan = self._plans.get(key)
         if plan is None:
             plan = self._plan(key)
@@ -202,9 +203,10 @@ class Export:
             plan = self.plan_for(self.native, sizes)
         except OverflowError:
             raise ShapeError(f"{self.sig.name}: sizes {sizes.env} are beyond 2^63 bytes") from None
-        if len(self._plans) >= _PLANS:
-            self._plans.pop(next(iter(self._plans)))
-        self._plans[key] = plan
+        with self.program.lock:
+            if len(self._plans) >= _PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[key] = plan
         return plan
 
     def plan_for(self, native: Native, sizes: Sizes) -> Plan:
@@ -253,9 +255,10 @@ class Export:
                 return [f"{arg.name}.{k}" for k in _params(self.program.modules[arg.module])]
         return [arg.name]
 
-    def fill(self, entry: Entry, values: Sequence[Any], rng: tuple[int, int]) -> int:
+    def fill(self, entry: Entry, values: Sequence[Any], rng: tuple[int, int] | None) -> int:
         """Writes the argument pointers; returns the position after them."""
-        entry.rng[:] = rng
+        if rng is not None:
+            entry.rng[:] = rng
         position = 0
         rest = iter(values)
         for arg in self.sig.args:
@@ -296,8 +299,7 @@ def put(entry: Entry, position: int, kind: str, value: Any) -> int:
     if kind == "dim":
         return position
     pointers = value.pointers if kind == "module" else param_pointers(value)
-    entry.args[position : position + len(pointers)] = pointers
-    return position + len(pointers)
+    return entry.set_pointers(position, pointers)
 
 
 def param_pointers(value: Tree | Module) -> Array:

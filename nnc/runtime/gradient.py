@@ -66,11 +66,11 @@ class Differentiable:
         plan = export.plan_for(self.native.forward, call.plan.sizes)
         results = export.new_results(plan)
         saved = [_new(t, plan.sizes.env) for t in self.native.saved]
-        rng = export.program.draw() if export.draws else (0, 0)
+        rng = export.program.draw() if export.draws else None
         with entry.lock:
             at = export.fill(entry, call.values, rng)
             at = put_results(entry, at, [*results, *saved])
-            entry.dims[: len(plan.dims)] = plan.dims
+            entry.set_dims(plan.dims)
             try:
                 entry.run(plan.arena, plan.threads)
             finally:
@@ -92,14 +92,16 @@ class Run:
         call: Call,
         results: list[Any],
         saved: list[Array],
-        rng: tuple[int, int],
+        rng: tuple[int, int] | None,
     ) -> None:
         self._by = made_by
         self._call = call
         self._results = results
         self._versions = [(v, v.version) for v in call.values if isinstance(v, Store)]
         self._arrays = {f"saved.{i}": a for i, a in enumerate(saved)}
-        self._arrays |= dict(zip(("seed", "step"), np.array(rng, np.int64)[:, None], strict=True))
+        self._arrays |= dict(
+            zip(("seed", "step"), np.array(rng or (0, 0), np.int64)[:, None], strict=True)
+        )
         self.value = made_by.export.wrap(results, call.plan)
 
     def __repr__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,12 @@ def layout_of(leaves: tuple[Leaf, ...]) -> Layout:
     return Layout(leaves)
 
 
-class Store(Mapping[str, Array]):
-    """Named arrays: `s[key]` is a writable view (bf16: see `memory.numpy_dtype`)."""
+class Store:
+    """Named arrays: `s[key]` is a writable view (bf16: see `memory.numpy_dtype`).
+
+    A Mapping by registration only: `isinstance(x, Store)` is asked in every call and is ten times
+    as slow for a subclass of Mapping.
+    """
 
     def __init__(self, sig: ModuleSig, leaves: tuple[Leaf, ...]) -> None:
         self.sig = sig
@@ -86,8 +90,20 @@ class Store(Mapping[str, Array]):
     def __len__(self) -> int:
         return len(self.arrays)
 
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    def __contains__(self, key: object) -> bool:
+        return key in self.arrays
+
+    def keys(self) -> KeysView[str]:
+        return self.arrays.keys()
+
+    def values(self) -> ValuesView[Array]:
+        return self.arrays.values()
+
+    def items(self) -> ItemsView[str, Array]:
+        return self.arrays.items()
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self.arrays.get(key, default)
 
     def __repr__(self) -> str:
         count, size = self.layout.elements, human(self.layout.nbytes)
@@ -100,6 +116,9 @@ class Store(Mapping[str, Array]):
         if key not in self.arrays:
             raise KeyError(f"{self._title()} has no {key!r}{nearest(str(key), self.arrays)}")
         return key
+
+
+Mapping.register(Store)
 
 
 def _fitting(key: str, dtype: DType, array: Array, value: Any) -> Any:

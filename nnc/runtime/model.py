@@ -49,7 +49,10 @@ class Model:
         self._dump = dump
         self.exports: dict[str, Export] = self._program.exports
         for sig in manifest.exports:
-            self.exports[sig.name] = Differentiating(sig, self._program, lazy)
+            export = Differentiating(sig, self._program, lazy)
+            self.exports[sig.name] = export
+            if not hasattr(type(self), sig.name):
+                self.__dict__[sig.name] = export  # found without `__getattr__`
 
     def __repr__(self) -> str:
         rows = [f"  {e.sig.text or e.sig.name}" for e in self.exports.values()]
