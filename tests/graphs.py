@@ -214,7 +214,7 @@ class Maker:
         return self.random.choices([m for m, _ in makers], weights)[0]()
 
     def at(self, t: Node, over: Sequence[Axis]) -> Load:
-        """`t` read along the loops: axes of equal extent where there are, else the first element."""
+        """`t` read along the loops: along axes of equal extent, else the first element."""
         free = list(over)
         index: list[DimLike | Expr] = []
         for e in t.type.shape:

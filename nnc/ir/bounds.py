@@ -5,8 +5,9 @@ The front end turns what is not proved into messages for the user, `verify` into
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, children, walk
 from nnc.ir.graph import Axis, Compute, Node, Update
@@ -68,8 +69,45 @@ def loop_facts(axes: Iterable[Axis], facts: Facts) -> Facts:
     return facts.plus(*dict.fromkeys(d for d in known if not _positive(d, facts)))
 
 
+@lru_cache(maxsize=4096)
 def _positive(d: Dim, facts: Facts) -> bool:
     return prove_nonneg(d, facts, depth=0)
+
+
+def prove(p: Dim, facts: Facts, ranges: Ranges) -> bool:
+    """As `prove_nonneg`, after a look at a few points: most false claims fail at once."""
+    return not _refuted(p, facts, ranges) and prove_nonneg(p, facts, ranges)
+
+
+def _refuted(p: Dim, facts: Facts, ranges: Ranges) -> bool:
+    """Whether p is negative at one of a few points where all facts hold."""
+    loops = {v: r for v, r in ranges.items() if v in p.names}
+    known = frozenset().union(p.names, *(d.names for r in loops.values() for d in r))
+    about = [f for f in facts.nonneg if f.names & known]
+    inside = [v for f in about for v in f.names if v in ranges]
+    loops |= {v: ranges[v] for v in inside}
+    known = known.union(*(f.names for f in about), *(d.names for r in loops.values() for d in r))
+    for size in SAMPLE_SIZES:
+        env = {n: size + i for i, n in enumerate(sorted(known)) if n not in loops}
+        for point in _corners(loops, env):
+            if all(f.evaluate(point) >= 0 for f in about) and p.evaluate(point) < 0:
+                return True
+    return False
+
+
+SAMPLE_SIZES = (40, 3)
+
+
+def _corners(loops: Ranges, env: dict[str, int]) -> Iterator[dict[str, int]]:
+    """All loops at their ends, and each alone at its other end."""
+    ends = {v: (low.evaluate(env), high.evaluate(env)) for v, (low, high) in loops.items()}
+    if any(low > high for low, high in ends.values()):
+        return
+    for side in (0, 1):
+        base = {v: e[side] for v, e in ends.items()}
+        yield env | base
+        for v, e in ends.items():
+            yield env | base | {v: e[1 - side]}
 
 
 def obligations(exprs: Sequence[Expr], axes: Sequence[Axis], facts: Facts) -> list[Obligation]:
@@ -107,8 +145,8 @@ def _of_load(load: Load, facts: Facts, ranges: Ranges) -> Iterable[Obligation]:
         index = as_dim(e)
         if index is None or _whole_axis(index, extent, ranges):
             continue
-        low_ok = prove_nonneg(index, facts, ranges)
-        high_ok = prove_nonneg(extent - index - 1, facts, ranges)
+        low_ok = prove(index, facts, ranges)
+        high_ok = prove(extent - index - 1, facts, ranges)
         ends = None if low_ok and high_ok else extremes(index, facts, ranges)
         low, high = ends or (None, None)
         yield Obligation(load, axis, index, extent, low_ok, high_ok, low, high)
@@ -184,9 +222,7 @@ def decide(cond: Expr, facts: Facts, ranges: Ranges) -> bool | None:
             if p is None or q is None:
                 return None
             for value, name in ((True, fn), (False, _NEGATED[fn])):
-                if any(
-                    all(prove_nonneg(d, facts, ranges) for d in way) for way in _ways(name, p, q)
-                ):
+                if any(all(prove(d, facts, ranges) for d in way) for way in _ways(name, p, q)):
                     return value
     return None
 
@@ -219,7 +255,7 @@ def _simplify_func(f: Func, facts: Facts, ranges: Ranges) -> Dim:
     a, b = simplify_dim(f.a, facts, ranges), simplify_dim(f.b, facts, ranges)
     if f.kind in ("floor", "mod") and not b.names & ranges.keys():
         whole, rest = _multiples(a, b)
-        if prove_nonneg(rest, facts, ranges) and prove_nonneg(b - rest - 1, facts, ranges):
+        if prove(rest, facts, ranges) and prove(b - rest - 1, facts, ranges):
             return whole if f.kind == "floor" else rest
         if f.kind == "mod":
             return rest % b

@@ -129,7 +129,7 @@ def place(span: Span) -> str:
 def _line(text: str, remark: str, span: Span) -> str:
     remarks = ", ".join(r for r in (remark, place(span)) if r)
     text = f"  {text}"
-    return f"{text:<{COLUMN}}# {remarks}" if remarks else text
+    return f"{text:<{COLUMN - 2}}  # {remarks}" if remarks else text
 
 
 def _node_lines(node: Node, name: str, name_of: NameOf) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from nnc.ir.bounds import Ranges, as_dim, axis_ranges, loop_facts, simplify_dim
+from nnc.ir.bounds import Ranges, as_dim, axis_ranges, loop_facts, prove, simplify_dim
 from nnc.ir.expr import Expr, Idx, Load, as_dtype, rewrite, subst
 from nnc.ir.graph import Axis
 from nnc.ir.scalar import op
@@ -151,9 +151,9 @@ class _Search:
         """The variable `loop` with this value must be in its range."""
         value = simplify_dim(value, self.facts, self.ranges)
         last = loop.extent - 1
-        if not prove_nonneg(value, self.facts, self.ranges):
+        if not prove(value, self.facts, self.ranges):
             self.conditions.append(Condition(op("ge", Idx(value), Idx(ZERO)), loop.var))
-        if not prove_nonneg(last - value, self.facts, self.ranges):
+        if not prove(last - value, self.facts, self.ranges):
             self.conditions.append(Condition(op("le", Idx(value), Idx(last)), loop.var))
 
     def _solve_for(self, loop: Axis, value: Dim) -> None:
@@ -199,7 +199,7 @@ class _Search:
                 if not prove_nonneg(a, self.facts):
                     return False
                 rest = rest + a * (v.extent - 1)
-        return prove_nonneg(top[0] - 1 - rest, self.facts)
+        return prove(top[0] - 1 - rest, self.facts, {})
 
     def _rank(self, term: tuple[Dim, Axis]) -> tuple[bool, int, int]:
         """Solving for the longest loop leaves the least work; among equals, for the outermost."""

@@ -19,6 +19,7 @@ from nnc.ir.bounds import (
     decide,
     demands,
     loop_facts,
+    prove,
     simplify_dim,
 )
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, children, walk, with_children
@@ -38,7 +39,7 @@ from nnc.ir.graph import (
 from nnc.ir.interpret import convert, numpy_dtype
 from nnc.ir.scalar import SCALARS, neg, op, select
 from nnc.ir.share import Interner, Numbering, node_key
-from nnc.lang.dims import Dim, Facts, dim_max, dim_min, prove_nonneg
+from nnc.lang.dims import Dim, Facts, dim_max, dim_min
 from nnc.lang.types import DTYPES, DType, is_float, is_int
 
 
@@ -226,7 +227,7 @@ def index_arithmetic(e: Expr, scope: Scope) -> Expr | None:
             return Idx(dim_min(p, q))
         case "max":
             return Idx(dim_max(p, q))
-        case "floordiv" | "mod" if prove_nonneg(q - 1, scope.facts, scope.ranges):
+        case "floordiv" | "mod" if prove(q - 1, scope.facts, scope.ranges):
             return Idx(p // q if e.fn == "floordiv" else p % q)
     return None
 
@@ -368,9 +369,9 @@ def other_never_read(e: Expr, scope: Scope) -> Expr | None:
         return None
     for i, extent in zip(e.index, e.tensor.type.shape, strict=True):
         d = as_dim(i)
-        if d is None or not prove_nonneg(d, scope.facts, scope.ranges):
+        if d is None or not prove(d, scope.facts, scope.ranges):
             return None
-        if not prove_nonneg(extent - d - 1, scope.facts, scope.ranges):
+        if not prove(extent - d - 1, scope.facts, scope.ranges):
             return None
     return replace(e, other=None)
 
