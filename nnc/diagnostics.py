@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One source text; `name` is how messages call it (a path as the user gave it, or `std/nn.nn`)."""
+    """One source text; `name` is how messages call it (the path as given, or `std/nn.nn`)."""
 
     name: str
     text: str
@@ -45,13 +46,15 @@ class Span:
 
     @property
     def text(self) -> str:
-        """The spanned text when it lies on one line, else its first line."""
-        lines = self.source.lines
-        if not 1 <= self.line <= len(lines):
+        """The spanned text; several rows are joined by spaces (with remarks: the first)."""
+        rows = self.source.lines[self.line - 1 : self.end_line]
+        if not rows or self.line < 1:
             return ""
-        row = lines[self.line - 1]
-        end = self.end_column if self.end_line == self.line else len(row) + 1
-        return row[self.column - 1 : end - 1]
+        rows[-1] = rows[-1][: self.end_column - 1]
+        rows[0] = rows[0][self.column - 1 :]
+        if any("#" in row for row in rows[:-1]):
+            return rows[0]
+        return " ".join(row.strip() for row in rows) if len(rows) > 1 else rows[0]
 
     def __repr__(self) -> str:
         return self.place
@@ -62,15 +65,21 @@ NOWHERE = Span(Source("<built-in>", ""), 1, 1, 1, 1)
 
 @dataclass(frozen=True)
 class Label:
-    """A note attached to a place: underlined with `^` (primary) or `-`."""
+    """A note attached to a place: underlined with `^` (primary) or `-`.
+
+    The part of `text` behind three spaces stands in a column of its own. `aside`: a place to be
+    shown after the others (where something was declared); `mark`: whether it is underlined.
+    """
 
     span: Span
     text: str = ""
+    aside: bool = False
+    mark: bool = True
 
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One mistake: a stable code, what is wrong, where, where each size came from, one thing to try."""
+    """One mistake: a stable code, what is wrong, where, the origin of sizes, one thing to try."""
 
     code: str
     message: str
@@ -121,16 +130,18 @@ def render(d: Diagnostic) -> str:
     labels = [Label(d.span, d.text), *d.labels]
     width = max(len(str(label.span.line)) for label in labels)
     pad = " " * width
-    out = [f"{d.severity}[{d.code}]: {d.message}", f"{pad}--> {d.span.place}"]
-    out.append(f"{pad} |")
-    out += _quote(d.span.source, [x for x in labels if x.span.source is d.span.source], d, width)
-    for source in _others(d.span.source, labels):
-        rows = [x for x in labels if x.span.source is source]
-        out.append(f"{pad}::: {rows[0].span.place}")
-        out += _quote(source, rows, d, width)
-    out += [f"{pad} = {note}" for note in d.notes]
+    out = [f"{d.severity}[{d.code}]: {escape(d.message)}", f"{pad}--> {d.span.place}", f"{pad} |"]
+    blocks = list(_blocks(d.span.source, labels))
+    column = max((_tail_column(rows, d) for _, rows in blocks), default=0)
+    for i, (source, rows) in enumerate(blocks):
+        if source is not d.span.source:
+            out.append(f"{pad}::: {rows[0].span.place}")
+        elif i:
+            out.append(f"{pad} |")
+        out += _quote(source, rows, d, width, column)
+    out += [f"{pad} = {escape(note)}" for note in d.notes]
     if d.help:
-        out.append(f"{pad} help: {d.help}")
+        out.append(f"{pad} help: {escape(d.help)}")
     return "\n".join(out)
 
 
@@ -138,48 +149,116 @@ def render_all(diagnostics: Iterable[Diagnostic]) -> str:
     return "\n\n".join(render(d) for d in diagnostics)
 
 
-def _others(main: Source, labels: Sequence[Label]) -> list[Source]:
-    seen: list[Source] = []
-    for label in labels:
-        source = label.span.source
-        if source is not main and all(s is not source for s in seen):
-            seen.append(source)
-    return seen
+def _blocks(main: Source, labels: Sequence[Label]) -> Iterator[tuple[Source, list[Label]]]:
+    """Labels that are quoted together: of the main file, asides of it, then of each other file."""
+    yield main, [x for x in labels if x.span.source is main and not x.aside]
+    if aside := [x for x in labels if x.span.source is main and x.aside]:
+        yield main, aside
+    others = dict.fromkeys(x.span.source for x in labels if x.span.source is not main)
+    for source in others:
+        yield source, [x for x in labels if x.span.source is source]
 
 
-def _quote(source: Source, labels: list[Label], d: Diagnostic, width: int) -> list[str]:
+def _quote(
+    source: Source, labels: Sequence[Label], d: Diagnostic, width: int, column: int
+) -> list[str]:
     out: list[str] = []
-    rows = sorted({label.span.line for label in labels})
     previous: int | None = None
-    for row in rows:
-        if previous is not None and row > previous + 1:
-            out.append("..." if row > previous + 2 else _source_row(source, row - 1, width))
-        out.append(_source_row(source, row, width))
-        here = [label for label in labels if label.span.line == row]
-        out += [f"{' ' * width} | {line}" for line in _underlines(source, here, d)]
-        previous = row
+    for line in sorted({label.span.line for label in labels}):
+        if previous is not None and line > previous + 1:
+            out.append("..." if line > previous + 2 else _source_row(source, line - 1, width))
+        out.append(_source_row(source, line, width))
+        here = [label for label in labels if label.span.line == line and label.mark]
+        out += [f"{' ' * width} | {row}".rstrip() for row in _underlines(here, d, column)]
+        previous = line
     return out
 
 
-def _source_row(source: Source, row: int, width: int) -> str:
-    text = source.lines[row - 1] if 1 <= row <= len(source.lines) else ""
-    return f"{row:>{width}} | {text.expandtabs(1)}".rstrip()
+def _source_row(source: Source, line: int, width: int) -> str:
+    return f"{line:>{width}} | {escape(_row(source, line))}".rstrip()
 
 
-def _underlines(source: Source, labels: list[Label], d: Diagnostic) -> list[str]:
-    """One row of marks; the rightmost label's text beside it, the others' texts below their marks."""
-    text = source.lines[labels[0].span.line - 1] if labels[0].span.line <= len(source.lines) else ""
-    marks = [" "] * (len(text) + 2)
-    for label in sorted(labels, key=lambda x: x.span == d.span):
-        start = label.span.column - 1
-        same = label.span.end_line == label.span.line
-        end = max(label.span.end_column - 1 if same else len(text), start + 1)
-        marks += [" "] * (end - len(marks))
-        marks[start:end] = ("^" if label.span == d.span else "-") * (end - start)
+def _row(source: Source, line: int) -> str:
+    return source.lines[line - 1] if 1 <= line <= len(source.lines) else ""
+
+
+def _underlines(labels: Sequence[Label], d: Diagnostic, column: int) -> list[str]:
+    """One row of marks; the rightmost label's text beside it, the others' below their marks."""
+    if not labels:
+        return []
     ordered = sorted(labels, key=lambda x: x.span.column, reverse=True)
-    first = "".join(marks).rstrip()
-    out = [f"{first} {ordered[0].text}".rstrip()]
+    out = [_with_tail(f"{_marks(labels, d)} {_head(ordered[0])}", ordered[0], column)]
     for label in ordered[1:]:
         if label.text:
-            out.append(" " * (label.span.column - 1) + label.text)
+            start, _ = _extent(label)
+            out.append(_with_tail(" " * start + _head(label), label, column))
     return out
+
+
+def _marks(labels: Sequence[Label], d: Diagnostic) -> str:
+    marks: list[str] = []
+    for label in sorted(labels, key=lambda x: x.span == d.span):
+        start, end = _extent(label)
+        marks += [" "] * (end - len(marks))
+        marks[start:end] = ("^" if label.span == d.span else "-") * (end - start)
+    return "".join(marks)
+
+
+def _extent(label: Label) -> tuple[int, int]:
+    """Where the marks begin and end, in columns of the screen."""
+    row = _row(label.span.source, label.span.line)
+    same = label.span.end_line == label.span.line
+    start = screen_width(row[: label.span.column - 1])
+    end = screen_width(row[: label.span.end_column - 1] if same else row)
+    return start, max(end, start + 1)
+
+
+def _head(label: Label) -> str:
+    return escape(label.text).partition("   ")[0]
+
+
+def _with_tail(row: str, label: Label, column: int) -> str:
+    tail = escape(label.text).partition("   ")[2].lstrip()
+    return f"{row:<{column}}{tail}".rstrip() if tail else row.rstrip()
+
+
+def _tail_column(labels: Sequence[Label], d: Diagnostic) -> int:
+    """The column at which second parts of label texts can stand, behind all first parts."""
+    out = 0
+    for line in {label.span.line for label in labels}:
+        here = [label for label in labels if label.span.line == line and label.mark]
+        ordered = sorted(here, key=lambda x: x.span.column, reverse=True)
+        for i, label in enumerate(ordered):
+            if "   " in label.text:
+                start = len(_marks(here, d)) + 1 if i == 0 else _extent(label)[0]
+                out = max(out, start + len(_head(label)) + 3)
+    return out
+
+
+def escape(text: str) -> str:
+    """The text with characters that would upset a screen written as escapes; tabs become spaces."""
+    return text if text.isascii() and text.isprintable() else "".join(map(_escaped, text))
+
+
+def _escaped(c: str) -> str:
+    if c == "\t":
+        return " "
+    if c.isprintable():
+        return c
+    return c.encode("unicode_escape").decode()
+
+
+def screen_width(text: str) -> int:
+    """How many columns an escaped text takes (East Asian letters two, combining marks none)."""
+    if text.isascii() and text.isprintable():
+        return len(text)
+    return sum(map(_char_width, text))
+
+
+def _char_width(c: str) -> int:
+    shown = _escaped(c)
+    if len(shown) > 1:
+        return len(shown)
+    if unicodedata.combining(c):
+        return 0
+    return 2 if unicodedata.east_asian_width(c) in "WF" else 1
