@@ -125,7 +125,7 @@ class _Reader:
     """Loops with an expression in them whose loads get contributions."""
 
     axes: tuple[Axis, ...]
-    roots: tuple[Expr, ...]
+    root: Expr
     seed: Term
     facts: Facts
     of: Compute | Update
@@ -155,7 +155,7 @@ def _pull_compute(
             seed = Term(None, mul(g, read(_others(node), (*node.axes, *node.raxes))))
         case "":
             result = read(node, node.axes)
-    reader = _Reader((*node.axes, *node.raxes), (body,), seed, facts, node)
+    reader = _Reader((*node.axes, *node.raxes), body, seed, facts, node)
     yield from _contributions(reader, result, touched, g)
 
 
@@ -169,14 +169,14 @@ def _pull_update(
     (value,) = share(node.value)
     guard = None if node.guard is None else Guard(None, node.guard, True)
     g = _read_at(cotangent, node.target, check=node.check)
-    reader = _Reader(node.axes, (value,), Term(guard, g), facts, node)
+    reader = _Reader(node.axes, value, Term(guard, g), facts, node)
     yield from _contributions(reader, None, touched, g)
 
 
 def _contributions(
     reader: _Reader, result: Expr | None, touched: set[Node], g: Expr
 ) -> Iterator[tuple[Node, Node]]:
-    wanted = adjoints(reader.roots[0], reader.seed, lambda e: e.tensor in touched, result)
+    wanted = adjoints(reader.root, reader.seed, lambda e: e.tensor in touched, result)
     for c in wanted:
         tensor: Node = c.load.tensor  # type: ignore[assignment]
         way = solve(c.load, reader.axes, reader.facts)
@@ -234,7 +234,7 @@ def _pad(body: Expr, way: Gather, g: Expr) -> tuple[Expr, set[str]]:
     Allowed for variables that occur in nothing else, when the value is a multiple of the cotangent.
     """
     wanted = {c.var for c in way.conditions} - {"", *way.digits}
-    if not wanted or not isinstance(g, Load) or not _is_multiple(body, g):
+    if not wanted or not isinstance(g, Load) or g.check or not _is_multiple(body, g):
         return body, set()
     others: set[str] = set()
     for e in _without(body, g):
