@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from nnc.diagnostics import NOWHERE, Span
-from nnc.ir.expr import Expr, Load, rewrite, walk
+from nnc.ir.expr import Expr, Load, names, rewrite, walk
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.types import TensorType
 
@@ -96,10 +97,54 @@ class Grad(Value):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
+class Loop(Value):
+    """`trip` turns in order; its results are read through `Part`s: first the final carried values, then the yields.
+
+    The body is the DAG below `next` and `yields`. In it stand the placeholders `carries` (Inputs of kind "carry",
+    the values at the start of a turn) and the loop variable `var` (starts with `$`, 0 ... trip - 1, free in
+    the body's expressions). Whatever does not depend on these is outside of the loop (`captures`). Yield k is
+    stacked: its Part has the type [trip, *yields[k].type.shape]. `cond` (a bool scalar of the body): the loop ends
+    before the first turn at which it is false; then there are no yields. `type` is that of the first carry or yield.
+    """
+
+    var: str
+    trip: Dim
+    carries: tuple[Input, ...]
+    init: tuple[Node, ...]
+    next: tuple[Node, ...]
+    yields: tuple[Node, ...] = ()
+    cond: Node | None = None
+
+    @property
+    def outs(self) -> tuple[Node, ...]:
+        """The roots of the body."""
+        return (*self.next, *self.yields, *(() if self.cond is None else (self.cond,)))
+
+    @cached_property
+    def body(self) -> tuple[Node, ...]:
+        """The nodes that depend on a turn, operands first; the placeholders are not among them."""
+        inside: set[Node] = set(self.carries)
+        order: list[Node] = []
+        for node in toposort(self.outs):
+            depends = any(o in inside for o in operands(node)) or self.var in used_names(node)
+            if depends and node not in inside:
+                inside.add(node)
+                order.append(node)
+        return tuple(order)
+
+    @cached_property
+    def captures(self) -> tuple[Node, ...]:
+        """Outside nodes that the body reads, or that are themselves a next value or a yield."""
+        inside = {*self.body, *self.carries}
+        read = [o for n in self.body for o in operands(n) if o not in inside]
+        return tuple(dict.fromkeys([*read, *(n for n in self.outs if n not in inside)]))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
 class Part(Value):
     """Result `index` of a multi-result node."""
 
-    source: Grad
+    source: Grad | Loop
     index: int
 
 
@@ -110,7 +155,7 @@ class Stop(Value):
     source: Node
 
 
-Node = Input | Constant | Compute | Update | Grad | Part | Stop
+Node = Input | Constant | Compute | Update | Grad | Loop | Part | Stop
 
 
 @dataclass(frozen=True)
@@ -148,9 +193,34 @@ def operands(node: Node) -> tuple[Node, ...]:
             return tuple(dict.fromkeys((base, *_loaded(*exprs))))
         case Grad(y=y, wrt=wrt, seed=seed):
             return tuple(dict.fromkeys((y, *wrt, *(() if seed is None else (seed,)))))
+        case Loop(init=init):
+            return tuple(dict.fromkeys((*init, *node.captures)))
         case Part(source=source) | Stop(source=source):
             return (source,)
     return ()
+
+
+def used_names(node: Node) -> frozenset[str]:
+    """Dims and free loop variables in a node's expressions and shape."""
+    out: set[str] = set()
+    for d in node.type.shape:
+        out |= d.names
+    match node:
+        case Compute(axes=axes, raxes=raxes, body=body):
+            out |= names([body])
+            bound = (*axes, *raxes)
+        case Update(axes=bound, target=target, value=value, guard=guard):
+            out |= names([*target, value, *(() if guard is None else (guard,))])
+        case Loop(var=var, trip=trip):
+            out |= trip.names
+            for n in node.body:
+                out |= used_names(n)
+            return frozenset(out - {var})
+        case _:
+            return frozenset(out)
+    for a in bound:
+        out |= a.extent.names
+    return frozenset(out - {a.var for a in bound})
 
 
 def _loaded(*bodies: Expr) -> tuple[Node, ...]:
@@ -206,11 +276,30 @@ def replace_operands(node: Node, new: Callable[[Node], Node]) -> Node:
             return replace(node, y=new(y), wrt=tuple(new(w) for w in wrt), seed=seed)
         case Part(source=source):
             moved = new(source)
-            assert isinstance(moved, Grad), moved
+            assert isinstance(moved, Grad | Loop), moved
             return replace(node, source=moved)
         case Stop(source=source):
             return replace(node, source=new(source))
+        case Loop(init=init):
+            return _rebuilt(replace(node, init=tuple(new(i) for i in init)), new, lambda n: n)
     return node
+
+
+def _rebuilt(loop: Loop, new: Callable[[Node], Node], fn: Callable[[Node], Node]) -> Loop:
+    """The loop with its captures replaced by `new` and every body node passed through `fn`."""
+    moved: dict[Node, Node] = {c: c for c in loop.carries}
+
+    def get(node: Node) -> Node:
+        return moved[node] if node in moved else new(node)
+
+    for node in loop.body:
+        moved[node] = fn(replace_operands(node, get))
+    return replace(
+        loop,
+        next=tuple(get(n) for n in loop.next),
+        yields=tuple(get(n) for n in loop.yields),
+        cond=None if loop.cond is None else get(loop.cond),
+    )
 
 
 def _reload(body: Expr, new: Callable[[Node], Node]) -> Expr:
@@ -224,11 +313,28 @@ def _reload(body: Expr, new: Callable[[Node], Node]) -> Expr:
 
 
 def transform(graph: Graph, fn: Callable[[Node], Node]) -> Graph:
-    """Rebuilds the graph operands first; `fn` sees each node with its operands already rebuilt."""
+    """Rebuilds the graph operands first; `fn` sees each node with its operands already rebuilt.
+
+    The nodes of loop bodies are passed through `fn` too (innermost first), then their loop.
+    """
     new: dict[Node, Node] = {}
+
     for node in toposort(graph.roots):
-        new[node] = fn(replace_operands(node, lambda o: new[o]))
+        if isinstance(node, Loop):
+            init = tuple(new[i] for i in node.init)
+            new[node] = fn(_rebuilt(replace(node, init=init), lambda o: new[o], deep(fn)))
+        else:
+            new[node] = fn(replace_operands(node, lambda o: new[o]))
     return with_roots(graph, [new[r] for r in graph.roots])
+
+
+def deep(fn: Callable[[Node], Node]) -> Callable[[Node], Node]:
+    """`fn` that goes into the bodies of loops first."""
+
+    def one(node: Node) -> Node:
+        return fn(_rebuilt(node, lambda o: o, one) if isinstance(node, Loop) else node)
+
+    return one
 
 
 def with_roots(graph: Graph, roots: list[Node]) -> Graph:

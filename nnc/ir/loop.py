@@ -6,6 +6,7 @@ codegen never decides what to fuse, where a buffer lives or how a loop runs.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nnc.diagnostics import NOWHERE, Span
@@ -137,7 +138,23 @@ class Commit:
     """Between kernels: if an index error was recorded so far, leave with the error (nothing is written yet)."""
 
 
-Step = Kernel | Commit
+@dataclass(frozen=True, eq=False)
+class Repeat:
+    """Runs `steps` in order for `var` = 0 ... trip - 1; the variable is free in the steps' expressions.
+
+    `cond`: a bool scalar buffer that `before` (run at the start of every turn) computes; the loop ends at the first
+    turn at which it holds false. A kernel of one turn sees what all kernels of the turn before wrote.
+    """
+
+    var: str
+    trip: Dim
+    steps: tuple[Step, ...]
+    before: tuple[Step, ...] = ()
+    cond: Buffer | None = None
+    span: Span = NOWHERE
+
+
+Step = Kernel | Commit | Repeat
 
 
 @dataclass(frozen=True)
@@ -156,4 +173,13 @@ class Program:
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:
-        return tuple(s for s in self.steps if isinstance(s, Kernel))
+        """All kernels, those in loops too, in order."""
+        return tuple(_kernels(self.steps))
+
+
+def _kernels(steps: tuple[Step, ...]) -> Iterator[Kernel]:
+    for s in steps:
+        if isinstance(s, Kernel):
+            yield s
+        elif isinstance(s, Repeat):
+            yield from _kernels((*s.before, *s.steps))
