@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from nnc.codegen import flow
 from nnc.codegen.loops import Loops, cheap
-from nnc.codegen.registers import computes_in, iota, splat, vtype, wide
+from nnc.codegen.registers import computes_in, vtype, wide
 from nnc.codegen.scopes import Value
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Reduce
+from nnc.lang.dims import ZERO, Dim
 from nnc.lang.types import DTYPES, DType, is_float
 
 _COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "any": "or", "all": "and"}
@@ -118,14 +119,11 @@ class Reductions(Loops):
             return (self.ops.cast(text, "bool", "i32", lanes),)
         if not fold.positions:
             return (text,)
-        return (text, self.position(self.names[leaf.axes[0].var], leaf.axes[0].var, lanes))
-
-    def position(self, index: Value, var: str, lanes: int) -> str:
-        narrow = self.em.op(f"trunc i64 {index.text} to i32")
-        all_ = splat(self.em, "i32", narrow, lanes)
-        if var != self.vector:
-            return all_
-        return self.ops.two("add", "i32", all_, iota("i32", lanes), lanes)
+        number = ZERO
+        for a in leaf.axes:
+            number = number * a.extent + Dim.of(a.var)
+        position = self.compute("cast", "i32", "i64", (self.dim(number),))
+        return (text, self.spread(position, lanes))
 
     def combined(
         self, fold: Fold, a: State, b: State, lanes: int, mask: str | None = None
