@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
-from nnc.ir.expr import Expr, Idx, Load, Select
-from nnc.ir.graph import Axis, Compute, Graph, Input, Node, Write
+from nnc.ir.expr import Expr, Idx, Load, Select, Var, rewrite
+from nnc.ir.graph import Axis, Compute, Graph, Input, Node, Write, toposort
+from nnc.ir.loop import Buffer, Program, Store
 from nnc.ir.scalar import add, cast, const, mul, op, sub
 from nnc.lang.dims import Dim
+from nnc.passes import partials, storage
 from nnc.passes.autodiff import autodiff
+from nnc.passes.schedule import nest as schedule_nest
+from nnc.passes.schedule.merge import map_stmts
 from nnc.passes.simplify import simplify
+from nnc.passes.verify_loop import verify
 from tests.graphs import axes, comp, d, grads, graph, inp, load, sample, total, update
-from tests.lowering import check
+from tests.lowering import check, compile_graph, loops
 
 SIZES = {"B": 3, "T": 4}
 EXTENTS = ("B", "T", 2, 1, 5)
@@ -176,8 +183,6 @@ class Maker:
 
 
 def _depends(y: Node, x: Node) -> bool:
-    from nnc.ir.graph import toposort
-
     return x in toposort([y])
 
 
@@ -187,8 +192,23 @@ def differ(seed: int) -> None:
     check(g, sizes, inputs=sample(g.inputs, sizes, seed))
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize("seed", range(30))
 def test_random_graphs(seed: int) -> None:
+    differ(seed)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All loops are long: they are cut, and reductions are split."""
+    for name, value in {"LONG": 4, "PIECE": 4, "ROWS": 2, "FEW": 100, "LANES": 2}.items():
+        monkeypatch.setattr(partials, name, value)
+    for name, value in {"CHUNK": 3, "REDUCED_CHUNK": 2, "SHORT": 2}.items():
+        monkeypatch.setattr(schedule_nest, name, value)
+    monkeypatch.setattr(storage, "STRIP_BYTES", 16)
+
+
+@pytest.mark.parametrize("seed", range(30, 60))
+def test_random_graphs_in_short_pieces(seed: int, short: None) -> None:
     differ(seed)
 
 
@@ -196,3 +216,106 @@ def test_random_graphs(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(100, 2100))
 def test_many_random_graphs(seed: int) -> None:
     differ(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2100, 4100))
+def test_many_random_graphs_in_short_pieces(seed: int, short: None) -> None:
+    differ(seed)
+
+
+# ---- splitting ----------------------------------------------------------------------------------
+
+
+def whole(t: Node, fn: str = "sum") -> Compute:
+    over = tuple(Axis(f"$i{j}", n) for j, n in enumerate(t.type.shape))
+    return comp(load(t, *(a.var for a in over)), (), fn, over)
+
+
+@pytest.mark.parametrize("shape", [("B", "T"), (20000,), (150, 130), ("B", 33, "T")])
+def test_long_reductions_have_two_kernels(shape: tuple[object, ...]) -> None:
+    x = inp("x", *shape)  # type: ignore[arg-type]
+    s = whole(x)
+    mean = comp(op("div", load(s), const(3, s.body)))
+    p = check(graph([mean], [x], ["B", "T"]), SIZES, kernels=2)
+    assert loops(p.kernels[0]) == [("parallel", "$piece")]
+
+
+def test_column_sums_in_pieces() -> None:
+    x = inp("x", "B", "T", 10)
+    s = comp(load(x, "$b", "$t", "$o"), axes(o=10), "sum", axes(b="B", t="T"))
+    check(graph([s], [x], ["B", "T"]), SIZES, kernels=2)
+    x = inp("x", "B", 10)
+    s = comp(load(x, "$b", "$o"), axes(o=10), "sum", axes(b="B"))
+    check(graph([s], [x], ["B", "T"]), SIZES, kernels=1)
+
+
+def test_half_precision_accumulates_in_f32() -> None:
+    x = inp("x", "B", "T", dtype="f16")
+    p = check(graph([whole(x)], [x], ["B", "T"]), SIZES, kernels=2)
+    assert [b.type.dtype for b in p.buffers] == ["f32"]
+
+
+# ---- what the checker catches -------------------------------------------------------------------
+
+
+def softmax_program() -> Program:
+    x = inp("x", "B", "T")
+    m = comp(load(x, "$b", "$t"), axes(b="B"), "max", axes(t="T"))
+    e = comp(op("exp", sub(load(x, "$b", "$t"), load(m, "$b"))), axes(b="B", t="T"))
+    s = comp(load(e, "$b", "$t"), axes(b="B"), "sum", axes(t="T"))
+    y = comp(op("div", load(e, "$b", "$t"), load(s, "$b")), axes(b="B", t="T"))
+    return compile_graph(graph([y], [x], ["B", "T"]))
+
+
+def mutated(p: Program, fn: Callable[[Expr], Expr]) -> Program:
+    steps = tuple(replace(k, body=map_stmts(k.body, lambda e: rewrite(e, fn))) for k in p.kernels)
+    return replace(p, steps=steps)
+
+
+def caught(p: Program, message: str) -> None:
+    with pytest.raises(AssertionError, match=message):
+        verify(p, "planting")
+
+
+def test_an_index_off_by_one_is_caught() -> None:
+    def fn(e: Expr) -> Expr:
+        if isinstance(e, Load) and e.tensor.type.rank == 2:
+            assert isinstance(e.index[1], Idx)
+            return replace(e, index=(e.index[0], Idx(e.index[1].dim + 1)))
+        return e
+
+    caught(mutated(softmax_program(), fn), "may leave 0..T-1")
+
+
+def test_a_read_of_another_row_is_caught() -> None:
+    def fn(e: Expr) -> Expr:
+        if isinstance(e, Load) and isinstance(e.tensor, Buffer) and e.tensor.scope == "arena":
+            return replace(e, index=(Idx(d(0)), e.index[1]))
+        return e
+
+    caught(mutated(softmax_program(), fn), "may be written by another iteration")
+
+
+def test_a_race_is_caught() -> None:
+    p = softmax_program()
+
+    def place(s: Store) -> tuple[Buffer, tuple[Expr, ...]]:
+        return s.buffer, (Idx(d(0)), s.index[1])
+
+    k = replace(p.kernels[0], body=map_stmts(p.kernels[0].body, lambda e: e, place))
+    caught(replace(p, steps=(k,)), "iterations may store to one element")
+
+
+def test_a_missing_kernel_is_caught() -> None:
+    x = inp("x", "B", "T")
+    p = compile_graph(graph([whole(x)], [x], ["B", "T"]))
+    caught(replace(p, steps=p.steps[1:]), "sum is read before it is written")
+    caught(replace(p, steps=p.steps[:1]), "nothing writes result0")
+
+
+def test_unbound_names_are_caught() -> None:
+    p = mutated(softmax_program(), lambda e: Var(e.dtype, "lost") if isinstance(e, Load) else e)
+    caught(p, "unbound scalar lost")
+    p = mutated(softmax_program(), lambda e: Idx(d("$q")) if isinstance(e, Idx) else e)
+    caught(p, "unbound .q")

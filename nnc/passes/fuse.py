@@ -17,12 +17,12 @@ from nnc.ir.graph import (
     Update,
     Write,
     operands,
-    users,
 )
 from nnc.ir.printer import node_names, print_graph
 from nnc.lang.dims import Dim, dim_prod
 from nnc.passes.inline import inline
-from nnc.passes.order import checking, launch_order, writers
+from nnc.passes.order import Launch, launch
+from nnc.passes.partials import split_reductions
 from nnc.passes.schedule.contraction import Contraction, contraction
 from nnc.passes.schedule.space import Space, space
 
@@ -55,19 +55,20 @@ class Fused:
     graph: Graph
     groups: tuple[Group, ...]
     spaces: dict[Node, Space]
+    users: dict[Node, list[Node]]
     inplace: frozenset[Node]
     checks: frozenset[Node]
 
 
 def fuse(graph: Graph) -> Fused:
     """Decides buffers and kernels."""
-    graph = inline(own_roots(graph))
-    order = launch_order(graph)
-    fuser = _Fuser(graph, order)
-    for node in order:
+    graph = split_reductions(inline(own_roots(graph)))
+    first = launch(graph)
+    fuser = _Fuser(graph, first)
+    for node in first.order:
         fuser.place(node)
     groups = tuple(g.close() for g in fuser.groups)
-    return Fused(graph, groups, fuser.spaces, frozenset(fuser.late), frozenset(fuser.checks))
+    return Fused(graph, groups, fuser.spaces, first.users, first.writers, first.checks)
 
 
 def own_roots(graph: Graph) -> Graph:
@@ -122,14 +123,12 @@ class _Open:
 
 
 class _Fuser:
-    def __init__(self, graph: Graph, order: list[Node]) -> None:
+    def __init__(self, graph: Graph, first: Launch) -> None:
         self.graph = graph
         self.groups: list[_Open] = []
         self.group_of: dict[Node, _Open] = {}
         self.spaces: dict[Node, Space] = {}
-        self.users = users(graph.roots)
-        self.late = writers(graph)
-        self.checks = set(checking(order))
+        self.users, self.late, self.checks = first.users, first.writers, first.checks
         self.unchecked = len(self.checks)  # checks not yet placed
         self.last_check = -1
         self.target = {w.value: w.target for w in graph.writes}

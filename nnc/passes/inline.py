@@ -37,10 +37,12 @@ MAX_SHARED = 24  # expressions of a body that is inlined at several
 
 def inline(graph: Graph) -> Graph:
     """The same function with fewer nodes: cheap and single-use values inside users, no `Stop`."""
-    state = _Inliner(transform(graph, lambda n: n.source if isinstance(n, Stop) else n))
-    for node in toposort(state.graph.roots):
+    if any(isinstance(n, Stop) for n in toposort(graph.roots)):
+        graph = transform(graph, lambda n: n.source if isinstance(n, Stop) else n)
+    state = _Inliner(graph)
+    for node in state.users:
         state.visit(node)
-    return with_roots(graph, [state.new[r] for r in state.graph.roots])
+    return with_roots(graph, [state.new[r] for r in graph.roots])
 
 
 @dataclass

@@ -8,44 +8,43 @@ index checks that do not depend on them, so that an index error leaves all stora
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from nnc.ir.expr import Expr, Idx, Load, Op, Select, walk
 from nnc.ir.graph import Compute, Graph, Node, Update, operands, toposort, users
 from nnc.lang.dims import ONE, Dim
 
 
-def launch_order(graph: Graph) -> list[Node]:
-    """All computed nodes, in an order in which they may run."""
-    order: list[Node] = [n for n in toposort(graph.roots) if isinstance(n, Compute | Update)]
-    late = writers(graph)
-    checks = checking(order)
-    height = _heights(order)
-    level = _levels(graph, order, late, checks)
-    index = {n: i for i, n in enumerate(order)}
-    return sorted(order, key=lambda n: (level[n], -height[n], index[n]))
+@dataclass(frozen=True)
+class Launch:
+    """All computed nodes in an order in which they may run.
 
-
-def writers(graph: Graph) -> set[Node]:
-    """Nodes that may store into an input's memory: written values and the updates they are made of.
-
-    Those on which a run-time index check depends are left out: they must not write before it.
+    `checks`: nodes with a run-time index check that is no repetition. `writers`: nodes that may
+    store into an input's memory (written values, the updates they are made of), but for those on
+    which a check depends: they must not write before it.
     """
-    out: set[Node] = set()
-    for w in graph.writes:
-        node: Node = w.value
-        while isinstance(node, Update):
-            out.add(node)
-            node = node.base
-        if isinstance(node, Compute):
-            out.add(node)
-    return out - _before(checking(toposort(graph.roots)))
+
+    order: tuple[Node, ...]
+    checks: frozenset[Node]
+    writers: frozenset[Node]
+    users: dict[Node, list[Node]]
 
 
-def _before(nodes: list[Node]) -> set[Node]:
-    """The nodes and everything they depend on."""
-    return set(toposort(nodes))
+def launch(graph: Graph) -> Launch:
+    """Decides the order of a graph."""
+    readers = users(graph.roots)  # in topological order
+    order: list[Node] = [n for n in readers if isinstance(n, Compute | Update)]
+    checks = _checking(order)
+    old = _replaced(graph)
+    late = old.keys() - set(toposort(checks))
+    height = _heights(order)
+    level = _Levels(order, readers, checks, late, old).run()
+    index = {n: i for i, n in enumerate(order)}
+    order.sort(key=lambda n: (level[n], -height[n], index[n]))
+    return Launch(tuple(order), frozenset(checks), frozenset(late), readers)
 
 
-def checking(order: list[Node]) -> list[Node]:
+def _checking(order: list[Node]) -> list[Node]:
     """Nodes with a run-time index check that no node before it has made already."""
     done: set[object] = set()
     out: list[Node] = []
@@ -127,31 +126,7 @@ def _heights(order: list[Node]) -> dict[Node, int]:
     return out
 
 
-def _levels(
-    graph: Graph, order: list[Node], late: set[Node], checks: list[Node]
-) -> dict[Node, int]:
-    """Longest paths; late writers also come after checks and after readers of the old version."""
-    plain: dict[Node, int] = {}
-    for node in order:
-        plain[node] = _level(node, plain)
-    out: dict[Node, int] = {}
-    waiting = set(checks)
-    floor = 0
-    # Checks depend on no late writer (see `writers`): their levels are known first.
-    for node in toposort(checks):
-        if isinstance(node, Compute | Update):
-            out[node] = _level(node, out)
-            floor = max(floor, out[node] + 1) if node in waiting else floor
-    old = replaced(graph)
-    readers = users(graph.roots)
-    for node in order:
-        if node not in out:
-            least = max(floor, _after_readers(node, old, readers, plain)) if node in late else 0
-            out[node] = max(_level(node, out), least)
-    return _sink(order, out, waiting)
-
-
-def replaced(graph: Graph) -> dict[Node, Node]:
+def _replaced(graph: Graph) -> dict[Node, Node]:
     """For each node that may write into a storage the version that is lost by it."""
     out: dict[Node, Node] = {}
     for w in graph.writes:
@@ -164,27 +139,45 @@ def replaced(graph: Graph) -> dict[Node, Node]:
     return out
 
 
-def _after_readers(
-    node: Node, old: dict[Node, Node], readers: dict[Node, list[Node]], level: dict[Node, int]
-) -> int:
-    """The level after readers of the old version, less those that may depend on the writer."""
-    others = (r for r in readers.get(old.get(node, node), ()) if r is not node)
-    return max((level[r] + 1 for r in others if level[r] <= level[node]), default=0)
+@dataclass
+class _Levels:
+    """Longest paths; late writers also come after checks and after readers of the old version."""
+
+    order: list[Node]
+    readers: dict[Node, list[Node]]
+    checks: list[Node]
+    late: set[Node]
+    old: dict[Node, Node]
+    level: dict[Node, int] = field(default_factory=dict)
+
+    def run(self) -> dict[Node, int]:
+        plain: dict[Node, int] = {}
+        for node in self.order:
+            plain[node] = _level(node, plain)
+        # Checks depend on no late writer: their levels are final.
+        fixed = set(self.checks)
+        floor = max((plain[n] + 1 for n in fixed), default=0)
+        for node in self.order:
+            least = max(floor, self.after_readers(node, plain)) if node in self.late else 0
+            self.level[node] = max(_level(node, self.level), least)
+        return self.sink(fixed)
+
+    def after_readers(self, node: Node, plain: dict[Node, int]) -> int:
+        """The level after readers of the old version, less those that may depend on the writer."""
+        others = (r for r in self.readers.get(self.old[node], ()) if r is not node)
+        return max((plain[r] + 1 for r in others if plain[r] <= plain[node]), default=0)
+
+    def sink(self, fixed: set[Node]) -> dict[Node, int]:
+        """Tensors made of inputs only move down to where they are first needed."""
+        level = self.level
+
+        def final(n: Node) -> int:
+            if level[n] or not n.type.rank or n in fixed or not self.readers[n]:
+                return level[n]
+            return min(level[u] for u in self.readers[n]) - 1
+
+        return {n: final(n) for n in self.order}
 
 
 def _level(node: Node, level: dict[Node, int]) -> int:
     return max((level[o] + 1 for o in operands(node) if o in level), default=0)
-
-
-def _sink(order: list[Node], level: dict[Node, int], fixed: set[Node]) -> dict[Node, int]:
-    """Tensors made of inputs only move down to where they are first needed."""
-    need: dict[Node, int] = {}
-    for node in order:
-        for o in operands(node):
-            if o in level:
-                need[o] = min(need.get(o, level[node]), level[node])
-
-    def sinks(n: Node) -> bool:
-        return level[n] == 0 and n in need and n.type.rank > 0 and n not in fixed
-
-    return {n: need[n] - 1 if sinks(n) else level[n] for n in order}

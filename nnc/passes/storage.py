@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 
 from nnc.ir.expr import Idx, Load, walk
-from nnc.ir.graph import Compute, Constant, Input, Node, Update, users
+from nnc.ir.graph import Compute, Constant, Input, Node, Update
 from nnc.ir.loop import Buffer
 from nnc.lang.dims import Dim
 from nnc.lang.types import TensorType
@@ -41,7 +41,7 @@ def assign(fused: Fused) -> Storage:
 class _Assigner:
     def __init__(self, fused: Fused) -> None:
         self.fused, self.graph = fused, fused.graph
-        self.users = users(self.graph.roots)
+        self.users = fused.users
         self.position: dict[Node, int] = {n: i for i, g in enumerate(fused.groups) for n in g.nodes}
         self.names: set[str] = set()
         self.roots = set(self.graph.roots)

@@ -6,13 +6,13 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nnc.ir.bounds import axis_ranges, loop_facts, obligations
+from nnc.ir.bounds import Obligation, axis_ranges, loop_facts, obligations, strides
 from nnc.ir.expr import Const, Expr, Idx, Load, Select, Var, names, rewrite, walk
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Buffer, Contract, For, Kernel, Let, Program, Reduce, Stmt, Store
 from nnc.ir.print_loop import print_kernel
 from nnc.ir.printer import print_expr
-from nnc.lang.dims import ZERO, Dim, Facts, prove_nonneg
+from nnc.lang.dims import ONE, ZERO, Dim, Facts, prove_nonneg
 from nnc.passes.memory import ALIGN, lifetimes
 
 Faults = Iterator[str]
@@ -66,6 +66,7 @@ class _Checker:
     def __init__(self, program: Program, kernel: Kernel, written: set[str]) -> None:
         self.facts, self.kernel, self.written = program.facts, kernel, written
         self.dims = frozenset(program.dims)
+        self.shapes = {b.name: b.type.shape for b in (*program.args, *program.buffers)}
         self.whole: dict[str, Dim] = {}  # inner variables of cut loops
         self.stores: list[tuple[Store, tuple[Expr, ...], _Scope]] = []
         self.loads: list[tuple[Load, _Scope]] = []
@@ -87,7 +88,10 @@ class _Checker:
                     yield from self.exprs((value,), scope)
                     scope = replace(scope, scalars=scope.scalars | {name})
                 case Reduce(name=name, axes=axes, value=value):
-                    yield from self.exprs((value,), scope.loops(axes, False))
+                    inner = scope
+                    for a in axes:
+                        inner = self.enter(a, inner, False)
+                    yield from self.exprs((value,), inner)
                     scope = replace(scope, scalars=scope.scalars | {name})
                 case Store():
                     yield from self.store(s, scope)
@@ -157,8 +161,16 @@ class _Checker:
             g = self.joined(guard)
             whole = [Select(r.dtype, g, r, Const(r.dtype, 0)) for r in whole]
         for o in obligations(whole, scope.axes, self.facts):
-            if not o.ok and o.load.check is None:
+            if not o.ok and o.load.check is None and not self.by_strides(o, whole, scope):
                 yield f"index {o.index} of {print_expr(o.load)} may leave 0..{o.extent - 1}"
+
+    def by_strides(self, o: Obligation, roots: Sequence[Expr], scope: _Scope) -> bool:
+        """Proves an index of merged axes: facts about one axis, times the sizes of those within."""
+        assert isinstance(o.load.tensor, Buffer), o
+        shape = self.shapes.get(o.load.tensor.name, o.load.tensor.type.shape)
+        more = [f * s for f in self.facts.nonneg for s in strides(shape) if s != ONE]
+        again = obligations(roots, scope.axes, self.facts.plus(*more)) if more else []
+        return any(p.ok for p in again if p.load is o.load and p.axis == o.axis)
 
     def joined(self, root: Expr) -> Expr:
         """Over whole loops in place of cut ones."""

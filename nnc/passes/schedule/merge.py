@@ -8,7 +8,7 @@ from dataclasses import replace
 from nnc.ir.expr import Expr, Idx, Load, children, rewrite, walk, with_children
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Buffer, Contract, For, Let, Reduce, Stmt, Store
-from nnc.lang.dims import Dim
+from nnc.lang.dims import ONE, Dim, Func, dim_min
 from nnc.lang.types import TensorType
 
 Stmts = tuple[Stmt, ...]
@@ -37,7 +37,7 @@ def merge(
     at = len(out) - 2
     while at >= 0:
         p, q = out[at], out[at + 1]
-        z = Axis(_name(p.var, q.var, used), p.extent * q.extent)
+        z = Axis(_name(p.var, q.var, used), _product(p.extent, q.extent))
         attempt = _Merge(p, q, z.var, views)
         done = attempt.run(stmts, exprs)
         if done is not None:
@@ -55,6 +55,14 @@ def _name(p: str, q: str, used: set[str]) -> str:
         n += 1
         name = f"{base}{n}"
     return name
+
+
+def _product(p: Dim, q: Dim) -> Dim:
+    """`p * q`, inside the `min` of a loop that is cut into pieces."""
+    match p.funcs():
+        case [Func(kind="min", a=a, b=b) as f] if p.terms == ((((f, 1),), 1),):
+            return dim_min(a * q, b * q)
+    return p * q
 
 
 class _Fails(Exception):
@@ -102,25 +110,38 @@ class _Merge:
         return Idx(over_q[0] * Dim.of(self.z) + over_p[1], e.dtype)
 
     def together(self, index: tuple[Expr, ...], buffer: Buffer) -> int | None:
-        """The place d where the index is `..., p, q, ...` and nothing else holds p or q."""
-        d = next((d for d, i in enumerate(index) if _bare(i, self.p.var)), None)
+        """The place d where the index is `..., x + p, q, ...` and nothing else holds p or q."""
+        d = next((d for d, i in enumerate(index) if self.start(i) is not None), None)
         if d is None or d + 1 == len(index) or not _bare(index[d + 1], self.q.var):
             return None
         return d if buffer.type.shape[d + 1] == self.q.extent else None
 
     def load(self, e: Load, d: int, new: dict[int, Expr | None]) -> Expr | None:
-        inside = e.tensor.type.shape[d] == self.p.extent
+        inside = self.whole(e.index[d], e.tensor.type.shape[d])
         if (e.other is not None or e.check is not None) and not inside:
             return None
         rest = [new[id(i)] for i in (*e.index[:d], *e.index[d + 2 :])]
         other = None if e.other is None else new[id(e.other)]
         if any(x is None for x in rest) or (e.other is not None and other is None):
             return None
-        index = self.joined(tuple(x for x in rest if x is not None), d)
+        index = self.joined(e.index, tuple(x for x in rest if x is not None), d)
         return replace(e, tensor=self.joined_buffer(e.tensor, d), index=index, other=other)  # type: ignore[arg-type]
 
-    def joined(self, rest: tuple[Expr, ...], d: int) -> tuple[Expr, ...]:
-        return (*rest[:d], Idx(Dim.of(self.z)), *rest[d:])
+    def whole(self, e: Expr, size: Dim) -> bool:
+        """Whether the component runs exactly over its axis."""
+        return _bare(e, self.p.var) and size == self.p.extent
+
+    def start(self, e: Expr) -> Dim | None:
+        """x of `x + p`."""
+        form = e.dim.linear_in(self.p.var) if isinstance(e, Idx) else None
+        if form is None or form[0] != ONE or self.q.var in form[1].names:
+            return None
+        return form[1]
+
+    def joined(self, index: tuple[Expr, ...], rest: tuple[Expr, ...], d: int) -> tuple[Expr, ...]:
+        x = self.start(index[d])
+        assert x is not None
+        return (*rest[:d], Idx(x * self.q.extent + self.z), *rest[d:])
 
     def joined_buffer(self, buffer: Buffer, d: int) -> Buffer:
         shape = buffer.type.shape
@@ -128,10 +149,12 @@ class _Merge:
 
     def store(self, s: Store) -> tuple[Buffer, tuple[Expr, ...]]:
         d = self.together(s.index, s.buffer)
-        if d is None or (s.check is not None and s.buffer.type.shape[d] != self.p.extent):
+        if d is None or (
+            s.check is not None and not self.whole(s.index[d], s.buffer.type.shape[d])
+        ):
             return s.buffer, tuple(map(self.expr, s.index))
         rest = tuple(self.expr(i) for i in (*s.index[:d], *s.index[d + 2 :]))
-        return self.joined_buffer(s.buffer, d), self.joined(rest, d)
+        return self.joined_buffer(s.buffer, d), self.joined(s.index, rest, d)
 
 
 def _bare(e: Expr, var: str) -> bool:

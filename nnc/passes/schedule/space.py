@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nnc.ir.bounds import axis_ranges, loop_facts, simplify_dim
-from nnc.ir.expr import Const, Expr, Idx, rewrite, walk
+from nnc.ir.expr import Const, Expr, Idx, Op, Select, rewrite, walk
 from nnc.ir.graph import Axis, Compute, Update
 from nnc.lang.dims import (
     ONE,
@@ -16,6 +17,7 @@ from nnc.lang.dims import (
     Facts,
     Func,
     apply,
+    dim_min,
     polynomial_quotient,
 )
 
@@ -56,7 +58,25 @@ def space(node: Compute | Update, facts: Facts) -> Space:
     else:
         index = tuple(Idx(Dim.of(a.var)) for a in node.axes)
         raw = Space(node.axes, node.raxes, node.op, index, node.body)
-    return _split(_drop_units(raw), facts)
+    return _split(_drop_units(_shortened(raw)), facts)
+
+
+def _shortened(s: Space) -> Space:
+    """A reduction of nothing beyond `k*$p + $r < n` ends there: `$r:min(size, n - k*$p)`."""
+    match s.body:
+        case Select(cond=Op(fn="lt", args=(Idx(dim=at), Idx(dim=end))), a=body, b=Const(value=v)):
+            r = s.raxes[0] if s.raxes else None
+            form = at.linear_in(r.var) if r is not None else None
+            if r is None or form is None or form[0] != ONE or not _neutral(v, s.op):
+                return s
+            extent = dim_min(r.extent, end - form[1])
+            return replace(s, raxes=(Axis(r.var, extent), *s.raxes[1:]), body=body)
+    return s
+
+
+def _neutral(value: float, fn: str) -> bool:
+    known = {"sum": 0, "prod": 1, "max": -math.inf, "min": math.inf, "any": False, "all": True}
+    return fn in known and known[fn] == value
 
 
 def _drop_units(s: Space) -> Space:
