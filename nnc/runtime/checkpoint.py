@@ -22,6 +22,7 @@ from nnc.runtime.tensorfile import Entry, Header, shown
 
 CHECKSUM = "nnc.sha256"
 _ROWS = 6  # of each kind in a message
+_MOST_PATTERNS = 6  # in a help
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,8 @@ def _missing_rows(
 def _unexplained(match: Fit, better: Rules | None) -> list[str]:
     if better is None:
         return list(match.unused)
-    return [n for n in match.unused if better.renamed(n) not in match.missing]
+    missing = set(match.missing)
+    return [n for n in match.unused if better.renamed(n) not in missing]
 
 
 def _limited(rows: object) -> list[str]:
@@ -244,7 +246,9 @@ def _better(
     skip = [*rules.skip, *_patterns(bad, good)]
     better = Rules(rename, tuple(skip))
     again = fit(entries, wanted, better)
-    useful = again.good and 2 * len(again.pairs) >= len(wanted) and len(skip) <= 6
+    if not all(text.isprintable() for text in (*skip, *rename, *rename.values())):
+        return None
+    useful = again.good and 2 * len(again.pairs) >= len(wanted) and len(skip) <= _MOST_PATTERNS
     return better if useful else None
 
 
@@ -270,18 +274,25 @@ def _rename_for(
 
 
 def _difference(old: str, new: str) -> tuple[str, str]:
-    """What is left of both names without their common ends."""
+    """What is left of both names without their common ends; more when that is nothing."""
     limit = min(len(old), len(new))
     start = next((i for i in range(limit) if old[i] != new[i]), limit)
     rest = limit - start
     end = next((i for i in range(rest) if old[-1 - i] != new[-1 - i]), rest)
+    if start == 0 and end == len(old) and new[: len(new) - end].endswith("."):
+        return "", new[: len(new) - end]  # in front
+    if start + end >= len(old):
+        start = old.rfind(".", 0, start) + 1
+        end -= (old[len(old) - end :] + ".").index(".")
     return old[start : len(old) - end], new[start : len(new) - end]
 
 
 def _patterns(bad: set[str], good: Sequence[str]) -> list[str]:
-    """The fewest `prefix.*` (or plain names) that match all of `bad` and none of `good`."""
+    """Some `prefix.*` (or plain names) that match all of `bad` and none of `good`, if few do."""
     out: list[str] = []
     for key in sorted(bad):
+        if len(out) > _MOST_PATTERNS:
+            break
         if any(fnmatch.fnmatchcase(key, p) for p in out):
             continue
         parts = key.split(".")

@@ -49,6 +49,7 @@ def _decode(kind: Any, data: Any) -> Any:
     if kind is Dim:
         return from_json(data)
     if dataclasses.is_dataclass(kind):
+        _must_be(dict, data)
         hints = typing.get_type_hints(kind)
         fields = {k: _decode(hints[k], v) for k, v in data.items()}
         return kind(**fields)  # type: ignore[operator]
@@ -56,17 +57,21 @@ def _decode(kind: Any, data: Any) -> Any:
     if origin is tuple:
         return _decode_tuple(typing.get_args(kind), data)
     if origin is dict:
+        _must_be(dict, data)
         return {str(k): _decode(typing.get_args(kind)[1], v) for k, v in data.items()}
     if origin is types.UnionType:
         return _decode_union(typing.get_args(kind), data)
-    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
-        raise TypeError(f"{data!r} is no {kind.__name__}")
+    _must_be(kind, data)
     return data
 
 
+def _must_be(kind: type, data: Any) -> None:
+    if not isinstance(data, kind) or (kind is int and isinstance(data, bool)):
+        raise TypeError(f"{data!r} is no {kind.__name__}")
+
+
 def _decode_tuple(kinds: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
-    if not isinstance(data, list):
-        raise TypeError(f"{data!r} is no list")
+    _must_be(list, data)
     if kinds[-1] is Ellipsis:
         return tuple(_decode(kinds[0], x) for x in data)
     return tuple(_decode(k, x) for k, x in zip(kinds, data, strict=True))

@@ -61,10 +61,11 @@ def opened(path: str | Path) -> Iterator[tuple[BinaryIO, Header]]:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError, TypeError) as error:
         raise LoadError(_cannot_read(path, error)) from None
+    info = os.fstat(descriptor)
+    if not stat.S_ISREG(info.st_mode):
+        os.close(descriptor)
+        raise LoadError(f"{path} is not a regular file")
     with os.fdopen(descriptor, "rb") as file:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode):
-            raise LoadError(f"{path} is not a regular file")
         try:
             header = _header(file, info.st_size)
         except _BadError as bad:
@@ -211,6 +212,8 @@ def atomic(path: Path, chunks: Sequence[bytes | memoryview]) -> None:
     if path.is_dir():
         raise SaveError(f"cannot save to {path}: it is a directory")
     temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.{os.getpid()}.tmp")
+    if "\0" in str(path):
+        raise SaveError(f"cannot save to {str(path)!r}: not a path")
     try:
         # Exclusive: never through a link that somebody else put there.
         with open(temporary, "xb") as file:
