@@ -100,6 +100,7 @@ class _Checker:
 
     def enter(self, axis: Axis, scope: _Scope, parallel: bool) -> _Scope:
         """The inner loop of a cut one counts as the whole loop: `$i` is `$i' - 1024*$o`."""
+        axis = Axis(axis.var, axis.extent.subst(self.whole))
         found = _cut(axis, scope)
         if found is None:
             return scope.loops((axis,), parallel)

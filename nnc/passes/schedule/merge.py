@@ -78,9 +78,15 @@ class _Merge:
 
     def run(self, stmts: Stmts, exprs: tuple[Expr, ...]) -> tuple[Stmts, tuple[Expr, ...]] | None:
         try:
-            return map_stmts(stmts, self.expr, self.store), tuple(map(self.expr, exprs))
+            done = map_stmts(stmts, self.expr, self.store, self.axis)
+            return done, tuple(map(self.expr, exprs))
         except _Fails:
             return None
+
+    def axis(self, a: Axis) -> Axis:
+        if self.pair & a.extent.names:
+            raise _Fails
+        return a
 
     def expr(self, root: Expr) -> Expr:
         new: dict[int, Expr | None] = {}
@@ -165,21 +171,27 @@ def map_stmts(
     stmts: Stmts,
     fn: Callable[[Expr], Expr],
     place: Callable[[Store], tuple[Buffer, tuple[Expr, ...]]] | None = None,
+    axis: Callable[[Axis], Axis] = lambda a: a,
 ) -> Stmts:
-    """The statements with every expression replaced (`place`: of stores, buffer and index)."""
+    """The statements with every expression replaced.
+
+    `place`: of stores, buffer and index; `axis`: of loops and reductions inside.
+    """
     out: list[Stmt] = []
     for s in stmts:
         match s:
             case For():
-                out.append(replace(s, body=map_stmts(s.body, fn, place)))
-            case Let() | Reduce():
+                out.append(For(axis(s.axis), s.kind, map_stmts(s.body, fn, place, axis)))
+            case Let():
                 out.append(replace(s, value=fn(s.value)))
+            case Reduce():
+                out.append(replace(s, axes=tuple(map(axis, s.axes)), value=fn(s.value)))
             case Store():
                 guard = None if s.guard is None else fn(s.guard)
                 buffer, index = place(s) if place else (s.buffer, tuple(map(fn, s.index)))
                 out.append(replace(s, buffer=buffer, index=index, value=fn(s.value), guard=guard))
             case Contract():
-                epilogue = map_stmts(s.epilogue, fn, place)
+                epilogue = map_stmts(s.epilogue, fn, place, axis)
                 out.append(replace(s, a=fn(s.a), b=fn(s.b), epilogue=epilogue))
     return tuple(out)
 
@@ -204,14 +216,17 @@ def exprs_in(stmts: Iterable[Stmt]) -> list[Expr]:
 
 
 def substitute(stmts: Stmts, env: dict[str, Dim]) -> Stmts:
-    """Loop variables replaced in every expression (extents of loops inside are left)."""
+    """Loop variables replaced in every expression and extent."""
 
     def one(e: Expr) -> Expr:
         return (
             Idx(e.dim.subst(env), e.dtype) if isinstance(e, Idx) and e.dim.names & env.keys() else e
         )
 
-    return map_stmts(stmts, lambda root: rewrite(root, one))
+    def axis(a: Axis) -> Axis:
+        return Axis(a.var, a.extent.subst(env))
+
+    return map_stmts(stmts, lambda root: rewrite(root, one), axis=axis)
 
 
 def stores_in(stmts: Iterable[Stmt]) -> list[Store]:
