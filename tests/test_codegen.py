@@ -15,7 +15,7 @@ from nnc.codegen import objects
 from nnc.codegen.target import x86
 from nnc.diagnostics import Source, Span
 from nnc.ir.expr import Op
-from nnc.ir.loop import Commit, Contract, Let
+from nnc.ir.loop import Commit, Contract, Let, Repeat
 from nnc.ir.scalar import SCALARS
 from nnc.lang.dims import Dim, dim_min
 from tests.native import (
@@ -1005,6 +1005,46 @@ def test_chain_of_kernels() -> None:
         for k in range(7):
             want = want[::-1] + np.float32([1, 2, 3][k % 3])
         assert np.array_equal(got, want)
+
+
+def test_repeat() -> None:
+    """Turns that read what those before wrote, a nested loop, a condition."""
+    x, y = buffer("x", "i64", "N", slot=0), buffer("y", "i64", "T", "N", slot=1)
+    size = (Dim.of("N") * 8 + 63) // 64 * 64
+    t = buffer("t", "i64", "N", scope="arena")
+    go = buffer("go", "bool", scope="arena", offset=size)
+    i, n = axis("i", "N"), Dim.of("N")
+    swap = op("add", load(x, n - 1 - Dim.of("$i")), idx(Dim.of("$t") + Dim.of("$s")))
+    inner = Repeat(
+        "$s",
+        Dim.of("$t") + 1,
+        (
+            kernel(nest([(i, "parallel")], store(t, ("$i",), swap))),
+            kernel(nest([(i, "parallel")], store(x, ("$i",), load(t, "$i")))),
+        ),
+    )
+    record = kernel(nest([(i, "parallel")], store(y, ("$t", "$i"), load(x, "$i"))), work=5)
+    test = kernel(store(go, (), op("lt", load(x, 0), num(40, "i64"))))
+    outer = Repeat("$t", Dim.of("T"), (inner, record), (test,), go)
+    last = kernel(nest([(i, "parallel")], store(x, ("$i",), op("neg", load(x, "$i")))))
+    p = program([x, y], outer, last, dims=("N", "T"), buffers=[t, go], arena=size + 64)
+
+    def turns(x: np.ndarray, y: np.ndarray) -> None:
+        for k in range(len(y)):
+            if x[0] >= 40:
+                break
+            for s in range(k + 1):
+                x[:] = x[::-1] + k + s
+            y[k] = x
+        x[:] = -x
+
+    for sizes in ((1, 1), (8, 3), (30, 9), (5, 30)):
+        xv, yv = rng(sizes).integers(0, 20, sizes[0]), np.zeros(sizes[::-1], np.int64)
+        want = [xv.copy(), yv.copy()]
+        turns(*want)
+        for _ in range(3):
+            got = run(p, [xv, yv], {"N": sizes[0], "T": sizes[1]})
+            assert np.array_equal(got[0], want[0]) and np.array_equal(got[1], want[1])
 
 
 def test_commit_stops_before_writing() -> None:

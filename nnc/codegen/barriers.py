@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from nnc.codegen import flow
 from nnc.codegen.emit import Emitter
+from nnc.codegen.indices import Indices
 from nnc.codegen.loops import stores
-from nnc.codegen.scopes import Scopes
 from nnc.ir.expr import Expr, Load, walk
 from nnc.ir.loop import Buffer, Contract, For, Kernel, Let, Reduce, Stmt, Store
 from nnc.lang.dims import Facts, prove_nonneg
@@ -28,7 +28,7 @@ class Plan:
     before it, which still count when that barrier was left out.
     """
 
-    def __init__(self, s: Scopes, facts: Facts) -> None:
+    def __init__(self, s: Indices, facts: Facts) -> None:
         self.s, self.facts = s, facts
         self.recent: list[Access] = []
         self.older: list[Access] = []

@@ -16,20 +16,21 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnc.codegen import contract, flow, vecmath
-from nnc.codegen.barriers import Plan, is_parallel
+from nnc.codegen.barriers import is_parallel
+from nnc.codegen.indices import Indices
 from nnc.codegen.leaf import Leaves
 from nnc.codegen.loops import written
 from nnc.codegen.registers import MEMORY, literal, round_bf16
-from nnc.codegen.scopes import FRAME, Scopes, Value
+from nnc.codegen.scopes import FRAME, Value
+from nnc.codegen.spmd import Spmd, enclosing, total_work
 from nnc.codegen.target import Target
 from nnc.diagnostics import Span
-from nnc.ir.loop import Buffer, Commit, Contract, Kernel, Program, Stmt
-from nnc.lang.dims import dim_sum
+from nnc.ir.loop import Buffer, Contract, Kernel, Program, Repeat, Stmt
+from nnc.lang.dims import ZERO
 from nnc.lang.types import DType
 
 _ON_STACK = 16 << 10  # bytes: larger local buffers live in scratch
-_SMALL_KERNEL = 1 << 15  # scalar operations: fewer run on one thread
-_SMALL_PROGRAM = 1 << 16
+_SMALL_PROGRAM = 1 << 16  # scalar operations: fewer run on one thread
 
 _RUNTIME = """\
 @nn_zeros = internal constant [512 x i8] zeroinitializer, align 64
@@ -79,9 +80,13 @@ def emit(program: Program, target: Target, symbol: str) -> Module:
 class _Kernel(Leaves):
     """One kernel's function."""
 
-    def __init__(self, outer: _Emission, kernel: Kernel) -> None:
+    def __init__(self, outer: _Emission, kernel: Kernel, turns: tuple[Repeat, ...]) -> None:
         p = outer.program
         super().__init__(outer.target, p.facts, p.dims)
+        self.turns = turns
+        for i, t in enumerate(turns):
+            self.names[t.var] = Value(f"%turn{i}", "i64")
+            self.ranges[t.var] = (ZERO, t.trip - 1)
         self.outer, self.pointers = outer, {}
         self.used = 0
         self.checks = False
@@ -135,8 +140,10 @@ class _Kernel(Leaves):
                 self.contraction(c)
             case _:
                 self.kernel(body)
+        turns = "".join(f", i64 %turn{i}" for i in range(len(self.turns)))
+        head = f"define internal void @{name}(ptr %frame, i32 %tid, i32 %nt{turns})"
         return (
-            f"define internal void @{name}(ptr %frame, i32 %tid, i32 %nt) nounwind noinline {{\n"
+            f"{head} nounwind noinline {{\n"
             "entry:\n  %tid64 = zext i32 %tid to i64\n  %nt64 = zext i32 %nt to i64\n"
             f"{self.body()}\n  ret void\n}}\n"
         )
@@ -160,10 +167,12 @@ class _Emission:
         return name
 
     def module(self) -> Module:
-        kernels = [self.kernel(i, k) for i, k in enumerate(self.program.kernels)]
-        checked = [checks for _, checks in kernels]
+        turns = enclosing(self.program.steps)
+        kernels = [self.kernel(i, k, turns[i]) for i, k in enumerate(self.program.kernels)]
+        checked = tuple(checks for _, checks in kernels)
         parts = [text for text, _ in kernels]
-        parts += [self.spmd(checked), self.entry(), self.size()]
+        parts += [Spmd(self.scopes(), self.symbol, checked).emit(self.program.steps)]
+        parts += [self.entry(), self.size()]
         math, declares = vecmath.closure(self.calls)
         lines = set(declares)
         for dtype in sorted(self.contractions):
@@ -187,9 +196,9 @@ class _Emission:
                 names |= set(group)
         return tuple(sorted(names))
 
-    def kernel(self, number: int, kernel: Kernel) -> tuple[str, bool]:
+    def kernel(self, number: int, kernel: Kernel, turns: tuple[Repeat, ...]) -> tuple[str, bool]:
         """Its text, and whether it checks indices."""
-        k = _Kernel(self, kernel)
+        k = _Kernel(self, kernel, turns)
         text = k.emit(f"{self.symbol}.k{number}", kernel.body)
         self.calls |= k.ops.calls
         self.contractions |= k.contractions
@@ -198,59 +207,8 @@ class _Emission:
 
     # ---- the functions around the kernels -------------------------------------------------------
 
-    def scopes(self) -> Scopes:
-        return Scopes(self.target, self.program.facts, self.program.dims)
-
-    def spmd(self, checked: list[bool]) -> str:
-        """What every thread runs: the kernels, with barriers where one needs another's results."""
-        s = self.scopes()
-        plan = Plan(s, self.program.facts)
-        number = 0
-        for step in self.program.steps:
-            if isinstance(step, Commit):
-                self.commit(s, any(checked[number:]))
-                plan.passed()
-                continue
-            self.launch(s, plan, step, f"@{self.symbol}.k{number}")
-            number += 1
-        return (
-            f"define internal void @{self.symbol}.spmd(ptr %frame, i32 %tid, i32 %nt) nounwind {{\n"
-            f"entry:\n{s.body()}\n  ret void\n}}\n"
-        )
-
-    def launch(self, s: Scopes, plan: Plan, kernel: Kernel, name: str) -> None:
-        em = s.em
-        small = "true"
-        if is_parallel(kernel):
-            work = s.uniform(kernel.work).text
-            small = flow.compare(em, "slt", work, str(_SMALL_KERNEL))
-        plan.barrier_before(kernel, small)
-        if small == "false":
-            em.line(f"call void {name}(ptr %frame, i32 %tid, i32 %nt)")
-            return
-        mine = em.op("icmp eq i32 %tid, 0", "mine")
-        parts = "1"
-        if small != "true":
-            all_run = flow.negate(em, small)
-            mine = em.op(f"or i1 {mine}, {all_run}", "mine")
-            parts = em.op(f"select i1 {small}, i32 1, i32 %nt", "parts")
-        with flow.when(em, mine):
-            em.line(f"call void {name}(ptr %frame, i32 %tid, i32 {parts})")
-
-    def commit(self, s: Scopes, checks_follow: bool) -> None:
-        """Leaves when an index error was recorded. All threads must see the same."""
-        em = s.em
-        em.line("call void @nnrt_barrier(i32 %tid, i32 %nt)")
-        place = em.op(f"getelementptr i64, ptr {s.frame_field('ctx')}, i64 2")
-        error = em.op(f"load atomic i64, ptr {place} monotonic, align 8", "error")
-        if checks_follow:
-            em.line("call void @nnrt_barrier(i32 %tid, i32 %nt)")
-        leave, go_on = em.fresh("leave"), em.fresh("commit")
-        failed = em.op(f"icmp ne i64 {error}, 0", "failed")
-        em.line(f"br i1 {failed}, label %{leave}, label %{go_on}, !prof !0")
-        em.label(leave)
-        em.line("ret void")
-        em.label(go_on)
+    def scopes(self) -> Indices:
+        return Indices(self.target, self.program.facts, self.program.dims)
 
     def entry(self) -> str:
         s = self.scopes()
@@ -266,7 +224,7 @@ class _Emission:
         for i, ((_, type_), value) in enumerate(zip(FRAME.items(), values, strict=True)):
             place = em.op(f"getelementptr i64, ptr {frame}, i64 {i}")
             em.line(f"store {type_} {value}, ptr {place}")
-        work = s.uniform(dim_sum(k.work for k in self.program.kernels)).text
+        work = s.uniform(total_work(self.program.steps)).text
         small = flow.compare(em, "slt", work, str(_SMALL_PROGRAM))
         alone = "true" if not any(is_parallel(k) for k in self.program.kernels) else small
         threads = flow.select(em, alone, "i64", "1", threads)
@@ -282,7 +240,7 @@ class _Emission:
             f"{s.body()}\n  ret i32 {result}\n}}\n"
         )
 
-    def arena(self, s: Scopes) -> str:
+    def arena(self, s: Indices) -> str:
         return flow.round_up(s.em, s.uniform(self.program.arena).text, "64")
 
     def size(self) -> str:

@@ -81,30 +81,6 @@ class Loops(Expressions):
 
     # ---- loops ----------------------------------------------------------------------------------
 
-    @contextmanager
-    def counted(self, lo: str, hi: str, step: str = "1") -> Iterator[str]:
-        """`for (i = lo; i < hi; i += step)`; hoisted code runs when the loop runs at all."""
-        em = self.em
-        x, y, s = flow.const(lo), flow.const(hi), flow.const(step)
-        if x is not None and y is not None and s is not None and x < y <= x + s:
-            with self.scope():
-                yield lo
-            return
-        with flow.when(em, flow.compare(em, "slt", lo, hi)), self.scope():
-            enter, body, latch, done = (em.fresh(t) for t in ("enter", "body", "latch", "done"))
-            index, follow = f"%{em.fresh('i')}", f"%{em.fresh('next')}"
-            em.line(f"br label %{enter}")
-            em.label(enter)
-            em.line(f"br label %{body}")
-            em.label(body)
-            em.line(f"{index} = phi i64 [ {lo}, %{enter} ], [ {follow}, %{latch} ]")
-            yield index
-            em.line(f"br label %{latch}")
-            em.label(latch)
-            em.line(f"{follow} = add nsw i64 {index}, {step}")
-            em.line(f"br i1 {flow.compare(em, 'slt', follow, hi)}, label %{body}, label %{done}")
-            em.label(done)
-
     def loop(self, loop: For) -> None:
         for s in stores(loop.body):
             self.forget(s.buffer.name)

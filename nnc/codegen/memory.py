@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from nnc.codegen import flow
+from nnc.codegen.indices import Indices
 from nnc.codegen.registers import (
     HALVES,
     MEMORY,
@@ -20,7 +21,7 @@ from nnc.codegen.registers import (
     suffix,
     wide,
 )
-from nnc.codegen.scopes import Scopes, Value, integer
+from nnc.codegen.scopes import Value, integer
 from nnc.diagnostics import Span
 from nnc.ir.loop import Buffer
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
@@ -64,8 +65,8 @@ class Place:
     offsets: Value | None = None
 
 
-class Memory(Scopes):
-    """Scopes, and access to the buffers of a Program."""
+class Memory(Indices):
+    """Indices, and access to the buffers of a Program."""
 
     guard: Guard = ALWAYS  # of the statement being emitted
 

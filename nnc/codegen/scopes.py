@@ -14,10 +14,10 @@ from typing import Any
 
 from nnc.codegen import flow
 from nnc.codegen.emit import Emitter
-from nnc.codegen.registers import REGISTER, iota, splat, wide
+from nnc.codegen.registers import REGISTER, splat
 from nnc.codegen.scalars import Scalars
 from nnc.codegen.target import Target
-from nnc.lang.dims import ONE, ZERO, Dim, Facts, Func, Mono, Range, prove_nonneg
+from nnc.lang.dims import ZERO, Dim, Facts, Range
 from nnc.lang.types import DType
 
 # What every kernel gets: eight bytes each. `dims` and `args` are arrays.
@@ -97,6 +97,30 @@ class Scopes:
         self.scopes.append(scope)
         yield
         self.scopes.pop()
+
+    @contextmanager
+    def counted(self, lo: str, hi: str, step: str = "1") -> Iterator[str]:
+        """`for (i = lo; i < hi; i += step)`; hoisted code runs when the loop runs at all."""
+        em = self.em
+        x, y, s = flow.const(lo), flow.const(hi), flow.const(step)
+        if x is not None and y is not None and s is not None and x < y <= x + s:
+            with self.scope():
+                yield lo
+            return
+        with flow.when(em, flow.compare(em, "slt", lo, hi)), self.scope():
+            enter, body, latch, done = (em.fresh(t) for t in ("enter", "body", "latch", "done"))
+            index, follow = f"%{em.fresh('i')}", f"%{em.fresh('next')}"
+            em.line(f"br label %{enter}")
+            em.label(enter)
+            em.line(f"br label %{body}")
+            em.label(body)
+            em.line(f"{index} = phi i64 [ {lo}, %{enter} ], [ {follow}, %{latch} ]")
+            yield index
+            em.line(f"br label %{latch}")
+            em.label(latch)
+            em.line(f"{follow} = add nsw i64 {index}, {step}")
+            em.line(f"br i1 {flow.compare(em, 'slt', follow, hi)}, label %{body}, label %{done}")
+            em.label(done)
 
     @contextmanager
     def at(self, depth: int) -> Iterator[None]:
@@ -186,129 +210,6 @@ class Scopes:
         with self.at(depth):
             text = folded[fn](self.em, a.text, b.text)
         return Value(text, "i64", 1, depth, a.reads | b.reads)
-
-    # ---- sizes and indices ----------------------------------------------------------------------
-
-    def merged(self, d: Dim) -> Dim:
-        return d.subst(self.split) if self.split and d.names & self.split.keys() else d
-
-    def dim(self, d: Dim) -> Value:
-        """A polynomial as i64, a vector when it holds the vector variable."""
-        d = self.merged(d)
-        if self.vector is None or self.vector not in d.names:
-            return self.uniform(d)
-        key = ("lanes", d)
-        return self.find(key) or self.keep(key, self._vector_dim(d))
-
-    def uniform(self, d: Dim) -> Value:
-        """As `dim`, in lane 0."""
-        if d.const is not None:
-            return integer(d.const)
-        if d.name is not None:
-            return self.name(d.name)
-        key = ("dim", d)
-        found = self.find(key)
-        if found is not None:
-            return found
-        total = integer(0)
-        for term in sorted((self._term(m, c, False) for m, c in d.terms), key=lambda v: v.depth):
-            total = self.i64("add", total, term)
-        return self.keep(key, total)
-
-    def _term(self, mono: Mono, c: int, lanes: bool) -> Value:
-        factors = [self._atom(a, lanes) for a, n in mono for _ in range(n)]
-        out = integer(c)
-        for f in sorted(factors, key=lambda v: (v.lanes, v.depth)):
-            out = self.i64("mul", out, f)
-        return out
-
-    def _atom(self, atom: str | Func, lanes: bool) -> Value:
-        if isinstance(atom, str):
-            vector = lanes and atom == self.vector
-            return self._linear(ONE, Dim.of(atom)) if vector else self.name(atom)
-        return self._func(atom, lanes)
-
-    def _vector_dim(self, d: Dim) -> Value:
-        assert self.vector is not None
-        form = d.linear_in(self.vector)
-        if form is not None:
-            return self._linear(form[0], d)
-        total = integer(0)
-        for mono, c in d.terms:
-            total = self.i64("add", total, self._term(mono, c, True))
-        return total
-
-    def _linear(self, slope: Dim, d: Dim) -> Value:
-        """d in lane 0, and `slope` more in each further lane."""
-        lanes, first, step = self.lanes, self.uniform(d), self.uniform(slope)
-        ramp = Value(iota("i64", lanes), "i64", lanes)
-        if step.text != "1":
-            ramp = self.i64("mul", step, ramp)
-        return self.i64("add", first, ramp)
-
-    def _func(self, f: Func, lanes: bool) -> Value:
-        key = ("func", f, lanes)
-        return self.find(key) or self.keep(key, self._new_func(f, lanes))
-
-    def _new_func(self, f: Func, lanes: bool) -> Value:
-        if lanes and f.kind in ("floor", "mod") and self.vector not in f.b.names:
-            form = f.a.linear_in(self.vector or "")
-            if form is not None and form[0] == ONE and self.nonneg(f.a):
-                quotient, rest = self._lane_divmod(f)
-                return quotient if f.kind == "floor" else rest
-        a, b = (self.dim(x) if lanes else self.uniform(x) for x in (f.a, f.b))
-        if f.kind in ("min", "max"):
-            return self.compute(f.kind, "i64", "i64", (a, b))
-        if a.lanes == b.lanes == 1 and self.nonneg(f.a):
-            op = flow.rem if f.kind == "mod" else flow.div
-            depth = max(a.depth, b.depth)
-            with self.at(depth):
-                text = op(self.em, a.text, b.text)
-            return Value(text, "i64", 1, depth, a.reads | b.reads)
-        fn = "mod" if f.kind == "mod" else "floordiv"
-        if b.const and self.nonneg(f.a) and self.nonneg(Dim.of(2**31 - 1) - f.a):
-            # Division of i32 lanes by a constant is a multiplication; of i64 lanes it is not.
-            narrow = [self.compute("cast", "i32", "i64", (x,)) for x in (a, b)]
-            return self.compute("cast", "i64", "i32", (self.compute(fn, "i32", "i32", narrow),))
-        return self.compute(fn, "i64", "i64", (a, b))
-
-    def nonneg(self, d: Dim) -> bool:
-        return prove_nonneg(d, self.facts, self.ranges)
-
-    def _lane_divmod(self, f: Func) -> tuple[Value, Value]:
-        """Quotient and remainder of consecutive numbers, from those in lane 0 without division."""
-        lanes, size = self.lanes, self.uniform(f.b)
-        q0, r0 = (self.uniform(Dim(((((Func(k, f.a, f.b), 1),), 1),))) for k in ("floor", "mod"))
-        ramp = Value(iota("i64", lanes), "i64", lanes)
-        r = self.i64("add", r0, ramp)
-        wraps = self._wraps(r, size)
-        quotient = self.i64("add", q0, wraps)
-        return quotient, self.i64("sub", r, self.i64("mul", size, wraps))
-
-    def _wraps(self, r: Value, size: Value) -> Value:
-        """r // size for r below size + lanes: a comparison, or a quotient of small floats."""
-        known = flow.const(size.text)
-        once = self.compute("cast", "i64", "bool", (self.compute("ge", "bool", "i64", (r, size)),))
-        if known is not None and known >= self.lanes:
-            return once
-        small = [self.compute("cast", "f32", "i64", (x,)) for x in (r, size)]
-        often = self.compute("div", "f32", "f32", (small[0], small[1]))
-        often = self.compute("cast", "i64", "i32", (self.compute("cast", "i32", "f32", (often,)),))
-        if known is not None:
-            return often
-        is_small = self.compute("lt", "bool", "i64", (size, integer(self.lanes)))
-        return self.select(is_small, often, once)
-
-    def select(self, cond: Value, a: Value, b: Value) -> Value:
-        """Both are computed; a uniform condition picks whole vectors."""
-        if cond.text in ("true", "false"):
-            return a if cond.text == "true" else b
-        lanes, depth, reads = self.join(cond, a, b)
-        ty = wide(REGISTER[a.dtype], lanes)
-        x, y = self.spread(a, lanes), self.spread(b, lanes)
-        with self.at(depth):
-            text = self.em.op(f"select {wide('i1', cond.lanes)} {cond.text}, {ty} {x}, {ty} {y}")
-        return Value(text, a.dtype, lanes, depth, reads)
 
     # ---- variables ------------------------------------------------------------------------------
 
