@@ -83,7 +83,7 @@ class Reduce:
 
     `vector`: the reduced axis that runs over the lanes, or None when the lanes run over an enclosing vector
     loop (or there are none). For argmax/argmin `name` is the i32 position along the one axis, else it has the
-    dtype of `value`. An extent may hold variables of enclosing loops.
+    dtype of `value`. An extent may hold variables of enclosing loops that are not vector.
     """
 
     name: str

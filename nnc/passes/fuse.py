@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from nnc.ir.expr import Idx, Load, Op, walk
+from nnc.ir.expr import Idx, Load, Op, Tensor, walk
 from nnc.ir.graph import (
     Axis,
     Compute,
@@ -19,7 +19,7 @@ from nnc.ir.graph import (
     operands,
 )
 from nnc.ir.printer import node_names, print_graph
-from nnc.lang.dims import Dim, dim_prod
+from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.passes.inline import inline
 from nnc.passes.order import Launch, launch
 from nnc.passes.partials import split_reductions
@@ -42,6 +42,7 @@ class Group:
     nodes: tuple[Compute | Update, ...]
     rows: int = 0
     reason: str = ""
+    maps: dict[Node, dict[str, str]] = field(default_factory=dict)  # see `_Open`
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class _Open:
     maps: dict[Node, dict[str, str]] = field(default_factory=dict)
 
     def close(self) -> Group:
-        return Group(self.kind, tuple(self.nodes), self.rows, _reason(self))
+        return Group(self.kind, tuple(self.nodes), self.rows, _reason(self), self.maps)
 
 
 class _Fuser:
@@ -132,7 +133,7 @@ class _Fuser:
         self.unchecked = len(self.checks)  # checks not yet placed
         self.last_check = -1
         self.target = {w.value: w.target for w in graph.writes}
-        self.reader: dict[Node, _Open] = {}  # the latest element-wise group that reads a tensor
+        self.reader: dict[Node, _Open] = {}  # the latest group of rows that reads a tensor
 
     def place(self, node: Node) -> None:
         """Puts a node into the best group, or into one of its own."""
@@ -156,15 +157,13 @@ class _Fuser:
         if node in self.checks:
             self.unchecked -= 1
             self.last_check = max(self.last_check, group.number)
-        if isinstance(node, Compute) and not node.raxes:
-            for o in operands(node):
-                self.reader[o] = group
+        if group.kind == "rows":
+            self.reader |= {o: group for o in operands(node) if o.type.elements != ONE}
 
     def choose(self, node: Compute, s: Space, size: int, first: int) -> _Open | None:
         candidates = [self.groups[first]] if first >= 0 else []
-        if not node.raxes:
-            near = {g.number: g for o in operands(node) if (g := self.reader.get(o)) is not None}
-            candidates += [near[n] for n in sorted(near, reverse=True) if n > first]
+        near = {g.number: g for o in operands(node) if (g := self.reader.get(o)) is not None}
+        candidates += [near[n] for n in sorted(near, reverse=True) if n > first]
         for g in candidates:
             if len(g.nodes) >= MAX_MEMBERS or g.exprs + size > MAX_EXPRS or g.kind == "update":
                 continue
@@ -244,8 +243,16 @@ class _Fuser:
             return 0 if related and not s.raxes else None
         if not related:
             flat = all(len(x.axes) == rows and not x.raxes for x in spaces)
-            return rows if flat and rows else None
+            return rows if rows and (flat or self.same_rows(s, g)) else None
         return rows if _worthwhile(rows, spaces) else None
+
+    def same_rows(self, s: Space, g: _Open) -> bool:
+        """Whether the space reduces rows of a tensor that another member reduces too."""
+        if not s.raxes or len(s.axes) != g.rows:
+            return False
+        mine = _row_reads(s)
+        others = (self.spaces[n] for n in g.nodes)
+        return any(x.raxes and len(x.axes) == g.rows and mine & _row_reads(x) for x in others)
 
     def prefix(self, e: Load, s: Space) -> int:
         """How many leading axes of `s` are, bare, the leading axes of the member that is read."""
@@ -256,6 +263,18 @@ class _Fuser:
             if not (isinstance(i, Idx) and i.dim.name == a.var and a.extent == b.extent):
                 return r
         return min(len(s.axes), len(member.axes))
+
+
+def _row_reads(s: Space) -> set[Tensor]:
+    """Tensors read at the kept axes first, in order."""
+    names = [a.var for a in s.axes]
+    out: set[Tensor] = set()
+    for e in walk(s.body):
+        if isinstance(e, Load) and len(e.index) > len(names):
+            head = [i.dim.name if isinstance(i, Idx) else None for i in e.index[: len(names)]]
+            if head == names:
+                out.add(e.tensor)
+    return out
 
 
 def _static(e: Load) -> bool:

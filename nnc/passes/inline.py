@@ -148,6 +148,8 @@ class _Inliner:
         loads = [e for e in exprs if isinstance(e, Load)]
         if isinstance(new.body, Const) or (not loads and len(exprs) <= 8 and _cheap(exprs)):
             return True
+        if not new.axes and len(exprs) <= MAX_SHARED and all(e.check is None for e in loads):
+            return True  # a number of its own: computed once in every kernel that needs it
         once = len(sites) == 1 and len(exprs) <= MAX_ONCE and _once(node, sites[0][0], facts)
         view = isinstance(new.body, Load) and new.body.check is None
         if node in self.source and not view:

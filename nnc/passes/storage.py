@@ -132,18 +132,22 @@ class _Assigner:
         """Whether a node of the writer's kernel reads `target` only where it writes next."""
         group = self.fused.groups[self.position[writer]]
         spaces = self.fused.spaces
-        flat = all(len(spaces[n].axes) == group.rows and not spaces[n].raxes for n in group.nodes)
+        if len(spaces[reader].axes) != len(spaces[writer].axes):
+            return False
         if group.kind == "contraction":
             if reader is group.nodes[0]:
                 return False
-        elif not flat and _after(group, reader, writer):
-            return False
-        if len(spaces[reader].axes) != len(spaces[writer].axes):
-            return False
-        order = {a.var: i for i, a in enumerate(spaces[reader].axes)}
-        own = {a.var: i for i, a in enumerate(spaces[writer].axes)}
-        if group.kind == "contraction" and reader is not writer:
-            return False
+            maps: dict[Node, dict[str, str]] = group.maps
+            first = {v: i for i, v in enumerate(maps[group.nodes[0]])}
+            order, own = ({v: first[w] for v, w in maps[n].items()} for n in (reader, writer))
+        else:
+            # Rows of scalars are stored when all are computed.
+            flat = all(len(spaces[n].axes) == group.rows for n in group.nodes)
+            if not flat and _after(group, reader, writer):
+                return False
+            order, own = (
+                {a.var: i for i, a in enumerate(spaces[n].axes)} for n in (reader, writer)
+            )
         want = [_positions(i, own) for i in spaces[writer].index]
         return all(
             [_positions(i, order) for i in e.index] == want

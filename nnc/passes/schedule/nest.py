@@ -73,6 +73,8 @@ def _lane(axes: Sequence[Axis], stmts: Stmts) -> Axis | None:
     if not axes or any(isinstance(s, For) for s in stmts):
         return None
     reductions = [s for s in stmts if isinstance(s, Reduce)]
+    if any(axes[-1].var in a.extent.names for r in reductions for a in r.axes):
+        return None
     if any(_row_wise(r, axes[-1]) for r in reductions):
         return None
     return axes[-1]
