@@ -153,7 +153,9 @@ class Indices(Scopes):
         size_float = self.compute("cast", "f32", "i64", (size,))
         inverse = self.compute("div", "f32", "f32", (one, size_float))
         often = self.compute("mul", "f32", "f32", (middle, inverse))
-        often = self.compute("cast", "i32", "f32", (often,))
+        with self.at(often.depth):
+            text = self.ops.convert("fptosi", often.text, "float", "i32", often.lanes)
+        often = Value(text, "i32", often.lanes, often.depth)
         if known is not None:
             return often
         return self.select(self.compute("lt", "bool", "i64", (size, lanes)), often, once)

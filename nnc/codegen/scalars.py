@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from nnc.codegen import philox, vecmath
 from nnc.codegen.emit import Emitter
 from nnc.codegen.integers import SMALL_POWER, Integers, integer_constant
-from nnc.codegen.registers import HALVES, REGISTER, Halves, computes_in, suffix, vtype, wide
+from nnc.codegen.registers import HALVES, REGISTER, Halves, computes_in, vtype
 from nnc.codegen.target import Target
 from nnc.lang.types import DTYPES, DType, is_float
 
@@ -293,10 +293,40 @@ class Scalars(Integers):
         return self.rounded(x, to, lanes)
 
     def _float_to_int(self, x: str, source: DType, to: DType, lanes: int) -> str:
-        sign = "s" if DTYPES[to].kind == "i" else "u"
-        have, want = REGISTER[source], REGISTER[to]
-        name = f"llvm.fpto{sign}i.sat.{suffix(want, lanes)}.{suffix(have, lanes)}"
-        return self.em.op(f"call {wide(want, lanes)} @{name}({wide(have, lanes)} {x})")
+        """By hand: LLVM's saturating conversion of vectors goes lane by lane, with branches."""
+        source = computes_in(source)
+        bits = max(DTYPES[to].bits, 32)
+        low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if bits == DTYPES[to].bits else _range(to)
+        number = self.two("fcmp ord", source, x, x, lanes)
+        x = self.choose(number, x, self.lit(source, 0, lanes), source, lanes)
+        bottom = self.lit(source, low, lanes)
+        clamped = self.choose(
+            self.two("fcmp ogt", source, x, bottom, lanes), x, bottom, source, lanes
+        )
+        # The largest number below `high` where that itself does not fit.
+        inexact = bits == DTYPES[to].bits
+        top = _before(high, source) if inexact else float(high)
+        top_text = self.lit(source, top, lanes)
+        over = self.two("fcmp oge", source, x, self.lit(source, high, lanes), lanes)
+        below = self.two("fcmp olt", source, clamped, top_text, lanes)
+        clamped = self.choose(below, clamped, top_text, source, lanes)
+        wide_int = "i64" if bits == 64 else "i32"
+        out = self.convert("fptosi", clamped, REGISTER[source], wide_int, lanes)
+        if inexact:
+            return self.choose(over, self.lit(to, high - 1, lanes), out, wide_int, lanes)
+        return self.convert("trunc", out, "i32", REGISTER[to], lanes)
+
+
+def _range(to: DType) -> tuple[int, int]:
+    bits = DTYPES[to].bits
+    return (
+        (-(1 << bits - 1), (1 << bits - 1) - 1) if DTYPES[to].kind == "i" else (0, (1 << bits) - 1)
+    )
+
+
+def _before(value: float, dtype: DType) -> float:
+    """The float next below a power of two."""
+    return value * (1 - (2.0**-24 if dtype == "f32" else 2.0**-53))
 
 
 def _is_number(x: str) -> bool:
