@@ -1,4 +1,4 @@
-"""Every error and warning code: a title, and what it means and what to do (`nnc explain E0302`).
+"""Every error and warning code: a title, and what it means and what to do.
 
 `docs/errors.md` is `manual()`; tests/test_docs.py compares it, and holds this table against the
 codes that the sources raise.
@@ -53,7 +53,7 @@ E0104
     that begin or end with the point.
 E0105
     Indent with spaces. Tabs look different in every editor, so they are refused in the
-    indentation; `nnc fmt` writes four spaces a block.
+    indentation. Four spaces a block are the custom.
 E0106
     A line that ends a block must be indented exactly as one of the blocks around it.
 E0107
@@ -167,6 +167,15 @@ E0314 a tensor too large for any machine
 E0315 an argument that cannot cross into an exported function
     Python and C pass tensors, numbers, sizes (`n: dim`), modules and `params(M)`. Anything else
     belongs inside the program.
+E0316 a variable that changes its type in a loop
+    What a run-time loop carries from turn to turn keeps dtype and shape: the machine code of the
+    loop is the same in every turn. Give it its final type before the loop, or another name inside.
+E0317 a `return` inside a run-time loop
+    A loop ends when its turns are done. Assign a variable and return it after the loop.
+E0318 a loop that never ends
+    The condition of `while` is true for ever. It must depend on something that the body changes.
+E0319 a loop that yields nothing, or more than once
+    `ys = for t in T:` stacks one value (or tuple) a turn: exactly one `yield` in its body.
 E0401 an index without a range
     Every index on the right is bound on the left or by a reduction such as `sum[k]`, and takes
     its range from a bare use (`x[i]`) or from `i:N`. There is no implied sum: this is often a
@@ -288,8 +297,7 @@ def manual() -> str:
     out = [
         "# Error codes",
         "",
-        "Generated from `nnc/lang/codes.py` (`pytest --bless` rewrites it). `nnc explain E0302`",
-        "prints one entry.",
+        "Generated from `nnc/lang/codes.py`; `pytest --bless` rewrites it.",
     ]
     for prefix, name in GROUPS.items():
         out += ["", f"## {name}"]
