@@ -168,7 +168,7 @@ class Expressions(Memory):
         conds: list[Value] = []
         for i, size in zip(e.index, e.tensor.type.shape, strict=True):
             known = isinstance(i, Idx)
-            if known and (e.other is None or self.proved(i, size)):
+            if known and (e.other is None or self.always_inside(i, size)):
                 continue
             if e.other is None and e.check is None:
                 next(left)
@@ -184,6 +184,6 @@ class Expressions(Memory):
         ok = self.conjunction(*conds)
         return self.narrowed(g, ok, True), ok
 
-    def proved(self, i: Expr, size: Dim) -> bool:
+    def always_inside(self, i: Expr, size: Dim) -> bool:
         assert isinstance(i, Idx)
         return self.nonneg(i.dim) and self.nonneg(size - 1 - i.dim)

@@ -93,7 +93,9 @@ class Indices(Scopes):
         return self.compute(fn, "i64", "i64", (a, b))
 
     def nonneg(self, d: Dim) -> bool:
-        return prove_nonneg(d, self.facts, self.ranges)
+        if d not in self.proved:
+            self.proved[d] = prove_nonneg(d, self.facts, self.ranges)
+        return self.proved[d]
 
     # Division of slowly growing numbers (by at most one from lane to lane): the number in lane 0 is
     # divided once; each lane only needs how often the remainder has wrapped since.

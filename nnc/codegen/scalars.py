@@ -318,10 +318,9 @@ class Scalars(Integers):
 
 
 def _range(to: DType) -> tuple[int, int]:
-    bits = DTYPES[to].bits
-    return (
-        (-(1 << bits - 1), (1 << bits - 1) - 1) if DTYPES[to].kind == "i" else (0, (1 << bits) - 1)
-    )
+    info = DTYPES[to]
+    below = 1 << info.bits - 1 if info.kind == "i" else 0
+    return -below, (1 << info.bits) - 1 - below
 
 
 def _before(value: float, dtype: DType) -> float:

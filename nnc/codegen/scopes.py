@@ -77,6 +77,7 @@ class Scopes:
             str, Value
         ] = {}  # sizes and loop variables (of the vector variable: lane 0)
         self.ranges: dict[str, Range] = {}
+        self.proved: dict[Dim, bool] = {}
         self.split: dict[str, Dim] = {}  # variables of a merged axis in terms of the merged one
         self.vector: str | None = None
         self.lanes = 1
