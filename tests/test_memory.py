@@ -8,9 +8,9 @@ import pytest
 
 from nnc.ir.graph import Node
 from nnc.ir.loop import Buffer, Program
-from nnc.ir.scalar import mul, op
+from nnc.ir.scalar import mul, op, sub
 from nnc.lang.dims import Facts
-from nnc.passes.memory import lifetimes, rounded
+from nnc.passes.memory import at_least, lifetimes, rounded
 from nnc.passes.verify_loop import verify
 from tests.graphs import axes, comp, d, graph, inp, load
 from tests.lowering import check, compile_graph
@@ -84,3 +84,20 @@ def test_buffers_that_share_while_alive_are_caught() -> None:
 def test_lifetimes() -> None:
     p = chain(3)
     assert sorted(lifetimes(p).values()) == [(0, 0), (0, 1), (0, 2), (1, 2), (2, 2)]
+
+
+def test_quotients_are_compared() -> None:
+    half, quarter = (d("H") + 1) // 2, (d("H") + 3) // 4
+    assert at_least(half * half * 256, quarter * half * 256, Facts())
+    assert not at_least(quarter, half, Facts())
+    assert at_least(rounded(half * d("B") * 4), rounded(quarter * d("B") * 4), Facts())
+
+
+def test_a_row_takes_the_place_of_the_result() -> None:
+    x = inp("x", "B", "T")
+    m = comp(load(x, "$b", "$t"), axes(b="B"), "max", axes(t="T"))
+    e = comp(op("exp", sub(load(x, "$b", "$t"), load(m, "$b"))), axes(b="B", t="T"))
+    s = comp(load(e, "$b", "$t"), axes(b="B"), "sum", axes(t="T"))
+    y = comp(op("div", load(e, "$b", "$t"), load(s, "$b")), axes(b="B", t="T"))
+    p = check(graph([y], [x], ["B", "T"]), {"B": 3, "T": 5}, kernels=1)
+    assert not p.arena.terms

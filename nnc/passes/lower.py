@@ -283,7 +283,8 @@ class _Lowering:
         mine = [
             out.strips.get(n) or out.buffers.get(n) for n in self.group.nodes if n in out.private
         ]
-        return {b.name for b in mine if b is not None} - loaded
+        public = {out.buffers[n].name for n in self.group.nodes if n not in out.private}
+        return {b.name for b in mine if b is not None} - loaded - public
 
     def scalar(self, node: Node, space: Space) -> list[Stmt]:
         """A member with one value per row."""

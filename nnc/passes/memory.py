@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from nnc.ir.expr import Expr, Load, rewrite
 from nnc.ir.loop import Buffer, Kernel, Program, Store
-from nnc.lang.dims import ZERO, Dim, Facts, prove_nonneg
+from nnc.lang.dims import ZERO, Atom, Dim, Facts, prove_nonneg
 from nnc.passes.schedule.merge import Stmts, loaded_from, map_stmts, stores_in
 
 ALIGN = 64  # bytes
@@ -66,9 +66,9 @@ class _Slots:
         best = next((p for p in self.free if self.sizes[p] == size), None)
         recent = self.free[-TRIES:][::-1]
         if best is None:
-            best = next((p for p in recent if self.nonneg(self.sizes[p] - size)), None)
+            best = next((p for p in recent if self.fits(size, self.sizes[p])), None)
         if best is None:
-            best = next((p for p in recent if self.nonneg(size - self.sizes[p])), None)
+            best = next((p for p in recent if self.fits(self.sizes[p], size)), None)
             if best is not None:
                 self.sizes[best] = size
         if best is None:
@@ -77,10 +77,11 @@ class _Slots:
         self.free.remove(best)
         return best
 
-    def nonneg(self, d: Dim) -> bool:
-        if d not in self.proved:
-            self.proved[d] = prove_nonneg(d, self.facts, depth=1)
-        return self.proved[d]
+    def fits(self, small: Dim, large: Dim) -> bool:
+        key = large - small
+        if key not in self.proved:
+            self.proved[key] = at_least(large, small, self.facts)
+        return self.proved[key]
 
     def offset(self, place: int) -> Dim:
         if not self.offsets:
@@ -93,6 +94,54 @@ class _Slots:
     @property
     def total(self) -> Dim:
         return self.offset(len(self.sizes) - 1) + self.sizes[-1] if self.sizes else ZERO
+
+
+def at_least(a: Dim, b: Dim, facts: Facts) -> bool:
+    """Whether a >= b is known. Products of rounded quotients are compared factor by factor."""
+    if prove_nonneg(a - b, facts, depth=1):
+        return True
+    if len(a.terms) != 1 or len(b.terms) != 1:
+        return False
+    (mono_a, x), (mono_b, y) = a.terms[0], b.terms[0]
+    if not x >= y > 0:
+        return False
+    left = [f for f, n in mono_a for _ in range(n)]
+    for factor in (f for f, n in mono_b for _ in range(n)):
+        found = next((f for f in left if f == factor), None)
+        if found is None:
+            found = next((f for f in left if _factor_at_least(f, factor, facts)), None)
+        if found is None:
+            return False
+        left.remove(found)
+    return all(prove_nonneg(_dim(f) - 1, facts, depth=1) or _positive(f, facts) for f in left)
+
+
+def _factor_at_least(f: Atom, g: Atom, facts: Facts) -> bool:
+    """`ceil(p/q) >= ceil(r/s)` where p >= r >= 0 and q <= s."""
+    if isinstance(f, str) or isinstance(g, str) or (f.kind, g.kind) != ("floor", "floor"):
+        return prove_nonneg(_dim(f) - _dim(g), facts, depth=1)
+    q, s = f.b.const, g.b.const
+    if q is None or s is None or q > s:
+        return False
+    p, r = f.a - q + 1, g.a - s + 1
+    x, y = (dict(d.terms).get((), 0) for d in (f.a, g.a))
+    if q == s and x >= y and at_least(f.a - x, g.a - y, facts):
+        return True
+    return prove_nonneg(p - r, facts, depth=1) and prove_nonneg(r, facts, depth=1)
+
+
+def _positive(f: Atom, facts: Facts) -> bool:
+    """Whether a quotient is at least 1."""
+    return (
+        not isinstance(f, str)
+        and f.kind == "floor"
+        and prove_nonneg(f.a - f.b, facts, depth=1)
+        and prove_nonneg(f.b - 1, facts, depth=1)
+    )
+
+
+def _dim(f: Atom) -> Dim:
+    return Dim(((((f, 1),), 1),))
 
 
 def _placed(

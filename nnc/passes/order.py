@@ -14,6 +14,8 @@ from nnc.ir.expr import Expr, Idx, Load, Op, Select, walk
 from nnc.ir.graph import Compute, Graph, Node, Update, operands, toposort, users
 from nnc.lang.dims import ONE, Dim
 
+MANY = 64  # nodes that depend on a written value, looked at one by one
+
 
 @dataclass(frozen=True)
 class Launch:
@@ -163,9 +165,25 @@ class _Levels:
         return self.sink(fixed)
 
     def after_readers(self, node: Node, plain: dict[Node, int]) -> int:
-        """The level after readers of the old version, less those that may depend on the writer."""
-        others = (r for r in self.readers.get(self.old[node], ()) if r is not node)
-        return max((plain[r] + 1 for r in others if plain[r] <= plain[node]), default=0)
+        """The level after readers of the old version, less those that depend on the writer."""
+        others = [r for r in self.readers.get(self.old[node], ()) if r is not node]
+        below = self.dependent(node) if any(plain[r] > plain[node] for r in others) else set()
+        if below is None:
+            others = [r for r in others if plain[r] <= plain[node]]
+        return max((plain[r] + 1 for r in others if r not in (below or ())), default=0)
+
+    def dependent(self, node: Node) -> set[Node] | None:
+        """What depends on a node, unless that is much."""
+        found: set[Node] = set()
+        stack = [node]
+        while stack:
+            for user in self.readers[stack.pop()]:
+                if user not in found:
+                    found.add(user)
+                    stack.append(user)
+            if len(found) > MANY:
+                return None
+        return found
 
     def sink(self, fixed: set[Node]) -> dict[Node, int]:
         """Tensors made of inputs only move down to where they are first needed."""

@@ -30,7 +30,7 @@ class Storage:
     private: set[Node] = field(default_factory=set)  # read by their own kernel only
     copied: set[Node] = field(default_factory=set)
     final: list[tuple[Buffer, Buffer]] = field(default_factory=list)
-    others: list[Buffer] = field(default_factory=list)
+    others: dict[Buffer, None] = field(default_factory=dict)
 
 
 def assign(fused: Fused) -> Storage:
@@ -69,6 +69,8 @@ class _Assigner:
                     self.update(node)
                 elif node not in out.buffers:
                     self.compute(node, group)
+            if group.kind == "rows":
+                self.share(group)
         for w in self.graph.writes:
             home, source = out.buffers[w.target], out.buffers[w.value]
             if home is not source:
@@ -95,12 +97,12 @@ class _Assigner:
         if c not in self.out.buffers:
             name = self.named(c.name, "const")
             self.out.buffers[c] = Buffer(name, c.type, "const", data=c.data, span=c.span)
-            self.out.others.append(self.out.buffers[c])
+            self.out.others[self.out.buffers[c]] = None
 
     def arena(self, node: Node) -> Buffer:
         hint = (node.op or "t") if isinstance(node, Compute) else "updated"
         buffer = Buffer(self.named(node.name, hint), node.type, "arena", span=node.span)
-        self.out.others.append(buffer)
+        self.out.others[buffer] = None
         return buffer
 
     # ---- in place -----------------------------------------------------------------------------
@@ -210,6 +212,31 @@ class _Assigner:
                 )
                 return
         self.out.buffers[node] = self.arena(node)
+
+    def share(self, group: Group) -> None:
+        """A private row takes the memory of the member that reads it last, element by element."""
+        inputs = {self.out.buffers[x].name for x in self.graph.inputs}
+        order: dict[Node, int] = {n: i for i, n in enumerate(group.nodes)}
+        taken: set[Node] = set()
+        for node in reversed(group.nodes):
+            buffer = self.out.buffers.get(node)
+            if node not in self.out.private or buffer is None or not self.users[node]:
+                continue
+            last = max(self.users[node], key=lambda u: order[u])
+            home = self.out.buffers.get(last)
+            if home is None or home.name in inputs or last in taken or home.type != buffer.type:
+                continue
+            if self.overwrites(last, node):
+                taken.add(last)
+                self.out.buffers[node] = home
+                del self.out.others[buffer]
+
+    def overwrites(self, reader: Node, node: Node) -> bool:
+        """Whether a member reads another only at the place where it writes its own value."""
+        space = self.fused.spaces[reader]
+        want = [_positions(i, {}) for i in space.index]
+        reads = [e for e in walk(space.body) if isinstance(e, Load) and e.tensor is node]
+        return not space.raxes and all([_positions(i, {}) for i in e.index] == want for e in reads)
 
 
 def _after(group: Group, a: Node, b: Node) -> bool:
