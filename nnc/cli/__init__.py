@@ -169,7 +169,7 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--data", default="digits", help="digits, or an .npz file with x and y")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.1, help="learning rate")
+    parser.add_argument("--lr", type=float, help="learning rate (default: the step's own, or 0.1)")
     parser.add_argument(
         "--schedule", choices=("constant", "cosine", "step", "linear-warmup"), default="constant"
     )

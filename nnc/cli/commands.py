@@ -158,14 +158,16 @@ def show(args: argparse.Namespace) -> int:
 
 def train(args: argparse.Namespace) -> int:
     from nnc.runtime.progress import reporter
+    from nnc.runtime.roles import declared_rate
     from nnc.runtime.train import Options, train
 
+    model = load_model(args)
     extra = {k: number(v, f"--arg {k}") for k, v in pairs("--arg", args.arg).items()}
     options = Options(
         data=args.data,
         epochs=args.epochs,
         batch=args.batch,
-        lr=args.lr,
+        lr=declared_rate(model, args.export) if args.lr is None else args.lr,
         schedule=args.schedule,
         warmup=args.warmup,
         every=args.step_epochs,
@@ -180,4 +182,4 @@ def train(args: argparse.Namespace) -> int:
         args=extra,
         files=pairs("--file", args.file),
     )
-    return train(load_model(args), options, reporter())
+    return train(model, options, reporter())

@@ -12,7 +12,7 @@ from nnc.errors import ArgumentError, Error, LoadError
 from nnc.runtime.memory import Array
 
 HELD_OUT = 0.2
-_SPLIT_SEED = 20_240_101  # of the shuffle that holds out the last fifth; fixed for ever
+_SPLIT_SEED = 0  # of the shuffle that holds out the last fifth; fixed for ever
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from nnc.runtime.data import Data
 from nnc.runtime.export import Export
 from nnc.runtime.leaves import Module
 from nnc.runtime.memory import Array, numpy_dtype
+from nnc.runtime.model import Model
 from nnc.runtime.modules import initialised
 
 
@@ -78,6 +79,12 @@ def _learning_rate(scalars: Sequence[ArgSig], given: Mapping[str, float | int]) 
         return "lr"
     open_ = [a for a in free if a.default is None]
     return open_[0].name if len(open_) == 1 else None
+
+
+def declared_rate(model: Model, export: str) -> float:
+    """The learning rate that the step itself declares: `lr: f32 = 0.003`; else 0.1."""
+    args = model.exports[export].args if export in model.exports else ()
+    return next((float(a.default) for a in args if a.name == "lr" and a.default is not None), 0.1)
 
 
 def _samples(tensors: Sequence[ArgSig], data: Data) -> tuple[tuple[ArgSig, int], ...]:
