@@ -64,7 +64,7 @@ class Plan:
         )
 
     def overlap(self, xs: tuple[Buffer, ...], ys: tuple[Buffer, ...]) -> bool:
-        """Whether some of two sets of buffers may share memory; proofs come last, they cost time."""
+        """Whether some of two sets of buffers may share memory; proofs come last."""
         if {x.name for x in xs} & {y.name for y in ys}:
             return True
         return any(self.meet(x, y) for x in xs for y in ys)
