@@ -26,9 +26,9 @@ def load(
             raise ArgumentError(f"{path} is compiled already: its parameters are fixed")
         model = artifact.load(path)
     else:
-        from nnc import driver
+        from nnc.loading import load_model
 
-        model = driver.model_of(driver.compile_file(path, _overrides(modules), cache=cache))
+        model = load_model(str(path), _overrides(modules), cache)
     if threads is not None:
         model.threads = threads
     return model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from nnc import compiler
@@ -34,13 +35,14 @@ def compile_file(
 
 def model_of(compiled: Compiled) -> Model:
     """The compiled file, ready to be called."""
-
-    def dump(name: str, stage: str) -> str:
-        _known_stage(stage)
-        return compiled.dump(name, stage)
-
     manifest, objects, support = compiled.manifest, compiled.objects, compiled.support
-    return Model(manifest, objects, support, lazy=compiled.lazy, dump=dump)
+    return Model(manifest, objects, support, compiled.lazy, partial(dump, compiled))
+
+
+def dump(compiled: Compiled, name: str, stage: str) -> str:
+    """The text of one export at one stage. ArgumentError for an unknown stage."""
+    _known_stage(stage)
+    return compiled.dump(name, stage)
 
 
 def dump_file(path: str | Path, name: str, stage: str, overrides: Overrides | None = None) -> str:

@@ -122,13 +122,7 @@ def dump(args: argparse.Namespace) -> int:
 
 
 def names(args: argparse.Namespace) -> int:
-    if Path(args.model).suffix == ".json":
-        modules = load_model(args).manifest.modules
-    else:
-        from nnc import driver
-
-        modules = driver.compile_file(args.model, overrides(args.define)).manifest.modules
-    print("\n\n".join(table(m) for m in modules))
+    print("\n\n".join(table(m) for m in load_model(args).manifest.modules))
     return 0
 
 

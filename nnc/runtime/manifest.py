@@ -1,4 +1,4 @@
-"""A Manifest as JSON and back: dataclasses become objects, dims their own JSON form."""
+"""Manifest and its like as JSON and back: dataclasses become objects, dims their own JSON form."""
 
 from __future__ import annotations
 
@@ -13,52 +13,52 @@ from nnc.lang.dims import Dim, from_json
 
 def to_json(manifest: Manifest) -> dict[str, Any]:
     """Plain lists, dicts, texts and numbers; fields at their defaults are left out."""
-    out = _encode(manifest)
-    assert isinstance(out, dict)
+    out: dict[str, Any] = encode(manifest)
     return out
 
 
 def of_json(data: Any) -> Manifest:
     """The inverse of `to_json`; ValueError for anything else."""
     try:
-        out = _decode(Manifest, data)
+        out: Manifest = decode(Manifest, data)
     except (TypeError, KeyError, IndexError, AssertionError, RecursionError) as error:
         raise ValueError(f"not a manifest: {error}") from None
-    assert isinstance(out, Manifest)
     return out
 
 
-def _encode(x: Any) -> Any:
+def encode(x: Any) -> Any:
+    """Plain JSON of dataclasses, tuples, dicts, dims and numbers."""
     match x:
         case Dim():
             return x.json()
         case tuple():
-            return [_encode(i) for i in x]
+            return [encode(i) for i in x]
         case dict():
-            return {k: _encode(v) for k, v in x.items()}
+            return {k: encode(v) for k, v in x.items()}
     if not dataclasses.is_dataclass(x):
         return x
     return {
-        f.name: _encode(getattr(x, f.name))
+        f.name: encode(getattr(x, f.name))
         for f in dataclasses.fields(x)
         if f.default is dataclasses.MISSING or getattr(x, f.name) != f.default
     }
 
 
-def _decode(kind: Any, data: Any) -> Any:
+def decode(kind: Any, data: Any) -> Any:
+    """A value of the type `kind`; TypeError or KeyError when it is not one."""
     if kind is Dim:
         return from_json(data)
     if dataclasses.is_dataclass(kind):
         _must_be(dict, data)
         hints = typing.get_type_hints(kind)
-        fields = {k: _decode(hints[k], v) for k, v in data.items()}
+        fields = {k: decode(hints[k], v) for k, v in data.items()}
         return kind(**fields)  # type: ignore[operator]
     origin = typing.get_origin(kind)
     if origin is tuple:
         return _decode_tuple(typing.get_args(kind), data)
     if origin is dict:
         _must_be(dict, data)
-        return {str(k): _decode(typing.get_args(kind)[1], v) for k, v in data.items()}
+        return {str(k): decode(typing.get_args(kind)[1], v) for k, v in data.items()}
     if origin is types.UnionType:
         return _decode_union(typing.get_args(kind), data)
     _must_be(kind, data)
@@ -73,8 +73,8 @@ def _must_be(kind: type, data: Any) -> None:
 def _decode_tuple(kinds: tuple[Any, ...], data: Any) -> tuple[Any, ...]:
     _must_be(list, data)
     if kinds[-1] is Ellipsis:
-        return tuple(_decode(kinds[0], x) for x in data)
-    return tuple(_decode(k, x) for k, x in zip(kinds, data, strict=True))
+        return tuple(decode(kinds[0], x) for x in data)
+    return tuple(decode(k, x) for k, x in zip(kinds, data, strict=True))
 
 
 def _decode_union(kinds: tuple[Any, ...], data: Any) -> Any:
@@ -82,4 +82,4 @@ def _decode_union(kinds: tuple[Any, ...], data: Any) -> Any:
     if data is None and type(None) in kinds:
         return None
     others = [k for k in kinds if k is not type(None)]
-    return data if type(data) in others else _decode(others[0], data)
+    return data if type(data) in others else decode(others[0], data)
