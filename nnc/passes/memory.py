@@ -6,17 +6,19 @@ from dataclasses import dataclass, field, replace
 
 from nnc.ir.expr import Expr, Load, rewrite
 from nnc.ir.loop import Buffer, Kernel, Program, Store
-from nnc.lang.dims import ZERO, Atom, Dim, Facts, prove_nonneg
+from nnc.lang.dims import ZERO, Atom, Dim, Facts, dim_max, prove_nonneg
 from nnc.passes.schedule.merge import Stmts, loaded_from, map_stmts, stores_in
 
 ALIGN = 64  # bytes
-TRIES = 16  # free places compared with a size
+TRIES = 4  # free places that are tried for a value
+ALTERNATIVES = 4  # sizes of which none is known to be the largest, in one place
+SAMPLE = 64  # what a size is taken to be where only an estimate is needed
 
 
 def memory(program: Program) -> Program:
     """The program with offsets of arena buffers and the size of the arena; unused buffers go."""
     spans = lifetimes(program)
-    slots = _Slots(program.facts)
+    slots = _Slots(program.facts, {d: SAMPLE + i for i, d in enumerate(program.dims)})
     place: dict[str, int] = {}
     sizes = {b.name: rounded(b.bytes) for b in program.buffers if b.scope == "arena"}
     births: dict[int, list[str]] = {}
@@ -26,7 +28,7 @@ def memory(program: Program) -> Program:
             births.setdefault(first, []).append(name)
             deaths.setdefault(last, []).append(name)
     for step in range(len(program.steps)):
-        for name in births.get(step, ()):
+        for name in sorted(births.get(step, ()), key=lambda n: -slots.guess(sizes[n])):
             place[name] = slots.take(sizes[name])
         for name in deaths.get(step, ()):
             slots.free.append(place[name])
@@ -53,29 +55,63 @@ def rounded(size: Dim) -> Dim:
 
 
 @dataclass
+class _Slot:
+    """A place: as large as the largest of `sizes`, none of which is known to be within another."""
+
+    sizes: list[Dim]
+    guess: int  # bytes at sample sizes
+
+    @property
+    def size(self) -> Dim:
+        out = self.sizes[0]
+        for s in self.sizes[1:]:
+            out = dim_max(out, s)
+        return out
+
+
+@dataclass
 class _Slots:
-    """Places of the arena one behind the other; `sizes` may grow until offsets are asked for."""
+    """Places of the arena one behind the other; they may grow until offsets are asked for.
+
+    Which free place a value takes is decided at sample sizes (one of nearly its size); that it is
+    large enough is then made sure for all sizes.
+    """
 
     facts: Facts
-    sizes: list[Dim] = field(default_factory=list)
+    sample: dict[str, int]
+    slots: list[_Slot] = field(default_factory=list)
     free: list[int] = field(default_factory=list)
     offsets: list[Dim] = field(default_factory=list)
     proved: dict[Dim, bool] = field(default_factory=dict)
 
     def take(self, size: Dim) -> int:
-        best = next((p for p in self.free if self.sizes[p] == size), None)
-        recent = self.free[-TRIES:][::-1]
-        if best is None:
-            best = next((p for p in recent if self.fits(size, self.sizes[p])), None)
-        if best is None:
-            best = next((p for p in recent if self.fits(self.sizes[p], size)), None)
-            if best is not None:
-                self.sizes[best] = size
-        if best is None:
-            self.sizes.append(size)
-            return len(self.sizes) - 1
-        self.free.remove(best)
-        return best
+        guess = self.guess(size)
+        order = sorted(self.free, key=lambda p: self.distance(p, size, guess))
+        for place in order[:TRIES]:
+            if self.grow(self.slots[place], size, guess):
+                self.free.remove(place)
+                return place
+        self.slots.append(_Slot([size], guess))
+        return len(self.slots) - 1
+
+    def guess(self, size: Dim) -> int:
+        return size.evaluate(self.sample)
+
+    def distance(self, place: int, size: Dim, guess: int) -> tuple[bool, bool, int]:
+        """Equal places first, then the smallest that is large enough, then the largest."""
+        slot = self.slots[place]
+        return slot.sizes != [size], slot.guess < guess, abs(slot.guess - guess)
+
+    def grow(self, slot: _Slot, size: Dim, guess: int) -> bool:
+        """Makes a place hold so many bytes; False when its size would be too long a formula."""
+        if any(self.fits(size, s) for s in slot.sizes):
+            return True
+        rest = [s for s in slot.sizes if not self.fits(s, size)]
+        if len(rest) >= ALTERNATIVES:
+            return False
+        slot.sizes = [*rest, size]
+        slot.guess = max(slot.guess, guess)
+        return True
 
     def fits(self, small: Dim, large: Dim) -> bool:
         key = large - small
@@ -86,14 +122,14 @@ class _Slots:
     def offset(self, place: int) -> Dim:
         if not self.offsets:
             at = ZERO
-            for size in self.sizes:
+            for slot in self.slots:
                 self.offsets.append(at)
-                at = at + size
+                at = at + slot.size
         return self.offsets[place]
 
     @property
     def total(self) -> Dim:
-        return self.offset(len(self.sizes) - 1) + self.sizes[-1] if self.sizes else ZERO
+        return self.offset(len(self.slots) - 1) + self.slots[-1].size if self.slots else ZERO
 
 
 def at_least(a: Dim, b: Dim, facts: Facts) -> bool:
