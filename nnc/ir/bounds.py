@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, children, walk
-from nnc.ir.graph import Axis, Compute, Node, Update
+from nnc.ir.graph import Axis, Compute, Loop, Node, Update
 from nnc.lang.dims import (
     ONE,
     ZERO,
@@ -69,6 +69,12 @@ def loop_facts(axes: Iterable[Axis], facts: Facts) -> Facts:
     return facts.plus(*dict.fromkeys(d for d in known if not _positive(d, facts)))
 
 
+def turn_facts(loop: Loop, facts: Facts) -> Facts:
+    """Inside a run-time loop: there is a turn, and `var` is less than `trip` (and, like every
+    loop variable, not negative)."""
+    return facts.plus(loop.trip - 1, loop.trip - 1 - Dim.of(loop.var))
+
+
 @lru_cache(maxsize=4096)
 def _positive(d: Dim, facts: Facts) -> bool:
     return prove_nonneg(d, facts, depth=0)
@@ -125,12 +131,16 @@ def obligations(exprs: Sequence[Expr], axes: Sequence[Axis], facts: Facts) -> li
     return out
 
 
-def node_obligations(node: Node, facts: Facts) -> list[Obligation]:
-    """`obligations` of all expressions of a node; the target of an Update counts as a load."""
+def node_obligations(node: Node, facts: Facts, outer: Sequence[Axis] = ()) -> list[Obligation]:
+    """`obligations` of all expressions of a node; the target of an Update counts as a load.
+
+    `outer`: the run-time loops around the node.
+    """
     match node:
         case Compute(axes=axes, raxes=raxes, body=body):
-            return obligations((body,), (*axes, *raxes), facts)
+            return obligations((body,), (*outer, *axes, *raxes), facts)
         case Update(axes=axes, base=base, target=target, value=value, guard=guard):
+            axes = (*outer, *axes)
             place = Load(base.type.dtype, base, target, check=node.check)
             if guard is None:
                 return obligations((place, value), axes, facts)

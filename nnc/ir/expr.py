@@ -1,7 +1,8 @@
 """Scalar expressions: the body of a `Compute`, shared by Graph and Program.
 
-An `Expr` is a DAG compared by identity; sharing is by reference. Integer polynomials over sizes and loop
-variables are `Idx`, so the dim algebra does all affine reasoning. Loop variables are names with a leading `$`.
+An `Expr` is a DAG compared by identity; sharing is by reference. Integer polynomials over sizes and
+loop variables are `Idx`, so the dim algebra does all affine reasoning. Loop variables are names
+with a leading `$`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ class Load:
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """A scalar function of the table (`nnc.ir.scalar`) applied to operands; `cast` converts to `dtype`."""
+    """A scalar function of the table (`nnc.ir.scalar`) applied to operands; `cast` converts to
+    `dtype`."""
 
     dtype: DType
     fn: str

@@ -1,12 +1,13 @@
-"""Graph, the tensor IR: SSA values with symbolic shapes, each with its source span. Very few node kinds.
+"""Graph, the tensor IR: SSA values with symbolic shapes, each with its source span. Very few node
+kinds.
 
-Nodes form a DAG by reference and are compared by identity. A `Graph` is one exported function: its inputs
-in ABI order, its results, and the final versions of the storage it writes.
+Nodes form a DAG by reference and are compared by identity. A `Graph` is one exported function: its
+inputs in ABI order, its results, and the final versions of the storage it writes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -34,12 +35,19 @@ class Value:
     span: Span = NOWHERE
     name: str = ""
 
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """Dims and free loop variables in the shape and the expressions."""
+        return _used_names(self)  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Input(Value):
-    """A leaf that the caller supplies: an argument, or one param or state tensor of a module argument.
+    """A leaf that the caller supplies: an argument, or one param or state tensor of a module
+    argument.
 
-    `kind`: arg, param, state, rng. `name` is its path in the signature (`net.fc1.weight`, `x`, `lr`).
+    `kind`: arg, param, state, rng. `name` is its path in the signature (`net.fc1.weight`, `x`,
+    `lr`).
     """
 
     kind: str = "arg"
@@ -54,11 +62,12 @@ class Constant(Value):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Compute(Value):
-    """The one tensor operation: `out[axes] = op over raxes of body` (no reduction: op "" and no raxes).
+    """The one tensor operation: `out[axes] = op over raxes of body` (no reduction: op "" and no
+    raxes).
 
-    The type's shape is the axes' extents. `max`, `min`, `argmax`, `argmin` take the first extremal position
-    in row-major order of raxes and propagate NaN; arg reductions have exactly one reduced axis and an i32 result.
-    sum/prod of f16/bf16 accumulate in f32; any/all take and give bool.
+    The type's shape is the axes' extents. `max`, `min`, `argmax`, `argmin` take the first extremal
+    position in row-major order of raxes and propagate NaN; arg reductions have exactly one reduced
+    axis and an i32 result. sum/prod of f16/bf16 accumulate in f32; any/all take and give bool.
     """
 
     axes: tuple[Axis, ...]
@@ -71,8 +80,9 @@ class Compute(Value):
 class Update(Value):
     """A new version of `base` (same type): for all axes, `base[target(axes)] (op)= value(axes)`.
 
-    `accumulate` adds, in row-major order of the axes for each element (deterministic), else the targets are
-    distinct and replace. Where `guard` (bool) is false nothing is written; `check` as in `Load`.
+    `accumulate` adds, in row-major order of the axes for each element (deterministic), else the
+    targets are distinct and replace. Where `guard` (bool) is false nothing is written; `check` as
+    in `Load`.
     """
 
     base: Node
@@ -98,39 +108,62 @@ class Grad(Value):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Loop(Value):
-    """`trip` turns in order; its results are read through `Part`s: first the final carried values, then the yields.
+    """`trip` turns in order; its results are read through `Part`s: first the final carried values,
+    then the yields.
 
-    The body is the DAG below `next` and `yields`. In it stand the placeholders `carries` (Inputs of kind "carry",
-    the values at the start of a turn) and the loop variable `var` (starts with `$`, 0 ... trip - 1, free in
-    the body's expressions). Whatever does not depend on these is outside of the loop (`captures`). Yield k is
-    stacked: its Part has the type [trip, *yields[k].type.shape]. `cond` (a bool scalar of the body): the loop ends
-    before the first turn at which it is false; then there are no yields. `type` is that of the first carry or yield.
+    The body is the DAG below `next`, `yields` and `cond`. In it stand the placeholders `carries`
+    (Inputs of kind "carry": the values at the start of a turn) and the loop variable `var` (free in
+    the body's expressions, never in shapes or extents). Whatever does not depend on these is
+    outside of the loop (`captures`). `var` is 0, 1, ... trip - 1, or with `reverse` trip - 1, ...
+    1, 0. Yield k is stacked: its Part has the type [trip, *yields[k].type.shape] and holds at index
+    `var` what that turn yields. `cond` (a bool scalar): the loop ends before the first turn at
+    which it is false; then there are no yields. `type` is that of the first result. From autodiff
+    on `var` is unique in the graph and holds a dot (`$t.0`), which names of axes never do.
     """
 
     var: str
     trip: Dim
-    carries: tuple[Input, ...]
-    init: tuple[Node, ...]
-    next: tuple[Node, ...]
+    carries: tuple[Input, ...] = ()
+    init: tuple[Node, ...] = ()
+    next: tuple[Node, ...] = ()
     yields: tuple[Node, ...] = ()
     cond: Node | None = None
+    reverse: bool = False
 
     @property
     def outs(self) -> tuple[Node, ...]:
         """The roots of the body."""
         return (*self.next, *self.yields, *(() if self.cond is None else (self.cond,)))
 
+    @property
+    def results(self) -> tuple[TensorType, ...]:
+        """The types of the parts."""
+        stacked = (TensorType(y.type.dtype, (self.trip, *y.type.shape)) for y in self.yields)
+        return (*(c.type for c in self.carries), *stacked)
+
     @cached_property
     def body(self) -> tuple[Node, ...]:
-        """The nodes that depend on a turn, operands first; the placeholders are not among them."""
+        """The nodes that depend on a turn, operands first (`test` before all others).
+
+        The placeholders are not among them.
+        """
         inside: set[Node] = set(self.carries)
         order: list[Node] = []
-        for node in toposort(self.outs):
+        first = () if self.cond is None else (self.cond,)
+        for node in toposort((*first, *self.outs)):
             depends = any(o in inside for o in operands(node)) or self.var in used_names(node)
             if depends and node not in inside:
                 inside.add(node)
                 order.append(node)
         return tuple(order)
+
+    @cached_property
+    def test(self) -> tuple[Node, ...]:
+        """The nodes of the body that `cond` needs."""
+        if self.cond is None:
+            return ()
+        needed = set(toposort((self.cond,)))
+        return tuple(n for n in self.body if n in needed)
 
     @cached_property
     def captures(self) -> tuple[Node, ...]:
@@ -146,6 +179,17 @@ class Part(Value):
 
     source: Grad | Loop
     index: int
+
+    @staticmethod
+    def of(loop: Loop, index: int, name: str = "") -> Part:
+        """Result `index` of a loop."""
+        return Part(
+            type=loop.results[index],
+            span=loop.span,
+            source=loop,
+            index=index,
+            name=name or loop.name,
+        )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -175,7 +219,7 @@ class Graph:
     inputs: tuple[Input, ...]  # in ABI order
     results: tuple[Node, ...]
     writes: tuple[Write, ...] = ()
-    facts: Facts = Facts()
+    facts: Facts = Facts()  # noqa: RUF009
     span: Span = NOWHERE
 
     @property
@@ -202,9 +246,14 @@ def operands(node: Node) -> tuple[Node, ...]:
 
 def used_names(node: Node) -> frozenset[str]:
     """Dims and free loop variables in a node's expressions and shape."""
+    return node.used
+
+
+def _used_names(node: Node) -> frozenset[str]:
     out: set[str] = set()
     for d in node.type.shape:
         out |= d.names
+    bound: tuple[Axis, ...] = ()
     match node:
         case Compute(axes=axes, raxes=raxes, body=body):
             out |= names([body])
@@ -212,12 +261,7 @@ def used_names(node: Node) -> frozenset[str]:
         case Update(axes=bound, target=target, value=value, guard=guard):
             out |= names([*target, value, *(() if guard is None else (guard,))])
         case Loop(var=var, trip=trip):
-            out |= trip.names
-            for n in node.body:
-                out |= used_names(n)
-            return frozenset(out - {var})
-        case _:
-            return frozenset(out)
+            return frozenset(out.union(trip.names, *(n.used for n in node.body)) - {var})
     for a in bound:
         out |= a.extent.names
     return frozenset(out - {a.var for a in bound})
@@ -281,11 +325,13 @@ def replace_operands(node: Node, new: Callable[[Node], Node]) -> Node:
         case Stop(source=source):
             return replace(node, source=new(source))
         case Loop(init=init):
-            return _rebuilt(replace(node, init=tuple(new(i) for i in init)), new, lambda n: n)
+            return rebuilt(replace(node, init=tuple(new(i) for i in init)), new)
     return node
 
 
-def _rebuilt(loop: Loop, new: Callable[[Node], Node], fn: Callable[[Node], Node]) -> Loop:
+def rebuilt(
+    loop: Loop, new: Callable[[Node], Node], fn: Callable[[Node], Node] = lambda n: n
+) -> Loop:
     """The loop with its captures replaced by `new` and every body node passed through `fn`."""
     moved: dict[Node, Node] = {c: c for c in loop.carries}
 
@@ -294,12 +340,14 @@ def _rebuilt(loop: Loop, new: Callable[[Node], Node], fn: Callable[[Node], Node]
 
     for node in loop.body:
         moved[node] = fn(replace_operands(node, get))
-    return replace(
-        loop,
-        next=tuple(get(n) for n in loop.next),
-        yields=tuple(get(n) for n in loop.yields),
-        cond=None if loop.cond is None else get(loop.cond),
-    )
+    return with_outs(loop, [get(o) for o in loop.outs])
+
+
+def with_outs(loop: Loop, outs: Sequence[Node]) -> Loop:
+    """The loop with other roots of the body (in the order of `loop.outs`)."""
+    n, m = len(loop.next), len(loop.next) + len(loop.yields)
+    cond = None if loop.cond is None else outs[m]
+    return replace(loop, next=tuple(outs[:n]), yields=tuple(outs[n:m]), cond=cond)
 
 
 def _reload(body: Expr, new: Callable[[Node], Node]) -> Expr:
@@ -322,7 +370,7 @@ def transform(graph: Graph, fn: Callable[[Node], Node]) -> Graph:
     for node in toposort(graph.roots):
         if isinstance(node, Loop):
             init = tuple(new[i] for i in node.init)
-            new[node] = fn(_rebuilt(replace(node, init=init), lambda o: new[o], deep(fn)))
+            new[node] = fn(rebuilt(replace(node, init=init), new.__getitem__, deep(fn)))
         else:
             new[node] = fn(replace_operands(node, lambda o: new[o]))
     return with_roots(graph, [new[r] for r in graph.roots])
@@ -332,7 +380,7 @@ def deep(fn: Callable[[Node], Node]) -> Callable[[Node], Node]:
     """`fn` that goes into the bodies of loops first."""
 
     def one(node: Node) -> Node:
-        return fn(_rebuilt(node, lambda o: o, one) if isinstance(node, Loop) else node)
+        return fn(rebuilt(node, lambda o: o, one) if isinstance(node, Loop) else node)
 
     return one
 
@@ -346,3 +394,18 @@ def with_roots(graph: Graph, roots: list[Node]) -> Graph:
 
 def nodes(graph: Graph) -> Iterator[Node]:
     yield from toposort(graph.roots)
+
+
+def all_nodes(graph: Graph) -> list[Node]:
+    """The nodes of the graph and of the bodies of its loops; a body stands before its loop."""
+    return _with_bodies(toposort(graph.roots))
+
+
+def _with_bodies(order: Iterable[Node]) -> list[Node]:
+    # As deep as loops are nested.
+    out: list[Node] = []
+    for node in order:
+        if isinstance(node, Loop):
+            out += _with_bodies(node.body)
+        out.append(node)
+    return out

@@ -14,7 +14,19 @@ import numpy as np
 
 from nnc.diagnostics import Span
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, walk
-from nnc.ir.graph import Axis, Compute, Constant, Graph, Input, Node, Stop, Update, toposort
+from nnc.ir.graph import (
+    Axis,
+    Compute,
+    Constant,
+    Graph,
+    Input,
+    Loop,
+    Node,
+    Part,
+    Stop,
+    Update,
+    toposort,
+)
 from nnc.ir.scalar import SCALARS
 from nnc.lang.dims import Dim, Func
 from nnc.lang.types import DTYPES, DType, is_float
@@ -49,13 +61,58 @@ def run(graph: Graph, dims: Mapping[str, int], inputs: Mapping[str, Any]) -> Res
     """Evaluates the graph; `inputs` by name. Raises IndexFault."""
     values: dict[Node, Array] = {}
     with np.errstate(all="ignore"):
-        for node in toposort(graph.roots):
-            values[node] = _node(node, dims, inputs, values)
+        _block(toposort(graph.roots), dims, inputs, values, {})
     return Result(
         tuple(values[r] for r in graph.results),
         {w.target.name: values[w.value] for w in graph.writes},
         values,
     )
+
+
+Parts = dict[Node, tuple[Array, ...]]
+
+
+def _block(
+    order: Sequence[Node],
+    dims: Mapping[str, int],
+    inputs: Mapping[str, Any],
+    values: dict[Node, Array],
+    parts: Parts,
+) -> None:
+    for node in order:
+        match node:
+            case Loop():
+                parts[node] = _loop(node, dims, inputs, values, parts)
+            case Part(source=source, index=index):
+                values[node] = parts[source][index]
+            case _:
+                values[node] = _node(node, dims, inputs, values)
+
+
+def _loop(
+    loop: Loop,
+    dims: Mapping[str, int],
+    inputs: Mapping[str, Any],
+    values: dict[Node, Array],
+    parts: Parts,
+) -> tuple[Array, ...]:
+    """The final carried values and the stacked yields."""
+    trip = loop.trip.evaluate(dims)
+    rest = loop.body[len(loop.test) :]
+    carried = [values[i] for i in loop.init]
+    kinds = loop.results[len(carried) :]
+    stacks = [np.zeros([d.evaluate(dims) for d in t.shape], numpy_dtype(t.dtype)) for t in kinds]
+    for t in reversed(range(trip)) if loop.reverse else range(trip):
+        now = {**dims, loop.var: t}
+        values.update(zip(loop.carries, carried, strict=True))
+        _block(loop.test, now, inputs, values, parts)
+        if loop.cond is not None and not values[loop.cond]:
+            break
+        _block(rest, now, inputs, values, parts)
+        carried = [values[n] for n in loop.next]
+        for stack, node in zip(stacks, loop.yields, strict=True):
+            stack[t] = values[node]
+    return (*carried, *stacks)
 
 
 def _node(

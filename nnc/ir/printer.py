@@ -6,11 +6,17 @@
       return %0
 
 Loop variables are written without their `$`; a sub-expression used more than once gets a `let`.
+A run-time loop is a block; `_` stands for a result that nothing reads:
+
+      %2: f32[B], _ = loop t.0:T carry h = %0, c = %1:
+        %3: f32[b:B] = h[b] * x[t.0, b]
+        next %3, c
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from nnc.diagnostics import NOWHERE, Span
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Tensor, Var, children, walk
@@ -21,11 +27,13 @@ from nnc.ir.graph import (
     Grad,
     Graph,
     Input,
+    Loop,
     Node,
     Part,
     Stop,
     Update,
     Value,
+    all_nodes,
     toposort,
 )
 from nnc.lang.dims import Dim
@@ -62,21 +70,34 @@ Text = tuple[str, int]  # the text and how tightly it binds
 
 def print_graph(graph: Graph) -> str:
     """One line for each node in topological order: inputs first, results and writes last."""
-    order = toposort(graph.roots)
-    names = _names(graph, order)
+    naming = _named(graph)
+    names = naming.names
 
     def name_of(t: Tensor) -> str:
         return names[t]  # type: ignore[index]
 
     lines = [_header(graph)]
     lines += [_line(f"{i.name}: {i.type}", i.kind, i.span) for i in graph.inputs]
-    for node in order:
-        if not isinstance(node, Input):
-            lines += _node_lines(node, names[node], name_of)
+    lines += _block(toposort(graph.roots), naming, name_of)
     if graph.results:
         lines.append("  return " + ", ".join(names[r] for r in graph.results))
     lines += [f"  write {w.target.name} = {names[w.value]}" for w in graph.writes]
     return "\n".join(lines) + "\n"
+
+
+def _block(order: Sequence[Node], naming: _Naming, name_of: NameOf) -> list[str]:
+    lines: list[str] = []
+    for node in order:
+        match node:
+            case Input() | Part(source=Loop()):
+                continue
+            case Loop():
+                n = len(node.test)
+                body = [_block(part, naming, name_of) for part in (node.body[:n], node.body[n:])]
+                lines += _loop_lines(node, naming.results[node], body, name_of)
+            case _:
+                lines += _node_lines(node, naming.names[node], name_of)
+    return lines
 
 
 def print_expr(e: Expr, name_of: NameOf | None = None) -> str:
@@ -99,19 +120,60 @@ def print_dim(d: Dim) -> str:
 
 def node_names(graph: Graph) -> dict[Node, str]:
     """The names that `print_graph` gives to nodes."""
-    return _names(graph, toposort(graph.roots))
+    return _named(graph).names
 
 
-def _names(graph: Graph, order: Sequence[Node]) -> dict[Node, str]:
-    names: dict[Node, str] = {i: i.name for i in graph.inputs}
-    count = 0
-    for node in order:
-        if isinstance(node, Input):
-            names.setdefault(node, node.name)
-        else:
-            names[node] = f"%{count}"
-            count += 1
-    return names
+@dataclass
+class _Naming:
+    """Names of nodes, and the heads of loops: names and types of their results."""
+
+    used: set[tuple[Value, int]]  # results of loops that something reads
+    names: dict[Node, str] = field(default_factory=dict)
+    results: dict[Loop, str] = field(default_factory=dict)
+    count: int = 0
+
+    def next(self) -> str:
+        self.count += 1
+        return f"%{self.count - 1}"
+
+    def visit(self, order: Iterable[Node]) -> None:
+        """Names in the order of printing; as deep as loops are nested."""
+        for node in order:
+            match node:
+                case Input():
+                    self.names.setdefault(node, node.name)
+                case Loop():
+                    self._loop(node)
+                case Part(source=Loop() as loop, index=index):
+                    self.names[node] = f"{self.names[loop]}.{index}"
+                case _:
+                    self.names[node] = self.next()
+
+    def _loop(self, loop: Loop) -> None:
+        self.names[loop] = self.next()
+        taken = set(self.names.values())
+        for c in loop.carries:
+            base = name = c.name or "carry"
+            n = 1
+            while name in taken:
+                n += 1
+                name = f"{base}.{n}"
+            taken.add(name)
+            self.names[c] = name
+        parts = [
+            f"{self.names[loop]}.{i}: {t}" if (loop, i) in self.used else "_"
+            for i, t in enumerate(loop.results)
+        ]
+        self.results[loop] = ", ".join(parts)
+        self.visit(loop.body)
+
+
+def _named(graph: Graph) -> _Naming:
+    read = all_nodes(graph)
+    naming = _Naming({(n.source, n.index) for n in read if isinstance(n, Part)})
+    naming.names.update((i, i.name) for i in graph.inputs)
+    naming.visit(toposort(graph.roots))
+    return naming
 
 
 def _header(graph: Graph) -> str:
@@ -152,7 +214,29 @@ def _node_lines(node: Node, name: str, name_of: NameOf) -> list[str]:
             text = f"stop({name_of(source)})"
         case Input(kind=kind):
             text = kind
+        case Loop():
+            return _loop_lines(node, name, ((), ()), name_of)
     return [_line(f"{name}: {node.type} = {text}", "", node.span)]
+
+
+def _loop_lines(loop: Loop, head: str, body: Sequence[Sequence[str]], name_of: NameOf) -> list[str]:
+    def listed(word: str, some: Sequence[Node]) -> list[str]:
+        return [f"    {word} " + ", ".join(map(name_of, some))] if some else []
+
+    test, rest = body
+    pairs = zip(loop.carries, loop.init, strict=False)  # a planted fault is printed too
+    carried = ", ".join(f"{name_of(c)} = {name_of(i)}" for c, i in pairs)
+    carry = f" carry {carried}" if carried else ""
+    word = "loop back" if loop.reverse else "loop"
+    text = f"{head} = {word} {_axes((Axis(loop.var, loop.trip),))}{carry}:"
+    return [
+        _line(text, "", loop.span),
+        *(f"  {line}" for line in test),
+        *listed("while", () if loop.cond is None else (loop.cond,)),
+        *(f"  {line}" for line in rest),
+        *listed("next", loop.next),
+        *listed("yield", loop.yields),
+    ]
 
 
 def _axes(axes: Iterable[Axis]) -> str:

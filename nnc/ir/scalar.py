@@ -1,7 +1,9 @@
-"""The scalar functions: one table, one entry each. Back ends, interpreter and autodiff are total over it.
+"""The scalar functions: one table, one entry each. Back ends, interpreter and autodiff are total
+over it.
 
-An entry holds: arity, dtype rule, what it is, its NumPy reference (float64 or integer arrays), its partial
-derivatives as expressions of operands and result, and the accuracy promised for f32 (in ulp).
+An entry holds: arity, dtype rule, what it is, its NumPy reference (float64 or integer arrays), its
+partial derivatives as expressions of operands and result, and the accuracy promised for f32 (in
+ulp).
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ Partials = Callable[[tuple[Expr, ...], Expr], tuple[Expr | None, ...]]
 class Scalar:
     """One scalar function.
 
-    `rule`: float (one float dtype in and out), number (one dtype in and out), integer, compare (one dtype in,
-    bool out), logic (bool in and out), power (any number to an i32), random (i64 in, float out), cast.
-    `partials`: None when the derivative is zero or undefined everywhere (floor, comparisons, integers).
+    `rule`: float (one float dtype in and out), number (one dtype in and out), integer, compare (one
+    dtype in, bool out), logic (bool in and out), power (any number to an i32), random (i64 in,
+    float out), cast. `partials`: None when the derivative is zero or undefined everywhere (floor,
+    comparisons, integers).
     """
 
     name: str
@@ -94,7 +97,7 @@ def _const_cast(value: float, dtype: DType) -> float | int | bool:
     return float(value) if is_float(dtype) else int(value)
 
 
-# ---- NumPy references that NumPy has not ----------------------------------------------------------
+# ---- NumPy references that NumPy has not ---------------------------------------------------------
 
 
 def _erf(x: Any) -> Any:
@@ -135,8 +138,9 @@ _MASK = np.uint64(0xFFFFFFFF)
 def philox(seed: Any, stream: Any, step: Any, element: Any) -> tuple[Any, Any]:
     """Two 32-bit words of Philox4x32-10 (Salmon et al., 2011), as uint64 arrays.
 
-    The key is the 64-bit number `seed * 0x9E3779B97F4A7C15 + stream` (wrapping; low word first), the counter is
-    (element low, element high, step low, step high); words 0 and 1 of the output are returned.
+    The key is the 64-bit number `seed * 0x9E3779B97F4A7C15 + stream` (wrapping; low word first),
+    the counter is (element low, element high, step low, step high); words 0 and 1 of the output are
+    returned.
     """
     seed, stream, step, element = (
         np.asarray(v).astype(np.int64).astype(np.uint64) for v in (seed, stream, step, element)
@@ -163,7 +167,7 @@ def _normal(seed: Any, stream: Any, step: Any, element: Any) -> Any:
     return np.sqrt(-2 * np.log(u1)) * np.cos(2 * np.pi * u2)
 
 
-# ---- derivatives ----------------------------------------------------------------------------------
+# ---- derivatives ---------------------------------------------------------------------------------
 
 
 def _d_pow(a: tuple[Expr, ...], y: Expr) -> tuple[Expr | None, ...]:
@@ -449,7 +453,8 @@ SCALARS: dict[str, Scalar] = _table()
 
 
 def partials(e: Op) -> tuple[Expr | None, ...]:
-    """d e / d operand for each operand; None is zero. (A float cast passes the cotangent, cast back.)"""
+    """d e / d operand for each operand; None is zero. (A float cast passes the cotangent, cast
+    back.)"""
     entry = SCALARS[e.fn]
     if entry.partials is None or not is_float(e.dtype):
         return (None,) * len(e.args)

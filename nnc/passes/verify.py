@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 
-from nnc.ir.bounds import node_obligations
+from nnc.ir.bounds import loop_facts, node_obligations
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, walk
 from nnc.ir.graph import (
     REDUCTIONS,
@@ -14,6 +16,7 @@ from nnc.ir.graph import (
     Grad,
     Graph,
     Input,
+    Loop,
     Node,
     Part,
     Stop,
@@ -24,9 +27,32 @@ from nnc.ir.graph import (
 from nnc.ir.printer import print_expr, print_node
 from nnc.ir.scalar import SCALARS
 from nnc.lang.dims import Facts, dim_prod
-from nnc.lang.types import DTYPES, is_float, is_int
+from nnc.lang.types import DTYPES, TensorType, is_float, is_int
 
 Faults = Iterator[str]
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """Where a node stands: the names and facts it may use, the run-time loops around it."""
+
+    graph: Graph
+    dims: frozenset[str]
+    facts: Facts
+    loops: tuple[Axis, ...] = ()
+    carries: frozenset[Input] = frozenset()
+
+    def inside(self, loop: Loop) -> _Scope:
+        return replace(
+            self,
+            facts=loop_facts([Axis(loop.var, loop.trip)], self.facts),
+            loops=(*self.loops, Axis(loop.var, loop.trip)),
+            carries=self.carries | set(loop.carries),
+        )
+
+    @property
+    def names(self) -> frozenset[str]:
+        return self.dims | {a.var for a in self.loops}
 
 
 def verify(graph: Graph, after: str) -> None:
@@ -37,10 +63,22 @@ def verify(graph: Graph, after: str) -> None:
     _assert_acyclic(graph, after)
     for text in _graph_faults(graph):
         raise AssertionError(f"after {after}: {text} in {graph.name}")
-    known = frozenset(graph.dims)
-    for node in toposort(graph.roots):
-        for text in _faults(node, graph, known):
+    _verify_block(
+        toposort(graph.roots), _Scope(graph, frozenset(graph.dims), graph.facts), set(), after
+    )
+
+
+def _verify_block(order: Iterable[Node], scope: _Scope, met: set[Node], after: str) -> None:
+    """The nodes of one scope; as deep as loops are nested. `met`: loops and their placeholders."""
+    for node in order:
+        faults = _faults(node, scope)
+        if isinstance(node, Loop):
+            faults = chain(faults, _turn_faults(node, scope, met))
+        for text in faults:
             raise AssertionError(f"after {after}: {text}\n  {print_node(node)}")
+        if isinstance(node, Loop):
+            met |= {node, *node.carries}
+            _verify_block(node.body, scope.inside(node), met, after)
 
 
 def _assert_acyclic(graph: Graph, after: str) -> None:
@@ -76,48 +114,91 @@ def _graph_faults(graph: Graph) -> Faults:
             yield f"a fact about unknown dims: {d}"
 
 
-def _faults(node: Node, graph: Graph, known: frozenset[str]) -> Faults:
+def _faults(node: Node, scope: _Scope) -> Faults:
     for d in node.type.shape:
-        if not d.names <= known:
+        if not d.names <= scope.dims:
             yield f"unknown dims in the shape {node.type}"
     match node:
+        case Input(kind="carry"):
+            if node not in scope.carries:
+                yield f"the placeholder {node.name} outside of its loop"
         case Input():
-            if node not in graph.inputs:
+            if node not in scope.graph.inputs:
                 yield f"{node.name} is not an input of the graph"
         case Constant(data=data):
             if dim_prod(node.type.shape).const != len(data):
                 yield f"{len(data)} numbers for {node.type}"
         case Compute():
-            yield from _compute_faults(node, graph.facts, known)
+            yield from _compute_faults(node, scope)
         case Update():
-            yield from _update_faults(node, graph.facts, known)
+            yield from _update_faults(node, scope)
         case Grad(y=y, seed=seed):
             if not is_float(y.type.dtype) or node.type != y.type:
                 yield f"a gradient of {y.type}"
             if (y.type if seed is None else seed.type) != y.type or (not seed and y.type.rank):
                 yield "the seed has not the type of y"
-        case Part(source=source, index=index):
+        case Part(source=Grad() as source, index=index):
             if not 0 <= index < len(source.wrt) or node.type != source.wrt[index].type:
                 yield f"part {index} has not the type of what it is the gradient of"
+        case Part(source=Loop() as source, index=index):
+            kinds = source.results
+            if not 0 <= index < len(kinds) or node.type != kinds[index]:
+                yield f"part {index} has not the type of that result of the loop"
         case Stop(source=source):
             if node.type != source.type:
                 yield f"stop changes {source.type} to {node.type}"
+        case Loop():
+            yield from _run_faults(node, scope)
 
 
-def _loop_faults(axes: Sequence[Axis], known: frozenset[str]) -> Faults:
-    names = [a.var for a in axes]
+def _run_faults(node: Loop, scope: _Scope) -> Faults:
+    """Of a run-time loop alone."""
+    if not node.var.startswith("$"):
+        yield f"the loop variable {node.var} has no $"
+    if node.var in scope.names:
+        yield f"the loop variable {node.var} is that of a loop around"
+    if not node.trip.names <= scope.dims:
+        yield f"unknown dims in the number of turns {node.trip}"
+    if not len(node.carries) == len(node.init) == len(node.next):
+        yield "not one init and one next value for each carried value"
+    for c, start, end in zip(node.carries, node.init, node.next, strict=False):
+        if c.kind != "carry":
+            yield f"the placeholder {c.name} is of kind {c.kind}"
+        if not c.type == start.type == end.type:
+            yield f"{c.name}: {c.type} starts as {start.type} and becomes {end.type}"
+    if not node.carries and not node.yields:
+        yield "a loop without results"
+    elif node.type != node.results[0]:
+        yield f"a loop of {node.type} whose first result is {node.results[0]}"
+    if node.cond is not None:
+        if node.cond.type != TensorType("bool", ()):
+            yield f"a condition of {node.cond.type}"
+        if node.yields or node.reverse:
+            yield "a loop with a condition that yields or runs backwards"
+
+
+def _turn_faults(node: Loop, scope: _Scope, met: set[Node]) -> Faults:
+    """Of a run-time loop among others: its names belong to it alone."""
+    if len({*node.carries} - met) < len(node.carries):
+        yield "a placeholder of two loops, or twice in one"
+    if "." in node.var and any(isinstance(m, Loop) and m.var == node.var for m in met):
+        yield f"two loops over {node.var}"
+
+
+def _loop_faults(axes: Sequence[Axis], scope: _Scope) -> Faults:
+    names = [a.var for a in (*scope.loops, *axes)]
     if len(set(names)) != len(names):
         yield "two axes have one name"
     for a in axes:
         if not a.var.startswith("$"):
             yield f"the loop variable {a.var} has no $"
-        if not a.extent.names <= known:
+        if not a.extent.names <= scope.dims:
             yield f"unknown dims in the extent {a.extent} of {a.var}"
 
 
-def _compute_faults(node: Compute, facts: Facts, known: frozenset[str]) -> Faults:
+def _compute_faults(node: Compute, scope: _Scope) -> Faults:
     axes = (*node.axes, *node.raxes)
-    yield from _loop_faults(axes, known)
+    yield from _loop_faults(axes, scope)
     if tuple(a.extent for a in node.axes) != node.type.shape:
         yield "the extents are not the shape"
     if node.op and node.op not in REDUCTIONS:
@@ -131,12 +212,12 @@ def _compute_faults(node: Compute, facts: Facts, known: frozenset[str]) -> Fault
         yield f"a body of {node.body.dtype} for {node.type.dtype}"
     if node.op in ("any", "all") and node.body.dtype != "bool":
         yield f"{node.op} of {node.body.dtype}"
-    yield from _body_faults((node.body,), axes, known)
-    yield from _access_faults(node, facts)
+    yield from _body_faults((node.body,), axes, scope.names)
+    yield from _access_faults(node, scope)
 
 
-def _update_faults(node: Update, facts: Facts, known: frozenset[str]) -> Faults:
-    yield from _loop_faults(node.axes, known)
+def _update_faults(node: Update, scope: _Scope) -> Faults:
+    yield from _loop_faults(node.axes, scope)
     if node.type != node.base.type:
         yield f"an update of {node.base.type} gives {node.type}"
     if len(node.target) != node.type.rank:
@@ -149,12 +230,12 @@ def _update_faults(node: Update, facts: Facts, known: frozenset[str]) -> Faults:
     guards = () if node.guard is None else (node.guard,)
     if any(g.dtype != "bool" for g in guards):
         yield "a guard that is not bool"
-    yield from _body_faults((*node.target, node.value, *guards), node.axes, known)
-    yield from _access_faults(node, facts)
+    yield from _body_faults((*node.target, node.value, *guards), node.axes, scope.names)
+    yield from _access_faults(node, scope)
 
 
-def _access_faults(node: Compute | Update, facts: Facts) -> Faults:
-    for o in node_obligations(node, facts):
+def _access_faults(node: Compute | Update, scope: _Scope) -> Faults:
+    for o in node_obligations(node, scope.facts, scope.loops):
         if not o.ok and o.load.check is None:
             side = "below 0" if not o.low_ok else f"above {o.extent - 1}"
             ends = "" if o.low is None else f" (it is {o.low} to {o.high})"
