@@ -1,2 +1,3 @@
-"""From syntax tree to Graph. One set of rules serves both the generic check of every definition (sizes are
-names, calls are typed by signature) and the building of exports (modules are numbers, calls are inlined)."""
+"""From syntax tree to Graph. One set of rules serves both the generic check of every definition
+(sizes are names, calls are typed by signature) and the building of exports (calls are inlined).
+"""

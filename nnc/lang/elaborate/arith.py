@@ -5,15 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from nnc.diagnostics import Span
-from nnc.ir.expr import Const, Expr, Idx, Op, Select
+from nnc.ir.expr import Const, Expr, Idx, Load, Op
+from nnc.ir.graph import Constant
 from nnc.ir.scalar import SCALARS, cast
 from nnc.lang.dims import ONE, ZERO, Dim
-from nnc.lang.elaborate.broadcasting import broadcast, common_dtype
+from nnc.lang.elaborate.broadcasting import (
+    SYMBOLS,
+    broadcast,
+    common_dtype,
+    fits,
+    free_dtype,
+    same_dtype,
+)
 from nnc.lang.elaborate.context import Context, Poisoned, fail
 from nnc.lang.elaborate.values import (
     AxisRef,
     Bool,
-    Fill,
+    Instance,
     Module,
     Operand,
     Seq,
@@ -22,22 +30,28 @@ from nnc.lang.elaborate.values import (
     Unknown,
     Value,
     Weak,
+    WeakTensor,
     describe,
 )
 from nnc.lang.types import DType, TensorType, is_float, is_int
 
+Arithmetic = Tensor | Weak | Tree | WeakTensor
 
-def as_tensor(cx: Context, v: Weak | Fill, span: Span) -> Tensor:
-    out = adapt(cx, v, cx.frame.real, span)
+
+def as_tensor(cx: Context, v: Tensor | Weak | WeakTensor, span: Span) -> Tensor:
+    """A tensor whose dtype, when free, is the one that literals have by themselves."""
+    if isinstance(v, Tensor):
+        return v
+    out = adapt(cx, v, free_dtype(cx, [v]), span)
     assert isinstance(out, Tensor)
     return out
 
 
-def settle(cx: Context, operand: Operand, what: str = "a number") -> Tensor | Weak | Tree | Fill:
+def settle(cx: Context, operand: Operand, what: str = "a number") -> Arithmetic:
     """The operand as something that arithmetic takes."""
     value = cx.tensor(operand.value)
     match value:
-        case Tensor() | Weak() | Tree() | Fill():
+        case Tensor() | Weak() | Tree() | WeakTensor():
             return value
         case Module():
             return module_tree(cx, value)
@@ -48,7 +62,7 @@ def settle(cx: Context, operand: Operand, what: str = "a number") -> Tensor | We
         case Bool(value=b):
             return Tensor(TensorType("bool"), lambda i: Const("bool", bool(b)))
         case Seq(items=items) if items is not None:
-            return literal_tensor(cx, items, operand.span)
+            return literal_tensor(items, operand.span)
     raise fail("E0203", f"{describe(value)} is not {what}", operand.span)
 
 
@@ -63,27 +77,28 @@ def module_tree(cx: Context, module: Module) -> Tree:
     return Tree(leaves, module.inst)
 
 
-def literal_tensor(cx: Context, items: Sequence[Value], span: Span) -> Tensor:
-    """`[0.1, 0.2]` as a rank-1 tensor of `real` or i32."""
-    weak = [i for i in items if isinstance(i, Weak)]
-    if len(weak) != len(items) or not items:
+def literal_tensor(items: Sequence[Value], span: Span) -> WeakTensor:
+    """`[0.1, 0.2]` as a tensor of rank 1 that adapts to its use."""
+    data = [i.number for i in items if isinstance(i, Weak) and i.number is not None]
+    if len(data) != len(items) or not items:
         raise fail("E0203", "a list of numbers is expected here", span)
-    dtype = cx.frame.real if any(w.kind == "float" for w in weak) else "i32"
+    kind = "float" if any(isinstance(i, Weak) and i.kind == "float" for i in items) else "int"
+    shape = (Dim.of(len(data)),)
+    nodes: dict[DType, Constant] = {}
 
-    def body(index: tuple[Expr, ...]) -> Expr:
-        out = weak[-1].make(dtype)
-        for i in reversed(range(len(weak) - 1)):
-            here = Op("bool", "eq", (index[0], Idx(Dim.of(i))))
-            out = Select(dtype, here, weak[i].make(dtype), out)
-        return out
+    def at(dtype: DType, index: tuple[Expr, ...]) -> Expr:
+        if dtype not in nodes:
+            row = tuple(float(x) if is_float(dtype) else int(x) for x in data)
+            nodes[dtype] = Constant(type=TensorType(dtype, shape), span=span, data=row)
+        return Load(dtype, nodes[dtype], index)
 
-    return cx.compute((Dim.of(len(weak)),), body, span)
+    return WeakTensor(shape, kind, at)
 
 
 def lift(
     cx: Context, fn: Callable[..., Value], operands: Sequence[Operand], span: Span
 ) -> Value | None:
-    """Applies `fn` leaf by leaf when an operand is a tree (all trees alike); None when there is none."""
+    """Applies `fn` leaf by leaf when an operand is a tree (all alike); None when there is none."""
     settled = [
         module_tree(cx, v) if isinstance(v := cx.tensor(o.value), Module) else v for o in operands
     ]
@@ -93,7 +108,7 @@ def lift(
     keys = list(trees[0].leaves)
     for other, operand in zip(settled, operands, strict=True):
         if isinstance(other, Tree) and list(other.leaves) != keys:
-            raise fail("E0313", "these trees have different leaves", operand.span)
+            raise _other_leaves(cx, trees[0], other, operand.span)
     leaves: dict[str, Value] = {}
     for key in keys:
         row = [
@@ -104,94 +119,118 @@ def lift(
     return Tree(leaves, trees[0].of)
 
 
+def _other_leaves(cx: Context, a: Tree, b: Tree, span: Span) -> Exception:
+    """In the generic check trees of modules that are not known yet may well be alike."""
+    known = [isinstance(t.of, Instance) and not t.of.generic for t in (a, b)]
+    if cx.generic and not all(known):
+        return Poisoned()
+    names = [t.of.id if isinstance(t.of, Instance) else "another tree" for t in (a, b)]
+    what = f"params({names[0]}) and params({names[1]})"
+    return fail("E0313", "these trees have different leaves", span, what)
+
+
 def element(value: Value, dtype: DType, shape: tuple[Dim, ...], index: tuple[Expr, ...]) -> Expr:
     """The operand's element for a result index, under broadcasting."""
-    match value:
-        case Weak():
-            return value.make(dtype)
-        case Fill(number=x):
-            return Const(dtype, x if is_float(dtype) else int(x))
-        case Tensor():
-            own = index[len(index) - len(value.shape) :] if value.shape else ()
-            offset = len(shape) - len(value.shape)
-            own = tuple(
-                Idx(ZERO) if d == ONE and shape[offset + i] != ONE else x
-                for i, (d, x) in enumerate(zip(value.shape, own, strict=True))
-            )
-            return value.at(own)
-    raise AssertionError(value)
+    if isinstance(value, Weak):
+        return value.make(dtype)
+    assert isinstance(value, Tensor | WeakTensor), value
+    own = index[len(index) - len(value.shape) :] if value.shape else ()
+    offset = len(shape) - len(value.shape)
+    own = tuple(
+        Idx(ZERO) if d == ONE and shape[offset + i] != ONE else x
+        for i, (d, x) in enumerate(zip(value.shape, own, strict=True))
+    )
+    return value.at(own) if isinstance(value, Tensor) else value.at(dtype, own)
+
+
+Make = Callable[[DType, tuple[Expr, ...]], Expr]
 
 
 def elementwise(
-    cx: Context,
-    fn: str,
-    operands: Sequence[Operand],
-    span: Span,
-    make: Callable[[DType, tuple[Expr, ...]], Expr] | None = None,
-    result: Callable[[DType], DType] | None = None,
+    cx: Context, fn: str, operands: Sequence[Operand], span: Span, make: Make | None = None
 ) -> Value:
     """`fn` of the scalar table (or `make`) applied to operands of one dtype under broadcasting."""
-
-    def again(*row: Operand) -> Value:
-        return elementwise(cx, fn, row, span, make, result)
-
-    lifted = lift(cx, again, operands, span)
+    lifted = lift(cx, lambda *row: elementwise(cx, fn, row, span, make), operands, span)
     if lifted is not None:
         return lifted
-    values = [settle(cx, o) for o in operands]
-    dtype = common_dtype(cx, operands, values, span, fn)
-    check_rule(fn, dtype, operands, values, span, cx.frame.real)
-    if any(isinstance(v, Tree) for v in values):
-        raise Poisoned
+    values: list[Arithmetic] = [settle(cx, o) for o in operands]
+    dtype = common_dtype(cx, operands, values, span)
+    if fn == "div" and is_int(dtype):
+        dtype = cx.frame.real
+        values = [as_real(cx, v, o.span) for v, o in zip(values, operands, strict=True)]
+    check_rule(fn, dtype, operands, values, cx.frame.real)
     shape, origins = broadcast(cx, operands, values, span, fn)
+    compares = SCALARS[fn].rule in ("compare", "logic")
 
-    def body(index: tuple[Expr, ...]) -> Expr:
-        row = tuple(element(v, dtype, shape, index) for v in values)
+    def at(as_dtype: DType, index: tuple[Expr, ...]) -> Expr:
+        row = tuple(element(v, as_dtype, shape, index) for v in values)
         if make is not None:
-            return make(dtype, row)
-        rule = SCALARS[fn].rule
-        return Op("bool" if rule in ("compare", "logic") else dtype, fn, row)
+            return make(as_dtype, row)
+        return Op("bool" if compares else as_dtype, fn, row)
 
-    return cx.compute(shape, body, span, origins=origins)
+    if not compares and not any(isinstance(v, Tensor) for v in values):
+        return WeakTensor(shape, weak_kind(values, SCALARS[fn].rule == "float"), at)
+    return cx.compute(shape, lambda i: at(dtype, i), span, origins=origins)
+
+
+def weak_kind(values: Sequence[Value], real: bool = False) -> str:
+    """The kind of a function of weak operands only."""
+    kinds = {v.kind for v in values if isinstance(v, Weak | WeakTensor)}
+    if real or "float" in kinds:
+        return "float"
+    return "any" if "any" in kinds else "int"
+
+
+def as_real(cx: Context, value: Arithmetic, span: Span) -> Arithmetic:
+    """`/` is real division: integers become `real` first."""
+    if isinstance(value, Tensor):
+        converted = convert(cx, Operand(value, span), cx.frame.real, span)
+        assert isinstance(converted, Tensor)
+        return converted
+    return value
+
+
+WANTED = {"float": "a float", "integer": "integers", "logic": "a bool", "number": "numbers"}
+
+
+def _obeys(rule: str, dtype: DType) -> bool:
+    match rule:
+        case "float":
+            return is_float(dtype)
+        case "integer":
+            return is_int(dtype)
+        case "logic":
+            return dtype == "bool"
+    return dtype != "bool" or rule not in ("number", "power")
 
 
 def check_rule(
-    fn: str,
-    dtype: DType,
-    operands: Sequence[Operand],
-    values: Sequence[Value],
-    span: Span,
-    real: DType,
+    fn: str, dtype: DType, operands: Sequence[Operand], values: Sequence[Value], real: DType
 ) -> None:
     """The function's dtype rule: float functions want floats, and so on."""
     rule = SCALARS[fn].rule
-    name = {"div": "/", "floordiv": "//", "mod": "%"}.get(fn, fn)
-    at = next((o for o, v in zip(operands, values, strict=True) if isinstance(v, Tensor)), None)
-    place = at or operands[0]
-    if rule == "float" and not is_float(dtype):
-        help = f"`{real}({place.span.text})`"
-        if fn == "div":
-            help += ", or `//` for the integer quotient"
-        raise fail(
-            "E0203", f"`{name}` needs a float, this is {dtype}", place.span, dtype, help=help
-        )
-    if rule == "integer" and not is_int(dtype):
-        raise fail("E0203", f"`{name}` needs integers, this is {dtype}", place.span, dtype)
-    if rule == "logic" and dtype != "bool":
-        raise fail("E0203", f"`{name}` needs a bool, this is {dtype}", place.span, dtype)
-    if rule == "number" and dtype == "bool":
-        help = f"count with `{real}({place.span.text})`"
-        raise fail("E0203", f"`{name}` needs numbers, this is bool", place.span, "bool", help=help)
+    strong = [o for o, v in zip(operands, values, strict=True) if isinstance(v, Tensor)]
+    if _obeys(rule, dtype) or (not strong and rule == "float"):
+        return
+    name = {"floordiv": "//", "mod": "%", "powi": "**", "pow": "**"}.get(fn, SYMBOLS.get(fn, fn))
+    place = (strong or operands)[0].span
+    help = None
+    if rule in ("float", "number", "power"):
+        help = f"`{real}({place.text})`"
+    elif rule == "logic" and dtype != "bool":
+        help = f"compare: `{place.text} != 0`"
+    want = WANTED.get(rule, "numbers")
+    raise fail("E0203", f"`{name}` needs {want}, this is {dtype}", place, dtype, help=help)
 
 
 def adapt(cx: Context, value: Value, dtype: DType, span: Span) -> Tensor | Tree:
-    """A value as a tensor of the given dtype (weak numbers and fills adapt; others must have it)."""
+    """A value as a tensor of the given dtype (weak ones adapt; others must have it)."""
     settled = settle(cx, Operand(value, span))
     match settled:
         case Tree():
             return settled
         case Tensor():
-            if settled.dtype == dtype:
+            if same_dtype(settled.dtype, dtype):
                 return settled
             raise fail(
                 "E0204",
@@ -200,16 +239,12 @@ def adapt(cx: Context, value: Value, dtype: DType, span: Span) -> Tensor | Tree:
                 str(settled.type),
                 help=f"`{dtype}({span.text})`",
             )
-        case Weak():
-            if settled.kind == "float" and not is_float(dtype):
-                raise fail("E0202", f"a real number cannot become {dtype}", span)
-            if dtype == "bool":
-                raise fail("E0202", "a number is not a bool", span)
-            weak = settled
-            return cx.compute((), lambda i: weak.make(dtype), span)
-    fill = settled
-    x = fill.number if is_float(dtype) else int(fill.number)
-    return cx.compute(fill.shape, lambda i: Const(dtype, x), span)
+    fits(settled, dtype, span)
+    if isinstance(settled, Weak):
+        number = settled
+        return cx.compute((), lambda i: number.make(dtype), span)
+    weak = settled
+    return cx.compute(weak.shape, lambda i: weak.at(dtype, i), span)
 
 
 def convert(cx: Context, operand: Operand, dtype: DType, span: Span) -> Value:
@@ -217,19 +252,13 @@ def convert(cx: Context, operand: Operand, dtype: DType, span: Span) -> Value:
     lifted = lift(cx, lambda o: convert(cx, o, dtype, span), [operand], span)
     if lifted is not None:
         return lifted
-    value = settle(cx, operand)
-    if isinstance(value, Weak):
-        weak = value
-        if weak.kind == "float" and not is_float(dtype):
-            real = cx.frame.real
-            return cx.compute((), lambda i: cast(weak.make(real), dtype), span)
-        return cx.compute((), lambda i: weak.make(dtype), span)
-    if isinstance(value, Fill):
-        return adapt(cx, value, dtype, span)
-    assert isinstance(value, Tensor)
-    if value.dtype == dtype:
-        return value
-    source = value
-    return cx.compute(
-        source.shape, lambda i: cast(source.at(i), dtype), span, origins=source.origins
-    )
+    source = settle(cx, operand)
+    assert not isinstance(source, Tree)
+    if not isinstance(source, Tensor):
+        if dtype != "bool" and (source.kind != "float" or is_float(dtype)):
+            return adapt(cx, source, dtype, span)
+        source = as_tensor(cx, source, span)
+    if source.dtype == dtype:
+        return source
+    kept = source
+    return cx.compute(kept.shape, lambda i: cast(kept.at(i), dtype), span, origins=kept.origins)

@@ -8,7 +8,6 @@ from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
 from nnc.lang.elaborate.members import member, member_names
 from nnc.lang.elaborate.names import in_file
 from nnc.lang.elaborate.values import (
-    Fill,
     Module,
     ModuleList,
     ModuleType,
@@ -18,6 +17,7 @@ from nnc.lang.elaborate.values import (
     Unknown,
     Value,
     Weak,
+    WeakTensor,
     describe,
 )
 from nnc.lang.units import nearest
@@ -57,7 +57,7 @@ def attribute(cx: Context, e: ast.Attr) -> Value:
                 return found
         case Tensor() if e.name == "T":
             return transpose(cx, base, e.span)
-        case Tensor() | Weak() | Fill():
+        case Tensor() | Weak() | WeakTensor():
             raise _no_attribute(e, base)
         case Seq() | ModuleList():
             raise fail("E0804", f"a list has no `{e.name}`", e.name_span)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
-from nnc.lang.dims import ONE, Dim, exact_div
+from nnc.lang.dims import ONE, Dim, Facts, exact_div, prove_nonneg
 from nnc.lang.elaborate.context import Binder, Context, Mistake, Poisoned, fail
-from nnc.lang.elaborate.values import Tensor
+from nnc.lang.elaborate.values import Tensor, Unknown, Value, WeakTensor
+from nnc.lang.elaborate.walks import syntax
 from nnc.lang.units import nearest
 
 
@@ -44,13 +45,18 @@ def declare_binders(
                 raise fail("E0404", f"index `{name}` stands here twice", span)
             explicit = None if extent is None else (cx.eval_dim(extent),)
             ranges[name] = Range(name, span, pack, explicit)
+    settle_ranges(cx, ranges, scope)
+    return ranges
+
+
+def settle_ranges(cx: Context, ranges: dict[str, Range], scope: Sequence[ast.Expr]) -> None:
+    """Infers what is not explicit; every index must have one range."""
     infer_ranges(cx, ranges, scope)
     for r in ranges.values():
         if r.known is None:
-            raise no_range(cx, r.name, r.span)
+            raise no_range(cx, r, scope)
         if r.explicit is None:
-            agree(r)
-    return ranges
+            agree(cx, r)
 
 
 def _binders(item: ast.Expr) -> Iterator[tuple[str, Span, bool, ast.Expr | None]]:
@@ -97,48 +103,80 @@ def _check_free(cx: Context, name: str, span: Span) -> None:
         )
 
 
-def agree(r: Range) -> None:
+def agree(cx: Context, r: Range) -> None:
+    """All bare uses have one size, or one that the `where` clauses say is the least of them."""
     first, where = r.found[0]
-    for other, span in r.found[1:]:
-        if other != first:
-            raise fail(
-                "E0403",
-                f"index `{r.name}` runs over axes of different sizes",
-                span,
-                _sizes(other),
-                (Label(where, _sizes(first)),),
-                help=f"say which: `{r.name}:{_sizes(first)}`, or use another letter",
-            )
+    other = next(((shape, span) for shape, span in r.found if shape != first), None)
+    if other is None:
+        return
+    least = _least(cx, r)
+    if least is None:
+        raise fail(
+            "E0403",
+            f"index `{r.name}` runs over axes of different sizes",
+            other[1],
+            _sizes(other[0]),
+            (Label(where, _sizes(first)),),
+            help=f"say which: `{r.name}:{_sizes(first)}`, or use another letter",
+        )
+    r.explicit = least
+
+
+def _least(cx: Context, r: Range) -> tuple[Dim, ...] | None:
+    """The size that declared facts make the least; of plain numbers only in a checked function."""
+    shapes = list(dict.fromkeys(shape for shape, _ in r.found))
+    if any(len(shape) != 1 for shape in shapes):
+        return None
+    sizes = [shape[0] for shape in shapes]
+    for size in sizes:
+        others = [d - size for d in sizes if d is not size]
+        declared = cx.calls or not any(prove_nonneg(d, Facts(cx.facts.zero)) for d in others)
+        if declared and all(cx.proves(d) for d in others):
+            return (size,)
+    return None
 
 
 def _sizes(shape: tuple[Dim, ...]) -> str:
     return ", ".join(map(str, shape)) if len(shape) != 1 else str(shape[0])
 
 
-def no_range(cx: Context, name: str, span: Span) -> Mistake:
-    bound = [*cx.frame.binders]
-    notes = (f"bound here: {' '.join(bound)}",) if bound else ()
-    near = nearest(name, bound)
+def no_range(cx: Context, r: Range, scope: Sequence[ast.Expr]) -> Exception:
+    """An index name that nothing gives a size. Silent where a tensor is Unknown after a mistake."""
+    uses = [n for n in syntax(*scope) if isinstance(n, ast.Index)]
+    if any(isinstance(_quiet(cx, n.value), Unknown) for n in uses):
+        return Poisoned()
+    bound = list(cx.frame.binders)
+    near = nearest(r.name, bound) if not r.pack else None
     return fail(
         "E0401",
-        f"index `{name}` has no range",
-        span,
-        notes=notes,
-        help=f"did you mean `{near}`?" if near else f"give it one: `{name}:N`",
+        f"index `{r.name}` has no range",
+        r.span,
+        notes=(f"bound here: {' '.join(bound)}",) if bound else (),
+        help=f"did you mean `{near}`?" if near else _range_help(r, uses),
     )
+
+
+def _range_help(r: Range, uses: Sequence[ast.Index]) -> str:
+    for use in uses:
+        for item in use.items:
+            names = [n for n in syntax(item) if isinstance(n, ast.Name) and n.id == r.name]
+            if names and not isinstance(item, ast.Name):
+                return f"`{item.span.text}` does not say how far it goes: give it one, `{r.name}:N`"
+    return f"it is not used on the right; give it one: `{r.name}:N`"
 
 
 def unbound(cx: Context, name: str, span: Span) -> Mistake:
     """An index name on the right that nothing binds."""
     binders = cx.frame.binders
-    bound = [n for n in binders]
+    bound = list(binders)
     letter = next((n for n in reversed(bound) if len(n) == 1), bound[-1] if bound else "")
+    also = f"`sum[{letter}, {name}](...)`"
     return fail(
         "E0401",
         f"index `{name}` has no range",
         span,
         notes=(f"bound here: {' '.join(bound)}",) if bound else (),
-        help=f"did you mean `{letter}`? To sum over {name} as well, write `sum[{letter}, {name}](...)`"
+        help=f"did you mean `{letter}`? To sum over {name} as well, write {also}"
         if letter
         else None,
     )
@@ -158,17 +196,11 @@ def infer_ranges(cx: Context, ranges: dict[str, Range], scope: Sequence[ast.Expr
 
 def _indexed(cx: Context, root: ast.Expr) -> Iterator[tuple[ast.Index, tuple[Dim, ...]]]:
     """All tensor reads below `root` whose base has a known shape."""
-    stack: list[object] = [root]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, tuple):
-            stack.extend(node)
-        elif isinstance(node, ast.Syntax):
-            if isinstance(node, ast.Index):
-                shape = _base_shape(cx, node.value)
-                if shape is not None:
-                    yield node, shape
-            stack.extend(getattr(node, f.name) for f in reversed(fields(node)) if f.name != "span")
+    for node in syntax(root):
+        if isinstance(node, ast.Index):
+            shape = _base_shape(cx, node.value)
+            if shape is not None:
+                yield node, shape
 
 
 def _base_shape(cx: Context, base: ast.Expr) -> tuple[Dim, ...] | None:
@@ -176,37 +208,46 @@ def _base_shape(cx: Context, base: ast.Expr) -> tuple[Dim, ...] | None:
         case ast.Name(id=name) if name in cx.frame.binders:
             return None
         case ast.Name() | ast.Attr():
-            return _quiet_shape(cx, base)
+            return _shape(_quiet(cx, base))
         case ast.Index(value=inner, items=items):
+            found = None if _mentions_index(cx, base) else _shape(_quiet(cx, base))
+            if found is not None:
+                return found
             shape = _base_shape(cx, inner)
             simple = all(isinstance(i, ast.Name | ast.Num | ast.Binary) for i in items)
             return None if shape is None or not simple else shape[len(items) :]
         case ast.Call(func=ast.Name()) if not _mentions_index(cx, base):
-            return _quiet_shape(cx, base)
+            return _shape(_quiet(cx, base))
     return None
 
 
 def _mentions_index(cx: Context, e: ast.Expr) -> bool:
-    stack: list[object] = [e]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, tuple):
-            stack.extend(node)
-        elif isinstance(node, ast.Name):
+    """Whether an index name, bound or to be bound, occurs: then `e` has no value by itself."""
+    for node in syntax(e):
+        if isinstance(node, ast.Call) and node.bang:
+            return True  # its numbers must not be drawn twice
+        if isinstance(node, ast.Name):
             known = node.id in cx.frame.vars or node.id in cx.frame.dims
             if node.id in cx.frame.binders or (not known and len(node.id) == 1):
                 return True
-        elif isinstance(node, ast.Syntax):
-            stack.extend(getattr(node, f.name) for f in fields(node) if f.name != "span")
     return False
 
 
-def _quiet_shape(cx: Context, e: ast.Expr) -> tuple[Dim, ...] | None:
+def _quiet(cx: Context, e: ast.Expr) -> Value | None:
+    """The value of a base, when it has one outside the index names."""
+    known = list(cx.diagnostics.items)
+    counters = dict(cx.counters)
     try:
-        value = cx.tensor(cx.eval(e))
+        return cx.tensor(cx.eval(e))
     except (Mistake, Poisoned):
         return None
-    return value.shape if isinstance(value, Tensor) else None
+    finally:
+        cx.diagnostics.items[:] = known
+        cx.counters = counters
+
+
+def _shape(value: Value | None) -> tuple[Dim, ...] | None:
+    return value.shape if isinstance(value, Tensor | WeakTensor) else None
 
 
 def _slots(

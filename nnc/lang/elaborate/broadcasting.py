@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from nnc.diagnostics import Label, Span
 from nnc.lang.dims import ONE, Dim
 from nnc.lang.elaborate.context import Context, fail
-from nnc.lang.elaborate.values import Fill, Operand, Origins, Tensor, Value, Weak, describe
-from nnc.lang.types import DTYPES, DType, TensorType, is_float, is_int
+from nnc.lang.elaborate.values import Operand, Origins, Tensor, Value, Weak, WeakTensor, describe
+from nnc.lang.types import DTYPES, DType, TensorType, is_float
 
 SIGNS = {
     "add": "added",
@@ -16,82 +16,134 @@ SIGNS = {
     "mul": "multiplied",
     "div": "divided",
     "pow": "raised",
+    "eq": "compared",
+    "ne": "compared",
+    "lt": "compared",
+    "le": "compared",
+    "gt": "compared",
+    "ge": "compared",
+}
+SYMBOLS = {"add": "+", "sub": "-", "mul": "*", "div": "/", "neg": "-"}
+RANGES = {
+    "i8": (-(2**7), 2**7),
+    "u8": (0, 2**8),
+    "i32": (-(2**31), 2**31),
+    "i64": (-(2**63), 2**63),
 }
 
 
+# ---- dtypes -----------------------------------------------------------------------------------
+
+
+def same_dtype(a: DType, b: DType) -> bool:
+    """Equal; in the generic check `real` also stands for its default, f32."""
+    return a == b or {a, b} == {"real", "f32"}
+
+
+def free_dtype(cx: Context, values: Sequence[Value]) -> DType:
+    """The dtype of literals among themselves: i32 for integers, else `real`."""
+    weak = [v for v in values if isinstance(v, Weak | WeakTensor)]
+    return "i32" if all(w.kind == "int" for w in weak) else cx.frame.real
+
+
 def common_dtype(
-    cx: Context, operands: Sequence[Operand], values: Sequence[Value], span: Span, verb: str
+    cx: Context, operands: Sequence[Operand], values: Sequence[Value], span: Span
 ) -> DType:
-    """The one dtype of all tensors among the operands; weak numbers adapt to it."""
+    """The one dtype of all tensors among the operands; weak ones adapt to it."""
     strong = [(o, v) for o, v in zip(operands, values, strict=True) if isinstance(v, Tensor)]
     if not strong:
-        weak = [v for v in values if isinstance(v, Weak)]
-        floating = any(w.kind == "float" for w in weak) or any(isinstance(v, Fill) for v in values)
-        return cx.frame.real if floating else "i32"
+        return free_dtype(cx, values)
     first, kept = strong[0]
-    for operand, value in strong[1:]:
-        if value.dtype != kept.dtype:
-            raise _mix(first, kept, operand, value, span, verb)
+    for place, other in strong[1:]:
+        if not same_dtype(other.dtype, kept.dtype):
+            raise _mix(first, kept, place, other)
     for operand, value in zip(operands, values, strict=True):
-        if isinstance(value, Weak) and value.kind == "float" and not is_float(kept.dtype):
-            whole = value.number is not None and float(value.number).is_integer()
-            raise fail(
-                "E0202",
-                f"{kept.dtype} and a real number do not mix",
-                operand.span,
-                "a real number",
-                [Label(first.span, str(kept.type))],
-                help=f"`{int(value.number)}`"
-                if whole and value.number is not None
-                else f"`{cx.frame.real}({first.span.text})`",
-            )
+        if isinstance(value, Weak | WeakTensor):
+            _fits_beside(cx, value, operand, kept, first)
     return kept.dtype
 
 
-def _mix(a: Operand, va: Tensor, b: Operand, vb: Tensor, span: Span, verb: str) -> Exception:
-    narrow = DTYPES[va.dtype].bits < DTYPES[vb.dtype].bits or is_int(va.dtype)
-    low, wide = ((a, va), (b, vb)) if narrow else ((b, vb), (a, va))
+def _fits_beside(
+    cx: Context, value: Weak | WeakTensor, operand: Operand, kept: Tensor, beside: Operand
+) -> None:
+    label = [Label(beside.span, typed(kept, operand.span))]
+    real = cx.frame.real
+    if value.kind == "float" and not is_float(kept.dtype):
+        known = value.number if isinstance(value, Weak) else None
+        whole = known is not None and float(known).is_integer()
+        help = f"`{real}({beside.span.text})`"
+        if whole and known is not None and operand.span.text.replace(".", "").isdigit():
+            help = f"`{int(known)}`, or {help}"
+        message = f"{kept.dtype} and a real number do not mix"
+        raise fail("E0202", message, operand.span, "a real number", label, help=help)
+    if kept.dtype == "bool":
+        help = f"count with `{real}({beside.span.text})`"
+        raise fail("E0202", "bool and a number do not mix", operand.span, "", label, help=help)
+    fits(value, kept.dtype, operand.span, label)
+
+
+def fits(value: Weak | WeakTensor, dtype: DType, span: Span, labels: Sequence[Label] = ()) -> None:
+    """A literal must be a number of the dtype that it becomes."""
+    if dtype == "bool" and value.kind != "any":
+        raise fail("E0202", "a number is not a bool", span, help=f"`{span.text} != 0`")
+    if value.kind == "float" and not is_float(dtype):
+        help = f"`{dtype}({span.text})` cuts off the fraction"
+        raise fail("E0202", f"a real number cannot become {dtype}", span, labels=labels, help=help)
+    n = value.dim.const if isinstance(value, Weak) and value.dim is not None else None
+    low, high = RANGES.get(dtype, (0, 0))
+    if n is not None and dtype in RANGES and not low <= n < high:
+        text = f"{dtype} holds {low} ... {high - 1}"
+        raise fail("E0202", f"{n} does not fit {dtype}", span, text, labels)
+
+
+def _mix(a: Operand, va: Tensor, b: Operand, vb: Tensor) -> Exception:
     return fail(
         "E0201",
         f"{va.dtype} and {vb.dtype} do not mix",
         b.span,
-        typed_by_last_axis(vb, b.span),
-        [Label(a.span, typed_by_last_axis(va, b.span))],
-        help=f"`{wide[1].dtype}({low[0].span.text})`",
+        typed(vb, b.span),
+        [Label(a.span, typed(va, b.span))],
+        help=_cast_help(a, va, b, vb),
     )
 
 
-def typed_by_last_axis(value: Tensor, seen: Span) -> str:
-    origin = value.origin(len(value.shape) - 1) or value.origin(0)
-    text = f"{value.type}"
-    return f"{text}   {origin.show(seen)}" if origin else text
+def _cast_help(a: Operand, va: Tensor, b: Operand, vb: Tensor) -> str:
+    """Casts the narrower operand, or the integer one."""
+    ka, kb = DTYPES[va.dtype], DTYPES[vb.dtype]
+    rank = {"b": 0, "u": 1, "i": 1, "f": 2}
+    first = (rank[ka.kind], ka.bits) <= (rank[kb.kind], kb.bits)
+    low, wide = (a, vb) if first else (b, va)
+    return f"`{wide.dtype}({low.span.text})`"
+
+
+def typed(value: Tensor, seen: Span) -> str:
+    """`f32[B, 10]   argument x, line 3`: the type and where it comes from."""
+    place = f"   {value.place.at(seen)}" if value.place is not None else ""
+    return f"{value.type}{place}"
+
+
+# ---- shapes -----------------------------------------------------------------------------------
 
 
 def broadcast(
     cx: Context, operands: Sequence[Operand], values: Sequence[Value], span: Span, fn: str
 ) -> tuple[tuple[Dim, ...], Origins]:
-    """The common shape: equal, or a literal 1 stretched, or the shorter equal to the trailing axes."""
+    """The common shape: equal, a literal 1 stretched, or the shorter equal to the trailing axes."""
     shape: tuple[Dim, ...] = ()
     origins: Origins = ()
     holder: tuple[Operand, Value] | None = None
     for operand, value in zip(operands, values, strict=True):
-        if isinstance(value, Weak):
+        if not isinstance(value, Tensor | WeakTensor) or not value.shape:
             continue
-        assert isinstance(value, Tensor | Fill)
         mine = value.shape
         own: Origins = value.origins if isinstance(value, Tensor) else ()
         own = (*own, *([None] * (len(mine) - len(own))))
         if holder is None:
             shape, origins, holder = mine, own, (operand, value)
             continue
-        if not mine:
-            continue
-        if not shape:
-            shape, origins, holder = mine, own, (operand, value)
-            continue
         joined = _join(shape, mine)
         if joined is None:
-            raise _no_join(holder, (operand, value), shape, mine, span, fn)
+            raise _no_join(cx, holder, (operand, value), shape, mine, span, fn)
         origins = own if len(mine) > len(shape) else _merge(origins, own, shape, mine)
         if len(mine) > len(shape):
             holder = (operand, value)
@@ -105,85 +157,113 @@ def _merge(a: Origins, b: Origins, sa: tuple[Dim, ...], sb: tuple[Dim, ...]) -> 
     return tuple((y if dx == ONE else x) for x, y, dx in zip(a, b, sa, strict=False))
 
 
+def _fit(x: Dim, y: Dim) -> bool:
+    return x == y or ONE in (x, y)
+
+
 def _join(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...] | None:
     if len(a) == len(b):
-        if all(x == y or x == ONE or y == ONE for x, y in zip(a, b, strict=True)):
+        if all(_fit(x, y) for x, y in zip(a, b, strict=True)):
             return tuple(y if x == ONE else x for x, y in zip(a, b, strict=True))
         return None
     long, short = (a, b) if len(a) > len(b) else (b, a)
     return long if long[len(long) - len(short) :] == short else None
 
 
+Side = tuple[Operand, Value]
+
+
 def _no_join(
-    a: tuple[Operand, Value],
-    b: tuple[Operand, Value],
+    cx: Context,
+    a: Side,
+    b: Side,
     sa: tuple[Dim, ...],
     sb: tuple[Dim, ...],
     span: Span,
     fn: str,
 ) -> Exception:
     (oa, va), (ob, vb) = a, b
-    seen = ob.span
-    if len(sa) != len(sb):
-        return _rank_error(oa, va, ob, vb, sa, sb)
-    axis = next(
-        i for i, (x, y) in enumerate(zip(sa, sb, strict=True)) if x != y and ONE not in (x, y)
-    )
     verb = SIGNS.get(fn, "combined")
-    note = f"axis {axis}: {sb[axis]} is not {sa[axis]}"
+    if len(sa) != len(sb):
+        return _rank_error(oa, va, ob, vb, sa, sb, verb)
+    axis = next(i for i, (x, y) in enumerate(zip(sa, sb, strict=True)) if not _fit(x, y))
     return fail(
         "E0302",
         f"these two shapes cannot be {verb}",
-        seen,
-        _axis_text(vb, axis, seen),
-        [Label(oa.span, _axis_text(va, axis, seen))],
-        [note],
+        ob.span,
+        _axis_text(vb, axis, ob.span),
+        [Label(oa.span, _axis_text(va, axis, ob.span))],
+        [f"axis {axis}: {unequal(cx, sa[axis], sb[axis])}"],
         help=_transpose_help(oa, ob, sa, sb),
     )
 
 
+def unequal(cx: Context, a: Dim, b: Dim) -> str:
+    """`5 is not 2`, or `(H-1)//s+1 equals H only when s = 1`."""
+    long, short = (a, b) if len(str(a)) > len(str(b)) else (b, a)
+    params = cx.frame.module.defn.params if cx.frame.module is not None else ()
+    for p in params:
+        one = {p.name: ONE}
+        if p.name in long.names and long.subst(one) == short.subst(one):
+            return f"{long} equals {short} only when {p.name} = 1"
+    return f"{a} is not {b}"
+
+
 def _transpose_help(a: Operand, b: Operand, sa: tuple[Dim, ...], sb: tuple[Dim, ...]) -> str | None:
     if len(sa) == 2 and sa == sb[::-1]:
-        return f"`{b.span.text}.T` has the shape of `{a.span.text}`"
+        return f"`{grouped(b.span.text)}.T` has the shape of `{a.span.text}`"
     return None
 
 
+def grouped(text: str) -> str:
+    """An expression's text in brackets unless it is one word or call."""
+    return text if text.replace("_", "").replace(".", "").isalnum() else f"({text})"
+
+
 def _rank_error(
-    oa: Operand, va: Value, ob: Operand, vb: Value, sa: tuple[Dim, ...], sb: tuple[Dim, ...]
+    oa: Operand,
+    va: Value,
+    ob: Operand,
+    vb: Value,
+    sa: tuple[Dim, ...],
+    sb: tuple[Dim, ...],
+    verb: str,
 ) -> Exception:
     long, short = (sa, sb) if len(sa) > len(sb) else (sb, sa)
     wide = _numpy_broadcast(long, short)
     tail = long[len(long) - len(short) :]
     axis = next(i for i in range(len(short)) if tail[i] != short[i])
     dtype = _dtype_of(va) or _dtype_of(vb) or "f32"
-    code, message = "E0302", "these two shapes cannot be combined"
+    code, message = "E0302", f"these two shapes cannot be {verb}"
     if wide is not None:
         code = "E0304"
         message = f"this would silently broadcast to {TensorType(dtype, wide)}"
-    longer = oa if len(sa) > len(sb) else ob
-    help = None
-    if len(long) == 2 and long[1] == ONE and len(short) == 1:
-        help = f"compare columns with columns: `{longer.span.text}[:, 0]`"
-    elif len(short) == 1 and len(long) == 2 and long[0] == short[0]:
-        shorter = ob if longer is oa else oa
-        help = f"make it a column: `{shorter.span.text}[:, None]`"
-    note = (
-        f"shapes of different rank match on their last axes only: {tail[axis]} is not {short[axis]}"
-    )
+    note = "shapes of different rank match on their last axes only"
     return fail(
         code,
         message,
         ob.span,
-        _axis_text(vb, len(sb) - 1, ob.span),
-        [Label(oa.span, _axis_text(va, len(sa) - 1, ob.span))],
-        [note],
-        help=help,
+        _place_text(vb, ob.span),
+        [Label(oa.span, _place_text(va, ob.span))],
+        [f"{note}: {tail[axis]} is not {short[axis]}"],
+        help=_rank_help(*((oa, ob) if len(sa) > len(sb) else (ob, oa)), long, short),
     )
+
+
+def _rank_help(
+    longer: Operand, shorter: Operand, long: tuple[Dim, ...], short: tuple[Dim, ...]
+) -> str | None:
+    if len(long) == 2 and long[1] == ONE and len(short) == 1:
+        return f"compare columns with columns: `{grouped(longer.span.text)}[:, 0]`"
+    if short == long[: len(short)]:
+        axes = [":"] * len(short) + ["None"] * (len(long) - len(short))
+        return f"give it the axes it lacks: `{grouped(shorter.span.text)}[{', '.join(axes)}]`"
+    return None
 
 
 def _numpy_broadcast(long: tuple[Dim, ...], short: tuple[Dim, ...]) -> tuple[Dim, ...] | None:
     tail = long[len(long) - len(short) :]
-    if all(x == y or x == ONE or y == ONE for x, y in zip(tail, short, strict=True)):
+    if all(_fit(x, y) for x, y in zip(tail, short, strict=True)):
         head = long[: len(long) - len(short)]
         return (*head, *(y if x == ONE else x for x, y in zip(tail, short, strict=True)))
     return None
@@ -194,11 +274,25 @@ def _dtype_of(v: Value) -> DType | None:
 
 
 def _axis_text(value: Value, axis: int, seen: Span) -> str:
-    if isinstance(value, Tensor):
-        origin = value.origin(axis)
-        text = f"{value.type}   "
-        if origin is None:
-            return text.rstrip()
-        size = "" if origin.text[:1].isdigit() or "=" in origin.text else f"{value.shape[axis]} = "
-        return text + size + origin.show(seen)
-    return describe(value)
+    """The type, then where the size of one axis comes from."""
+    if not isinstance(value, Tensor):
+        return describe(value)
+    return f"{value.type}{size_origin(value, axis, seen)}"
+
+
+def size_origin(value: Tensor, axis: int, seen: Span) -> str:
+    """`   5 = columns of w (line 3)`, or where the tensor comes from, or nothing."""
+    origin = value.origin(axis)
+    if origin is None:
+        return f"   {value.place.at(seen)}" if value.place is not None else ""
+    size = "" if origin.whole else f"{value.shape[axis]} = "
+    return f"   {size}{origin.show(seen)}"
+
+
+def _place_text(value: Value, seen: Span) -> str:
+    """The type, then where the tensor comes from."""
+    if not isinstance(value, Tensor):
+        return describe(value)
+    if value.place is None and value.shape:
+        return _axis_text(value, len(value.shape) - 1, seen)
+    return typed(value, seen)

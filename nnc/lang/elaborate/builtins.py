@@ -20,13 +20,13 @@ from nnc.lang.elaborate.tensors import concat, where, zeros_like
 from nnc.lang.elaborate.trees import finite, norm, rank, size, total
 from nnc.lang.elaborate.values import (
     Bool,
-    Fill,
     Module,
     Operand,
     Tensor,
     Tree,
     Value,
     Weak,
+    WeakTensor,
     integer,
     number,
     weak_op,
@@ -151,7 +151,7 @@ def _reduction(cx: Context, name: str, e: ast.Call) -> Value:
             help="`total(t)`, `norm(t)` and `finite(t)` reduce all leaves",
         )
     tensor = settle(cx, Operand(x, args[0].span), "a tensor")
-    if isinstance(tensor, Weak | Fill):
+    if isinstance(tensor, Weak | WeakTensor):
         tensor = as_tensor(cx, tensor, args[0].span)
     if not isinstance(tensor, Tensor) or not isinstance(keep, Bool):
         raise Poisoned

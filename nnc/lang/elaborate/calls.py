@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from nnc.diagnostics import Label
+from nnc.diagnostics import Label, Span
 from nnc.lang import ast
-from nnc.lang.elaborate.arguments import Given, arguments
+from nnc.lang.elaborate.arguments import Given, arguments, paired
 from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.builtins import call
 from nnc.lang.elaborate.clauses import where_clauses
-from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Active, Context, Frame, Mistake, Poisoned, fail
 from nnc.lang.elaborate.declared import kind_of, opaque_type
 from nnc.lang.elaborate.matching import bind_argument
+from nnc.lang.elaborate.places import place
 from nnc.lang.elaborate.reductions import REDUCTIONS, reduce_indexed
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.shape_matching import solve_pending
@@ -23,19 +24,17 @@ from nnc.lang.elaborate.values import (
     Module,
     ModuleType,
     Nothing,
+    Stored,
     Tensor,
     Unknown,
     Value,
     describe,
 )
-from nnc.lang.types import DType, is_float
-from nnc.lang.units import nearest
+from nnc.lang.types import DTYPES, DType, is_float
 
 
 def call_expr(cx: Context, e: ast.Call) -> Value:
     """`f(...)`, `f!(...)`, `M(...)`, `sum[i](...)`."""
-    if id(e) in cx.memo:
-        return cx.memo[id(e)]
     if isinstance(e.func, ast.Index) and isinstance(e.func.value, ast.Name):
         base = cx.lookup(e.func.value.id)
         if isinstance(base, Builtin) and base.name in REDUCTIONS:
@@ -49,64 +48,98 @@ def call_expr(cx: Context, e: ast.Call) -> Value:
         case Builtin(name=name):
             return call(cx, name, e)
         case Function():
-            return call_function(cx, func, e, arguments(cx, e))
+            return call_function(cx, func, e, arguments(e))
         case Module():
             forward = func.inst.methods.get("forward")
             if forward is None:
                 raise fail("E0803", f"{func.inst.id} has no `forward`", e.func.span)
             method = Function(func.inst.unit, forward, func)
-            return call_function(cx, method, e, arguments(cx, e))
-        case ModuleType():
-            inst = cx.instantiate(func, e.args, e.span)
-            return Module(inst, "")
-    help = "did you forget an operator, or brackets `[...]`?" if isinstance(func, Tensor) else None
-    raise fail("E0803", f"{describe(func)} cannot be called", e.func.span, help=help)
+            return call_function(cx, method, e, arguments(e))
+        case ModuleType(defn=defn):
+            if cx.frame.func is not None and not cx.static_depth:
+                raise _made_here(cx, defn, e)
+            return Module(cx.instantiate(func, e.args, e.span), "")
+    raise _not_callable(cx, func, e)
+
+
+def _made_here(cx: Context, defn: ast.ModuleDef, e: ast.Call) -> Mistake:
+    """A module with parameters made inside a function has nowhere to keep them."""
+    name = defn.name.lower()
+    help = f"declare `{name} = {e.span.text}` in the module, and call `{name}(...)` here"
+    if cx.frame.module is None:
+        help = f"take it as an argument: `{name}: {e.span.text}`"
+    text = f"`{defn.name}` is a module type; modules are declared, not made in functions"
+    return fail("E0803", text, e.span, help=help)
+
+
+def _not_callable(cx: Context, func: Value, e: ast.Call) -> Mistake:
+    help = None
+    if isinstance(func, Tensor):
+        inside = ", ".join(a.span.text for a in e.args)
+        help = f"an index stands in brackets: `{e.func.span.text}[{inside}]`"
+        if len(e.args) == 1 and isinstance(cx.tensor(_quiet(cx, e.args[0].value)), Tensor):
+            help = f"did you forget an operator: `{e.func.span.text} * ({inside})`?"
+    return fail("E0803", f"{describe(func)} cannot be called", e.func.span, help=help)
+
+
+def _quiet(cx: Context, e: ast.Expr) -> Value:
+    try:
+        return cx.eval(e)
+    except (Mistake, Poisoned):
+        return UNKNOWN
 
 
 def _ignore(cx: Context, e: ast.Expr) -> None:
-    """Arguments of an unknown function are still checked, for their own mistakes."""
-    try:
-        cx.eval(e)
-    except (Mistake, Poisoned):
-        return
+    """Arguments of an unknown function count as used."""
+    _quiet(cx, e)
 
 
 def call_function(cx: Context, fn: Function, e: ast.Call, given: Sequence[Given]) -> Value:
-    """A user's function: types are matched, then its body is inlined (generic: typed by signature)."""
-    func = fn.defn
-    paired = _pair(fn, e, given)
-    owner = fn.owner
-    name = (owner.name or owner.inst.id) if owner is not None else func.name
-    bang = bool(e.bang)
-    if bang and not (cx.generic or cx.frame.train or cx.frame.exported or cx.frame.train is None):
-        raise fail(
-            "E0502",
-            "`!` inside a function that was called without `!`",
-            e.span,
-            help="call it with `!` as well",
-        )
+    """A user's function: types are matched, then its body is inlined (generic: by signature)."""
+    func, owner = fn.defn, fn.owner
+    name = (owner.name or owner.inst.id) if owner is not None and func.name == "forward" else ""
+    pairs = paired(func, name or func.name, e, given)
+    _may_bang(cx, e)
     frame = Frame(
         fn.unit,
         func,
         owner,
-        train=None if cx.generic else bool(cx.frame.train or bang),
-        path=_path(cx, e, fn),
+        train=None if cx.generic else bool(cx.frame.train or e.bang),
+        path=_path(cx, fn),
         real=owner.inst.real if owner is not None else cx.frame.real,
     )
     b = Binding(cx, func, frame, e, [], name)
-    values = [(p, _evaluate(cx, p, g)) for p, g in paired]
+    by = {p.name: g for p, g in pairs if g is not None}
+    values = [(p, _evaluate(cx, p, g)) for p, g in pairs]
+    if any(isinstance(v, Unknown) and kind_of(p) != "axis" for p, v in values):
+        raise Poisoned
     if owner is None:
-        frame.real = _real_of(cx, func, values)
+        frame.real = _real_of(cx, values)
     for p, value in values:
-        bind_argument(b, p, value, dict((q.name, g) for q, g in paired).get(p.name))
+        bind_argument(b, p, value, by.get(p.name))
+    _overlaps(frame, by)
     solve_pending(b)
     where_clauses(b)
-    if cx.generic:
-        return _opaque(b)
-    return _inline(b, fn)
+    return _opaque(b) if cx.generic else _inline(b, fn)
 
 
-def _path(cx: Context, e: ast.Call, fn: Function) -> str:
+def _may_bang(cx: Context, e: ast.Call) -> None:
+    frame = cx.frame
+    if e.bang and not (cx.generic or frame.train or frame.exported or frame.train is None):
+        raise fail(
+            "E0502",
+            "`!` inside a function that was called without `!`",
+            e.span,
+            labels=_called_at(cx),
+            help="call it with `!` as well",
+        )
+
+
+def _called_at(cx: Context) -> tuple[Label, ...]:
+    return (Label(cx.calls[-1].span, "called here", aside=True),) if cx.calls else ()
+
+
+def _path(cx: Context, fn: Function) -> str:
     label = (fn.owner.name or fn.owner.inst.id) if fn.owner else fn.defn.name
     stem = f"{cx.frame.path}/{label}"
     n = cx.counters.get(stem, 0)
@@ -114,59 +147,46 @@ def _path(cx: Context, e: ast.Call, fn: Function) -> str:
     return stem if n == 0 else f"{stem}#{n}"
 
 
-def _pair(
-    fn: Function, e: ast.Call, given: Sequence[Given]
-) -> list[tuple[ast.Param, Given | None]]:
-    params = list(fn.defn.params)
-    names = [p.name for p in params]
-    place = (Label(fn.defn.name_span, "declared here"),)
-    by: dict[str, Given] = {}
-    for i, g in enumerate(given):
-        if g.name is None and i >= len(names):
-            what = f"`{fn.defn.name}` takes {len(names)} argument{'s' * (len(names) != 1)}"
-            raise fail("E0802", f"{what}, {len(given)} are given", g.span, labels=place)
-        name = g.name or names[i]
-        if name not in names:
-            near = nearest(name, names)
-            raise fail(
-                "E0802",
-                f"`{fn.defn.name}` has no argument `{name}`",
-                g.name_span or g.span,
-                labels=place,
-                help=f"did you mean `{near}`?" if near else None,
-            )
-        if name in by:
-            raise fail("E0802", f"`{name}` is given twice", g.span)
-        by[name] = g
-    missing = [p.name for p in params if p.name not in by and p.default is None]
-    if missing:
-        what = ", ".join(f"`{m}`" for m in missing)
-        raise fail("E0802", f"`{fn.defn.name}` needs {what}", e.span, labels=place)
-    return [(p, by.get(p.name)) for p in params]
-
-
 def _evaluate(cx: Context, p: ast.Param, g: Given | None) -> Value | None:
     """The argument's value; None: the default, which is evaluated in the callee."""
     if g is None:
         return None
     if kind_of(p) == "axis":
-        return UNKNOWN  # resolved against the tensor argument, by _bind
-    value = cx.eval(g.value)
-    if isinstance(value, Unknown):
-        raise Poisoned
-    return value
+        return UNKNOWN  # resolved against the tensor argument, by `bind_argument`
+    if p.inout and kind_of(p) == "tensor":
+        assert isinstance(p.type, ast.TensorTypeExpr)
+        named = p.type.name if p.type.name in DTYPES else "real"
+        return place(cx, g.value, cx.frame.real if named == "real" else named)
+    return cx.eval(g.value)
 
 
-def _real_of(
-    cx: Context, func: ast.FuncDef, values: Sequence[tuple[ast.Param, Value | None]]
-) -> DType:
+def _overlaps(frame: Frame, by: Mapping[str, Given]) -> None:
+    """Two `inout` arguments must not name the same elements."""
+    seen: dict[str, tuple[str, Stored | Module]] = {}
+    for name in frame.inout:
+        value = frame.vars.get(name)
+        if not isinstance(value, Stored | Module):
+            continue
+        key = value.key if isinstance(value, Stored) else value.path
+        other, first = seen.setdefault(key, (name, value))
+        views = [v.view for v in (value, first) if isinstance(v, Stored) and v.view is not None]
+        if other != name and not (len(views) == 2 and views[0].apart(views[1])):
+            raise fail(
+                "E0503",
+                f"`{name}` and `{other}` are both written, and overlap",
+                by[name].span,
+                labels=(Label(by[other].span, "the same storage"),),
+            )
+
+
+def _real_of(cx: Context, values: Sequence[tuple[ast.Param, Value | None]]) -> DType:
     """`real` of a function call: the float dtype of the first argument declared `real`."""
     for p, value in values:
         if isinstance(p.type, ast.TensorTypeExpr) and p.type.name == "real" and value is not None:
             v = cx.tensor(value)
             if isinstance(v, Tensor) and is_float(v.dtype):
                 return v.dtype
-    return "real" if cx.generic and cx.frame.real == "real" else cx.frame.real
+    return cx.frame.real
 
 
 def _opaque(b: Binding) -> Value:
@@ -180,19 +200,24 @@ def _opaque(b: Binding) -> Value:
 
 def _inline(b: Binding, fn: Function) -> Value:
     cx, func = b.cx, b.func
-    if any(f is func for f, _ in cx.calls) and len(cx.calls) > 200:
-        raise fail(
-            "E0809",
-            f"`{func.name}` calls itself",
-            b.call.span,
-            help="there is no recursion; `for` and lists of modules repeat",
-        )
-    if func.name in fn.unit.adjoints and fn.owner is None:
-        raise fail("E0901", f"the adjoint of `{func.name}` is not compiled yet", b.call.span)
-    cx.calls.append((func, b.call.span))
+    if fn.owner is None and func.name in fn.unit.adjoints:
+        raise Poisoned  # reported where the adjoint stands
+    path = fn.owner.path if fn.owner is not None else None
+    if any(c.func is func and c.path == path for c in cx.calls) or len(cx.calls) > 100:
+        raise recursive(func, b.call.span)
+    cx.calls.append(Active(func, path, b.call.span))
     try:
         with cx.in_frame(b.frame):
             cx.execute(func.body)
-            return finish(cx, func, b.call.span)
+            return finish(cx, func)
     finally:
         cx.calls.pop()
+
+
+def recursive(func: ast.FuncDef, span: Span) -> Mistake:
+    return fail(
+        "E0809",
+        f"`{func.name}` calls itself",
+        span,
+        help="there is no recursion; `for` and lists of modules repeat",
+    )

@@ -5,8 +5,10 @@ from __future__ import annotations
 from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Op, Select
 from nnc.lang import ast
-from nnc.lang.elaborate.arith import element, elementwise, lift, settle
+from nnc.lang.dims import Dim
+from nnc.lang.elaborate.arith import element, elementwise, lift, settle, weak_kind
 from nnc.lang.elaborate.broadcasting import broadcast, common_dtype
+from nnc.lang.elaborate.clauses import comparison_facts
 from nnc.lang.elaborate.context import Context, fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
@@ -20,8 +22,10 @@ from nnc.lang.elaborate.values import (
     Unknown,
     Value,
     Weak,
+    WeakTensor,
     describe,
 )
+from nnc.lang.types import DType
 
 COMPARISONS = {"==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
 
@@ -82,7 +86,7 @@ def _compare_weak(cx: Context, op: str, x: Weak, y: Weak, span: Span) -> Value:
         return Bool(table[op])
     if x.dim is not None and y.dim is not None:
         if cx.generic and not cx.ranges:
-            return Bool((op == "==") if x.dim == y.dim and op in ("==", "!=") else None)
+            return _undecided(op, x.dim, y.dim)
         fn = COMPARISONS[op]
         dx, dy = x, y
         return cx.compute((), lambda i: Op("bool", fn, (dx.make("i64"), dy.make("i64"))), span)
@@ -93,6 +97,17 @@ def _compare_weak(cx: Context, op: str, x: Weak, y: Weak, span: Span) -> Value:
     return cx.compute((), lambda i: Op("bool", fn, (x.make(dtype), y.make(dtype))), span)
 
 
+OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
+
+
+def _undecided(op: str, a: Dim, b: Dim) -> Bool:
+    """A comparison of sizes in the generic check: what each branch may assume."""
+    if a == b:
+        return Bool(op in ("==", "<=", ">="))
+    yes, no = comparison_facts(op, a, b), comparison_facts(OPPOSITE[op], a, b)
+    return Bool(None, tuple(yes), tuple(no))
+
+
 def conditional(cx: Context, e: ast.IfExpr) -> Value:
     cond = cx.tensor(cx.eval(e.cond))
     match cond:
@@ -100,8 +115,10 @@ def conditional(cx: Context, e: ast.IfExpr) -> Value:
             return cx.eval(e.then)
         case Bool(value=False):
             return cx.eval(e.orelse)
-        case Bool() | Unknown():
-            return _either(cx, e)
+        case Bool():
+            return _either(cx, e, cond)
+        case Unknown():
+            return _either(cx, e, Bool(None))
         case Tree():
             return _per_leaf(cx, e, cond)
         case Tensor(dtype="bool", shape=()):
@@ -117,15 +134,18 @@ def conditional(cx: Context, e: ast.IfExpr) -> Value:
     raise fail("E0203", "a condition must be a bool", e.cond.span, describe(cond))
 
 
-def _either(cx: Context, e: ast.IfExpr) -> Value:
+def _either(cx: Context, e: ast.IfExpr, cond: Bool) -> Value:
     """A static condition that is not known yet: both sides are checked; they may differ in type."""
-    a, b = cx.tensor(cx.eval(e.then)), cx.tensor(cx.eval(e.orelse))
+    with cx.assuming(cond.yes):
+        a = cx.tensor(cx.eval(e.then))
+    with cx.assuming(cond.no):
+        b = cx.tensor(cx.eval(e.orelse))
     match a, b:
         case Tensor(), Tensor():
             return a if a.type == b.type else UNKNOWN
-        case Tensor(), Weak():
+        case Tensor(), Weak() | WeakTensor():
             return a
-        case Weak(), Tensor():
+        case Weak() | WeakTensor(), Tensor():
             return b
         case Weak(), Weak():
             kind = "float" if "float" in (a.kind, b.kind) else "int"
@@ -175,10 +195,12 @@ def select(cx: Context, test: Expr, a: Operand, b: Operand, span: Span) -> Value
     if lifted is not None:
         return lifted
     x, y = settle(cx, a), settle(cx, b)
-    dtype = common_dtype(cx, [a, b], [x, y], span, "if")
+    dtype = common_dtype(cx, [a, b], [x, y], span)
     shape, origins = broadcast(cx, [a, b], [x, y], span, "if")
 
-    def body(i: tuple[Expr, ...]) -> Expr:
-        return Select(dtype, test, element(x, dtype, shape, i), element(y, dtype, shape, i))
+    def at(as_: DType, i: tuple[Expr, ...]) -> Expr:
+        return Select(as_, test, element(x, as_, shape, i), element(y, as_, shape, i))
 
-    return cx.compute(shape, body, span, origins=origins)
+    if not isinstance(x, Tensor) and not isinstance(y, Tensor):
+        return WeakTensor(shape, weak_kind([x, y]), at)
+    return cx.compute(shape, lambda i: at(dtype, i), span, origins=origins)

@@ -22,8 +22,7 @@ def constant(cx: Context, where: Unit, d: ast.ConstDef) -> Value:
             return value
         if isinstance(value, Seq):
             value = _table(cx, value, d)
-        func = ast.FuncDef(d.name, (), d.type, (), (), False, None, d.name_span, span=d.span)
-        return conform(cx, value, d.type, func, d.value.span)
+        return conform(cx, value, d.type, f"`{d.name}` is", d.value.span)
 
 
 def _table(cx: Context, value: Seq, d: ast.ConstDef) -> Value:

@@ -1,17 +1,17 @@
-"""What is known while elaborating: the frame of the running function, storage versions, loop variables."""
+"""What is known while elaborating: the running function, storage versions, loop variables."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from nnc.diagnostics import Diagnostic, Diagnostics, Label, Span
+from nnc.diagnostics import NOWHERE, Diagnostic, Diagnostics, Label, Span
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, names
 from nnc.ir.graph import Axis, Compute, Input, Node
 from nnc.ir.signature import Check
 from nnc.lang import ast
-from nnc.lang.dims import Dim, Facts, Range, prove_nonneg
+from nnc.lang.dims import ZERO, Dim, Facts, Range, prove_nonneg
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Instance,
@@ -26,6 +26,8 @@ from nnc.lang.elaborate.values import (
 )
 from nnc.lang.types import DType, TensorType
 from nnc.lang.units import Loader, Unit
+
+LETTERS = "ijklmnpqrstuvwxyz"
 
 
 class Mistake(Exception):
@@ -85,8 +87,12 @@ class Frame:
     result: Value | None = None
     returned: bool = False
     dim_spans: dict[str, Origin] = field(default_factory=dict)
-    read_only: dict[str, Span] = field(default_factory=dict)
+    pack_origins: dict[str, Origins] = field(default_factory=dict)
+    read_only: dict[str, Span] = field(default_factory=dict)  # arguments that are not `inout`
+    inout: dict[str, Span] = field(default_factory=dict)
     initializing: bool = False
+    yields: list[list[tuple[Value, Span]]] | None = None  # what the run-time loop around yields
+    half: dict[str, Span] = field(default_factory=dict)  # assigned in one branch of an `if` only
 
     @property
     def module(self) -> Instance | None:
@@ -104,6 +110,15 @@ class Storage:
     kind: str  # param, state, arg
 
 
+@dataclass(frozen=True)
+class Active:
+    """A call that is being inlined; `path`: the module whose method it is."""
+
+    func: ast.FuncDef
+    path: str | None
+    span: Span
+
+
 @dataclass(eq=False)
 class Context:
     """The elaboration of one definition or export."""
@@ -116,7 +131,9 @@ class Context:
     ranges: dict[str, Dim] = field(default_factory=dict)  # active loop variables
     conds: list[Expr] = field(default_factory=list)  # of enclosing lazy branches
     facts: Facts = field(default_factory=Facts)
-    calls: list[tuple[ast.FuncDef, Span]] = field(default_factory=list)
+    turns: dict[str, Dim] = field(default_factory=dict)  # variables of enclosing run-time loops
+    calls: list[Active] = field(default_factory=list)
+    static_depth: int = 0  # inside the arguments of a module type
     counters: dict[str, int] = field(default_factory=dict)
     rng: tuple[Input, Input] | None = None
     instances: dict[str, Instance] = field(default_factory=dict)
@@ -126,7 +143,6 @@ class Context:
     building: list[tuple[Instance, Span]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     slots: dict[str, ast.Weights] = field(default_factory=dict)
-    memo: dict[int, Value] = field(default_factory=dict)
     asserted: list[tuple[Node, ast.Assert]] = field(default_factory=list)
     # wired by elaborate.engine, so that the rooms need not import each other
     lookup: Callable[[str], Value | None] = field(init=False)
@@ -182,6 +198,16 @@ class Context:
             self.conds.pop()
 
     @contextmanager
+    def assuming(self, facts: Sequence[Dim]) -> Iterator[None]:
+        """Where these sizes are >= 0."""
+        saved = self.facts
+        self.facts = saved.plus(*facts)
+        try:
+            yield
+        finally:
+            self.facts = saved
+
+    @contextmanager
     def outside_loops(self) -> Iterator[None]:
         """Evaluates something that does not depend on the loop variables."""
         saved = self.ranges, self.conds
@@ -193,13 +219,13 @@ class Context:
 
     def fresh_var(self, name: str, taken: Sequence[str] = ()) -> str:
         var, n = f"${name}", 1
-        while var in self.ranges or var in taken:
+        while var in self.ranges or var in self.turns or var in taken:
             n += 1
             var = f"${name}{n}"
         return var
 
     def box(self) -> dict[str, Range]:
-        return {v: (Dim.of(0), extent - 1) for v, extent in self.ranges.items()}
+        return {v: (ZERO, extent - 1) for v, extent in (self.turns | self.ranges).items()}
 
     def cond_facts(self) -> tuple[Dim, ...]:
         return tuple(f for c in self.conds for f in affine_facts(c))
@@ -211,10 +237,32 @@ class Context:
     # ---- values -------------------------------------------------------------------------------
     def tensor(self, value: Value) -> Value:
         """The current version when `value` names storage."""
-        if isinstance(value, Stored):
-            now = self.store[value.key].now
-            return Tensor(now.type, now.at, now.node, value.letters or now.letters, now.origins)
-        return value
+        if not isinstance(value, Stored):
+            return value
+        now, view = self.store[value.key].now, value.view
+        if view is None:
+            return now
+        kind = TensorType(now.dtype, view.shape)
+        part = Tensor(kind, lambda i: now.at(view.at(i)), None, (), view.origins)
+        return part if self.ranges else self.materialized(part, NOWHERE)
+
+    def as_node(self, t: Tensor, span: Span) -> Node:
+        """The tensor as a node of the Graph."""
+        node = self.materialized(t, span).node
+        assert node is not None, t
+        return node
+
+    def materialized(self, t: Tensor, span: Span) -> Tensor:
+        """The tensor as a value of the Graph (over the active loops that it depends on)."""
+        if t.node is not None:
+            return t
+        own: list[str] = []
+        for k in range(len(t.shape)):
+            own.append(self.fresh_var(LETTERS[k % len(LETTERS)], own))
+        body = t.at(tuple(Idx(Dim.of(v)) for v in own))
+        axes = tuple(zip(own, t.shape, strict=True))
+        out = self.node(axes, (), "", body, span, t.origins, hoist=True)
+        return replace(out, letters=t.letters, place=t.place)
 
     def compute(
         self,
@@ -228,17 +276,17 @@ class Context:
         dtype: DType | None = None,
         name: str = "",
     ) -> Tensor:
-        """A new value of the given shape: `body` gives an element (with `reduce`: op over further axes).
+        """A new value of the given shape: `body` gives an element (`reduce`: op over further axes).
 
-        Under loop variables the node gets those that its body uses as leading axes, and the result reads it there.
+        Under loop variables the node gets those that its body uses as leading axes, and the result
+        reads it there.
         """
-        letters = "ijklmnpqrstuvwxyz"
         taken: list[str] = []
 
         def fresh(n: int) -> tuple[str, ...]:
             out = []
             for _ in range(n):
-                var = self.fresh_var(letters[len(taken) % len(letters)], taken)
+                var = self.fresh_var(LETTERS[len(taken) % len(LETTERS)], taken)
                 taken.append(var)
                 out.append(var)
             return tuple(out)
@@ -277,9 +325,10 @@ class Context:
         span: Span,
         origins: Origins = (),
         name: str = "",
+        hoist: bool = False,
     ) -> Tensor:
         """A Compute node over the active loop variables that its body uses, then `axes`."""
-        if self.conds and op:
+        if self.conds and (op or hoist):
             body = self._guarded(body)
         used = names([body])
         outer = [(v, n) for v, n in self.ranges.items() if v in used]
@@ -314,9 +363,16 @@ class Context:
         return Select(body.dtype, cond, body, zero)
 
     # ---- storage ------------------------------------------------------------------------------
-    def add_storage(self, node: Input, writable: bool, root: str, origins: Origins = ()) -> None:
-        kind = node.kind
-        self.store[node.name] = Storage(node, of_node(node, (), origins), writable, root, kind)
+    def add_storage(
+        self,
+        node: Input,
+        writable: bool,
+        root: str,
+        origins: Origins = (),
+        place: Origin | None = None,
+    ) -> None:
+        now = replace(of_node(node, (), origins), place=place)
+        self.store[node.name] = Storage(node, now, writable, root, node.kind)
 
     def require(self, dim: Dim, equal: bool, text: str, span: Span) -> None:
         """A condition on run-time sizes, checked at entry."""

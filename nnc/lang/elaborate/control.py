@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nnc.diagnostics import Span
-from nnc.ir.expr import Op
+from nnc.ir.expr import Expr
 from nnc.lang import ast
-from nnc.lang.dims import Dim
+from nnc.lang.dims import Dim, Facts
 from nnc.lang.elaborate.conditions import select
-from nnc.lang.elaborate.context import Context, fail
+from nnc.lang.elaborate.context import Context, Mistake, fail
 from nnc.lang.elaborate.lists import iteration
 from nnc.lang.elaborate.storage import may_define
 from nnc.lang.elaborate.values import (
@@ -22,58 +24,78 @@ from nnc.lang.elaborate.values import (
     describe,
     integer,
 )
+from nnc.lang.elaborate.walks import nested
 
 
 def run_if(cx: Context, stmt: ast.If) -> None:
+    """`if` on a static condition selects code, on a run-time scalar it selects values."""
     cond = cx.tensor(cx.eval(stmt.cond))
     match cond:
         case Bool(value=True):
             cx.execute(stmt.then)
         case Bool(value=False):
             cx.execute(stmt.orelse)
-        case Bool() | Unknown():
-            _both(cx, stmt)
+        case Bool():
+            _both(cx, stmt, cond)
+        case Unknown():
+            _both(cx, stmt, Bool(None))
         case Tensor(dtype="bool", shape=()):
             _branch(cx, stmt, cond)
         case _:
-            raise fail(
-                "E0203",
-                "a condition must be one bool",
-                stmt.cond.span,
-                describe(cond),
-                help="`all(...)` or `any(...)` of a tensor of conditions",
-            )
+            raise no_condition(cx, cond, stmt.cond.span)
 
 
-def _snapshot(cx: Context) -> tuple[dict[str, Value], dict[str, Tensor]]:
-    return dict(cx.frame.vars), {k: s.now for k, s in cx.store.items()}
+def no_condition(cx: Context, value: Value, span: Span) -> Mistake:
+    """A condition that is not one bool."""
+    help = None
+    if isinstance(value, Tensor) and value.dtype == "bool":
+        help = f"`all({span.text})` or `any({span.text})`"
+    elif isinstance(value, Tensor | Weak):
+        help = f"compare it: `{span.text} != 0`"
+    return fail("E0203", "a condition is one bool", span, describe(value), help=help)
 
 
-def _restore(cx: Context, saved: tuple[dict[str, Value], dict[str, Tensor]]) -> None:
-    cx.frame.vars = dict(saved[0])
-    for k, now in saved[1].items():
-        cx.store[k].now = now
+@dataclass(frozen=True)
+class _State:
+    """What the statements of a branch may change."""
+
+    vars: dict[str, Value]
+    store: dict[str, Tensor]
 
 
-def _both(cx: Context, stmt: ast.If) -> None:
+def _snapshot(cx: Context) -> _State:
+    return _State(dict(cx.frame.vars), {k: s.now for k, s in cx.store.items()})
+
+
+def _restore(cx: Context, saved: _State) -> None:
+    cx.frame.vars = dict(saved.vars)
+    for key, now in saved.store.items():
+        cx.store[key].now = now
+
+
+def _both(cx: Context, stmt: ast.If, cond: Bool) -> None:
     """A static condition that is not known in the generic check: both sides are checked."""
+    frame = cx.frame
     before = _snapshot(cx)
-    cx.execute(stmt.then)
-    returned, result = cx.frame.returned, cx.frame.result
-    after_then = dict(cx.frame.vars)
+    with cx.assuming(cond.yes):
+        cx.execute(stmt.then)
+    then_returned, result, after_then = frame.returned, frame.result, dict(frame.vars)
     _restore(cx, before)
-    cx.frame.returned, cx.frame.result = False, None
-    cx.execute(stmt.orelse)
-    both = returned and cx.frame.returned
-    for name in {*after_then, *cx.frame.vars}:
-        a, b = after_then.get(name), cx.frame.vars.get(name)
+    frame.returned, frame.result = False, None
+    with cx.assuming(cond.no):
+        cx.execute(stmt.orelse)
+    if then_returned and not frame.returned:
+        return  # what follows runs only after the other side
+    if frame.returned and not then_returned:
+        frame.vars, frame.returned, frame.result = after_then, False, None
+        return
+    if then_returned:
+        frame.result = result
+        return
+    for name in {*after_then, *frame.vars}:
+        a, b = after_then.get(name), frame.vars.get(name)
         if a is not b:
-            cx.frame.vars[name] = _joined(a, b)
-    cx.frame.returned = both
-    if returned and not both:
-        cx.frame.result = None
-    elif both:
-        cx.frame.result = result if cx.frame.result is None else cx.frame.result
+            frame.vars[name] = _joined(a, b)
 
 
 def _joined(a: Value | None, b: Value | None) -> Value:
@@ -84,57 +106,57 @@ def _joined(a: Value | None, b: Value | None) -> Value:
 
 def _branch(cx: Context, stmt: ast.If, cond: Tensor) -> None:
     """A run-time condition: both sides are computed, what they assign is selected."""
+    for inner in nested([stmt]):
+        if isinstance(inner, ast.Return):
+            raise fail(
+                "E0901",
+                "`return` under a run-time condition is not compiled yet",
+                inner.span,
+                help="assign in both branches and return after the `if`",
+            )
+    test = cx.materialized(cond, stmt.cond.span).at(())
     before = _snapshot(cx)
     cx.execute(stmt.then)
-    if cx.frame.returned:
-        raise fail(
-            "E0901",
-            "`return` under a run-time condition is not compiled yet",
-            stmt.span,
-            help="assign in both branches and return after the `if`",
-        )
-    then_vars, then_store = _snapshot(cx)
+    then = _snapshot(cx)
     _restore(cx, before)
     cx.execute(stmt.orelse)
-    if cx.frame.returned:
-        raise fail("E0901", "`return` under a run-time condition is not compiled yet", stmt.span)
-    else_vars, else_store = _snapshot(cx)
-    test = cond.at(())
-    negated = Op("bool", "not", (test,))
-    del negated
-    for name in dict.fromkeys([*then_vars, *else_vars]):
-        a, b = then_vars.get(name), else_vars.get(name)
-        if a is b:
-            continue
-        if a is None or b is None:
-            cx.frame.vars.pop(name, None)  # assigned on one side only: not alive after
-            continue
-        chosen = select(cx, test, Operand(a, stmt.span), Operand(b, stmt.span), stmt.span)
-        _same_type(cx, name, a, b, stmt.span)
-        cx.frame.vars[name] = chosen
-    for key, b_now in else_store.items():
-        a_now = then_store.get(key, b_now)
+    other = _snapshot(cx)
+    for name in dict.fromkeys([*then.vars, *other.vars]):
+        a, b = then.vars.get(name), other.vars.get(name)
+        if a is None or b is None:  # assigned on one side only: not alive after
+            cx.frame.vars.pop(name, None)
+            cx.frame.half[name] = cx.frame.var_spans.get(name, stmt.span)
+        elif a is not b:
+            cx.frame.vars[name] = _selected(cx, name, test, a, b, stmt.span)
+    for key, b_now in other.store.items():
+        a_now = then.store.get(key, b_now)
         if a_now is not b_now:
             value = select(
                 cx, test, Operand(a_now, stmt.span), Operand(b_now, stmt.span), stmt.span
             )
             assert isinstance(value, Tensor)
-            cx.store[key].now = value
+            cx.store[key].now = cx.materialized(value, stmt.span)
+
+
+def _selected(cx: Context, name: str, test: Expr, a: Value, b: Value, span: Span) -> Value:
+    if isinstance(a, Unknown) or isinstance(b, Unknown):
+        return UNKNOWN
+    _same_type(cx, name, a, b, span)
+    return select(cx, test, Operand(a, span), Operand(b, span), span)
 
 
 def _same_type(cx: Context, name: str, a: Value, b: Value, span: Span) -> None:
     x, y = cx.tensor(a), cx.tensor(b)
     if isinstance(x, Tensor) and isinstance(y, Tensor) and x.type != y.type:
-        raise fail(
-            "E0312", f"`{name}` is {x.type} after one branch and {y.type} after the other", span
-        )
+        what = f"`{name}` is {x.type} after one branch and {y.type} after the other"
+        raise fail("E0312", what, span)
 
 
 def run_for(cx: Context, stmt: ast.For) -> None:
     iterable = cx.eval(stmt.iterable)
-    if isinstance(iterable, Weak) and iterable.dim is not None and not cx.generic:
-        if iterable.dim.const is None:
-            raise fail("E0901", "a loop over a run-time size is not compiled yet", stmt.span)
+    size = iterable.dim if isinstance(iterable, Weak) else None
+    if size is not None and size.const is None and not cx.generic:
+        raise fail("E0901", "a loop over a run-time size is not compiled yet", stmt.span)
     items = iteration(cx, iterable, stmt.iterable.span)
     if stmt.targets:
         raise fail("E0901", "`for` with `yield` is not compiled yet", stmt.span)
@@ -166,11 +188,17 @@ def _generic_loop(cx: Context, stmt: ast.For, iterable: Value) -> None:
     like = getattr(iterable, "like", None)
     before = dict(cx.frame.vars)
     item: Value = like if like is not None else UNKNOWN
-    if isinstance(iterable, Weak):
-        item = integer(Dim.of(stmt.vars[0]))
+    facts = cx.facts
+    if isinstance(iterable, Weak) and iterable.dim is not None:
+        name = stmt.vars[0]
+        item = integer(Dim.of(name))
+        cx.facts = Facts(facts.zero | {name}, (*facts.nonneg, iterable.dim - 1 - Dim.of(name)))
     for name in stmt.vars:
+        may_define(cx, name, stmt.span)
         cx.frame.vars[name] = item
+        cx.frame.used.add(name)
     cx.execute(stmt.body)
+    cx.facts = facts
     for name, value in list(cx.frame.vars.items()):
         if value is not before.get(name):
             cx.frame.vars[name] = _joined(before.get(name), value)
@@ -185,13 +213,7 @@ def run_assert(cx: Context, stmt: ast.Assert) -> None:
             raise fail("E0311", stmt.message or "this assertion does not hold", stmt.cond.span)
         case Bool() | Unknown():
             return
-        case Tensor(dtype="bool", shape=()) if value.node is not None:
-            cx.asserted.append((value.node, stmt))
+        case Tensor(dtype="bool", shape=()):
+            cx.asserted.append((cx.as_node(value, stmt.cond.span), stmt))
             return
-    raise fail(
-        "E0203",
-        "an assertion is one bool",
-        stmt.cond.span,
-        describe(value),
-        help="`all(...)` of a tensor of conditions",
-    )
+    raise no_condition(cx, value, stmt.cond.span)

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nnc.diagnostics import Span
 from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.dims import Dim
-from nnc.lang.elaborate.context import Context, Poisoned, fail
-from nnc.lang.elaborate.members import tree_argument
+from nnc.lang.elaborate.context import Context, Frame, Poisoned, fail
+from nnc.lang.elaborate.members import leaves, tree_argument
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Instance,
     ModuleType,
     Origin,
+    Origins,
     Tree,
+    TreeParam,
     Tuple,
     Unknown,
     Value,
@@ -74,8 +77,9 @@ def opaque_type(cx: Context, t: ast.TypeExpr, span: Span, name: str) -> Value:
             real = cx.frame.real if dtype == "real" else dtype
             shape = shape_of(cx, dims or ())
             node = Input(type=TensorType(real, shape), span=span, name=name)
-            origins = tuple(Origin(f"`-> {t.span.text}`", t.span) for _ in shape)
-            return of_node(node, (), origins)
+            place = Origin(f"`-> {t.span.text}`", t.span)
+            origins = result_origins(cx.frame, dims or ())
+            return replace(of_node(node, (), origins), place=place)
         case ast.TensorTypeExpr(name="dim"):
             return integer(Dim.of(name))
         case ast.TensorTypeExpr(name="tree"):
@@ -83,8 +87,39 @@ def opaque_type(cx: Context, t: ast.TypeExpr, span: Span, name: str) -> Value:
                 if isinstance(v, Tree):
                     return v
         case ast.AppliedTypeExpr(name="params"):
-            return Tree({}, tree_argument(cx, t))
+            return opaque_tree(name, tree_argument(cx, t))
     return UNKNOWN
+
+
+def opaque_tree(name: str, of: Instance | TreeParam) -> Tree:
+    """A tree that is an argument or result: its leaves when the module is known, else one."""
+    if isinstance(of, Instance) and not of.generic:
+        found: dict[str, Value] = {
+            x.key: of_node(Input(type=x.type, name=f"{name}.{x.key}"))
+            for x in leaves(of)
+            if x.storage == "param" and x.type is not None
+        }
+        return Tree(found, of)
+    pack = of.name if isinstance(of, TreeParam) else name
+    return Tree(
+        {"*": of_node(Input(type=TensorType("real", (Dim.of(f"..{pack}"),)), name=name))}, of
+    )
+
+
+def result_origins(frame: Frame, dims: Sequence[ast.Expr]) -> Origins:
+    """Where the sizes of a result come from, as far as the arguments say it."""
+    out: list[Origin | None] = []
+    for d in dims:
+        match d:
+            case ast.Rest(name=name):
+                axes = frame.packs.get(name, ())
+                known = frame.pack_origins.get(name, ())
+                out += [*known, *([None] * (len(axes) - len(known)))]
+            case ast.Name(id=name):
+                out.append(frame.dim_spans.get(name))
+            case _:
+                out.append(None)
+    return tuple(out)
 
 
 def shape_of(cx: Context, dims: Sequence[ast.Expr]) -> tuple[Dim, ...]:

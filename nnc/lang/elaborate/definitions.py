@@ -10,6 +10,7 @@ from nnc.ir.scalar import cast
 from nnc.lang import ast
 from nnc.lang.dims import Dim, dim_prod
 from nnc.lang.elaborate.binders import bind, declare_binders
+from nnc.lang.elaborate.broadcasting import fits, free_dtype
 from nnc.lang.elaborate.context import Binder, Context, Poisoned, fail
 from nnc.lang.elaborate.values import (
     Bool,
@@ -19,6 +20,7 @@ from nnc.lang.elaborate.values import (
     Tensor,
     Unknown,
     Weak,
+    WeakTensor,
     describe,
     named,
     of_node,
@@ -67,7 +69,10 @@ def element_value(cx: Context, rhs: ast.Expr) -> Expr:
                 help="index every axis of it",
             )
         case Weak():
-            return value.make(cx.frame.real if value.kind == "float" else "i32")
+            fits(value, free_dtype(cx, [value]), rhs.span)
+            return value.make(free_dtype(cx, [value]))
+        case WeakTensor(shape=()):
+            return value.at(free_dtype(cx, [value]), ())
         case Bool(value=b) if b is not None:
             return scalar(cast(Idx(Dim.of(int(b))), "bool")).at(())
         case Unknown() | Nothing():

@@ -38,7 +38,7 @@ def elaborate(
     overrides: Overrides | None = None,
     own_units: list[Unit] | None = None,
 ) -> Elaborated:
-    """Checks every definition of the file (and of the user's files it imports), then builds the exports."""
+    """Checks every definition of the user's files, then builds the exports of this one."""
     out = Elaborated(unit)
     diagnostics = loader.diagnostics
     for each in own_units or [unit]:
@@ -52,6 +52,8 @@ def elaborate(
     if not diagnostics.errors:
         module_inits(loader, unit, overrides, out)
         test_graphs(loader, unit, overrides, out)
+    if diagnostics.errors:  # what is not used may only seem so
+        diagnostics.items[:] = diagnostics.errors
     return out
 
 
@@ -102,7 +104,7 @@ def _guarded(
     module: ModuleType | None,
     broken: bool,
 ) -> Built | None:
-    """Builds one export. After mistakes in definitions, follow-up mistakes inside them are not reported."""
+    """Builds one export. After mistakes in definitions only mistakes in itself are reported."""
     cx = context(loader, unit, False, overrides)
     count = len(loader.diagnostics.items)
     try:
@@ -139,7 +141,7 @@ def build(cx: Context, unit: Unit, func: ast.FuncDef, module: ModuleType | None)
         determined(cx, frame, func)
         symbolic_where(cx, frame, func)
         cx.execute(func.body)
-        result = finish(cx, func, func.name_span)
+        result = finish(cx, func)
         warn_unused(cx, func)
     if isinstance(result, Unknown):
         raise Poisoned

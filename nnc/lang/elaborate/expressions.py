@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nnc.ir.expr import Const
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.attributes import attribute
@@ -17,7 +18,6 @@ from nnc.lang.elaborate.values import (
     UNKNOWN,
     Bool,
     Builtin,
-    Fill,
     ModuleList,
     ModuleType,
     Nothing,
@@ -28,10 +28,12 @@ from nnc.lang.elaborate.values import (
     Tuple,
     Unknown,
     Value,
+    WeakTensor,
     describe,
     integer,
     number,
 )
+from nnc.lang.types import DType, is_float
 
 
 def evaluate(cx: Context, e: ast.Expr) -> Value:
@@ -119,10 +121,8 @@ def _index(cx: Context, e: ast.Index) -> Value:
             raise Poisoned
         case Seq() | Tuple() | ModuleList():
             return read_list(cx, base, e)
-        case Tensor():
+        case Tensor() | WeakTensor():
             return read(cx, base, e)
-        case Fill():
-            raise fail("E0405", "read a constant tensor by its number", e.span)
         case Builtin(name=name) if name in REDUCTIONS:
             raise fail(
                 "E0802",
@@ -139,4 +139,11 @@ def _index(cx: Context, e: ast.Index) -> Value:
 
 
 def _fill(cx: Context, name: str, e: ast.Index) -> Value:
-    return Fill(tuple(dims_of(cx, e.items)), 1.0 if name == "ones" else 0.0)
+    value = int(name == "ones")
+    return WeakTensor(tuple(dims_of(cx, e.items)), "any", lambda dt, i: _constant(dt, value))
+
+
+def _constant(dtype: DType, value: int) -> Const:
+    if dtype == "bool":
+        return Const(dtype, bool(value))
+    return Const(dtype, float(value) if is_float(dtype) else value)

@@ -81,7 +81,7 @@ def check_function(cx: Context, func: ast.FuncDef, owner: Module | None) -> None
         if func.returns is not None:
             _check_result_names(cx, frame, func)
         cx.execute(func.body)
-        finish(cx, func, func.name_span)
+        finish(cx, func)
         warn_unused(cx, func)
 
 

@@ -9,11 +9,12 @@ from nnc.ir.graph import Grad, Node, Part, Stop
 from nnc.lang import ast
 from nnc.lang.elaborate.arguments import take
 from nnc.lang.elaborate.arith import lift, module_tree, settle
-from nnc.lang.elaborate.context import Context, Poisoned, fail
+from nnc.lang.elaborate.broadcasting import typed
+from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import (
     Module,
     Operand,
-    Seq,
+    Stored,
     Tensor,
     Tree,
     Tuple,
@@ -60,7 +61,7 @@ def _stopped_lazily(cx: Context, t: Tensor, span: Span) -> Value:
 
 
 def grad(cx: Context, e: ast.Call) -> Value:
-    """`grad(y, x)`: y a float scalar of this function body, x a variable, module, or list of them."""
+    """`grad(y, x)`: y a float scalar of this body, x a variable, module, or list of them."""
     missing = next((a.value for a in e.args if a.name == "missing"), None)
     zero = isinstance(missing, ast.Name) and missing.id == "zero"
     args = [a.value for a in e.args if a.name != "missing"]
@@ -73,64 +74,72 @@ def grad(cx: Context, e: ast.Call) -> Value:
         )
     y_ast, x_ast = args
     y = settle(cx, Operand(cx.eval(y_ast), y_ast.span), "a scalar")
+    if isinstance(y, Tree):
+        help = f"`total({y_ast.span.text})` is the sum of its leaves"
+        raise fail("E0603", "a gradient is of one number, this is a tree", y_ast.span, help=help)
     if not isinstance(y, Tensor):
         raise fail("E0601", "this does not depend on anything", y_ast.span, describe(y))
     if y.shape:
         raise fail(
             "E0603",
-            "the gradient of a tensor is not a gradient: a scalar is needed",
+            "a gradient is of one number, this is a tensor",
             y_ast.span,
-            str(y.type),
-            help=f"`total({y_ast.span.text})` or `mean(...)`",
+            typed(y, y_ast.span),
+            help=f"`mean({y_ast.span.text})` or `total({y_ast.span.text})`",
         )
     if not is_float(y.dtype):
         raise fail("E0604", f"{y.dtype} has no gradient", y_ast.span, str(y.type))
-    if y.node is None:
+    if cx.ranges:
         raise fail("E0901", "`grad` inside index notation is not compiled yet", e.span)
-    x = cx.eval(x_ast)
-    if isinstance(x, Seq):
-        spans = [i.span for i in x_ast.items] if isinstance(x_ast, ast.ListLit) else []
-        items = x.items or ()
-        return Tuple(
-            tuple(
-                _grad_one(cx, y, v, s, e, zero)
-                for v, s in zip(items, spans or [x_ast.span] * len(items), strict=True)
-            )
-        )
-    return _grad_one(cx, y, x, x_ast.span, e, zero)
+    y = cx.materialized(y, y_ast.span)
+    if isinstance(x_ast, ast.ListLit):
+        return Tuple(tuple(_grad_one(cx, y, i, e, zero) for i in x_ast.items))
+    return _grad_one(cx, y, x_ast, e, zero)
 
 
-def _grad_one(cx: Context, y: Tensor, x: Value, span: Span, e: ast.Call, zero: bool) -> Value:
+def _named(e: ast.Expr) -> bool:
+    """Whether an expression only names something: `x`, `net.fc`, `net.h[0]`."""
+    while isinstance(e, ast.Attr | ast.Index):
+        if isinstance(e, ast.Index) and not all(isinstance(i, ast.Num | ast.Name) for i in e.items):
+            return False
+        e = e.value
+    return isinstance(e, ast.Name)
+
+
+def _by(cx: Context, e: ast.Expr) -> Tree | Tensor:
+    """What is differentiated by: a tree of params, or a float tensor."""
+    x = cx.eval(e)
+    current = module_tree(cx, x) if isinstance(x, Module) else cx.tensor(x)
+    if isinstance(current, Unknown):
+        raise Poisoned
+    part = isinstance(e, ast.Index) and isinstance(current, Tensor)
+    if not _named(e) or part:
+        help = "give the expression a name first, and use that name for the loss"
+        raise fail("E0605", "`grad` is by a variable", e.span, "an expression", help=help)
+    if isinstance(x, Stored) and cx.store[x.key].kind == "state":
+        raise fail("E0604", f"`{e.span.text}` is a state, which has no gradient", e.span)
+    if isinstance(current, Tensor) and not is_float(current.dtype):
+        text = typed(current, e.span)
+        raise fail("E0604", f"{current.dtype} has no gradient", e.span, text)
+    if not isinstance(current, Tree | Tensor):
+        raise fail("E0604", f"{describe(current)} has no gradient", e.span)
+    return current
+
+
+def _grad_one(cx: Context, y: Tensor, x: ast.Expr, e: ast.Call, zero: bool) -> Value:
     assert y.node is not None
-    current = cx.tensor(x)
-    if isinstance(current, Module):
-        current = module_tree(cx, current)
-    match current:
-        case Tree(leaves=found):
-            if cx.generic:
-                return current
-            keys = [k for k, v in found.items() if isinstance(v, Tensor) and is_float(v.dtype)]
-            tensors = [v for k in keys if isinstance(v := found[k], Tensor)]
-        case Tensor():
-            if not is_float(current.dtype):
-                raise fail("E0604", f"{current.dtype} has no gradient", span, str(current.type))
-            keys, tensors = [""], [current]
-        case Unknown():
-            raise Poisoned
-        case _:
-            raise fail("E0604", f"{describe(current)} has no gradient", span)
-    wrt: list[Node] = []
-    for t in tensors:
-        if t.node is None:
-            raise fail(
-                "E0605",
-                "`grad` is by a variable",
-                span,
-                help="give the expression a name first, and use that name for the loss",
-            )
-        wrt.append(t.node)
+    current = _by(cx, x)
+    if isinstance(current, Tree):
+        if cx.generic:
+            return current
+        found = current.leaves
+        keys = [k for k, v in found.items() if isinstance(v, Tensor) and is_float(v.dtype)]
+        tensors = [v for k in keys if isinstance(v := found[k], Tensor)]
+    else:
+        keys, tensors = [""], [current]
+    wrt = [cx.as_node(t, x.span) for t in tensors]
     if not cx.generic and not zero and not any(depends(y.node, w) for w in wrt):
-        raise _independent(cx, x, span, e)
+        raise _independent(cx, x, e)
     node = Grad(type=y.type, span=e.span, y=y.node, wrt=tuple(wrt))
     parts = [
         of_node(Part(type=t.type, span=e.span, source=node, index=i), (), t.origins)
@@ -141,18 +150,22 @@ def _grad_one(cx: Context, y: Tensor, x: Value, span: Span, e: ast.Call, zero: b
     return parts[0]
 
 
-def _independent(cx: Context, x: Value, span: Span, e: ast.Call) -> Exception:
-    loss, name = e.args[0].span.text, span.text
-    changed = None
-    if isinstance(x, Module):
-        changed = next((s for k, s in cx.written_at.items() if k.startswith(x.path)), None)
-    text, labels, help = "", [], None
-    if changed is not None:
-        labels = [Label(changed, f"{name} changes here")]
-        text = f"the new {name}; {loss} was computed from the old one"
-        help = f"compute `grad({loss}, {name})` before {changed.line_in(span)} and use it twice"
-    else:
-        help = "`missing=zero` gives zeros"
+def _independent(cx: Context, x: ast.Expr, e: ast.Call) -> Mistake:
+    loss, name, span = e.args[0].span.text, x.span.text, x.span
+    value = cx.eval(x)
+    path = value.path if isinstance(value, Module) else None
+    path = value.key if isinstance(value, Stored) else path
+    changed = next((s for k, s in cx.written_at.items() if path and k.startswith(path)), None)
+    if changed is None:
+        what = f"`{loss}` does not depend on `{name}`"
+        return fail("E0601", what, span, help=f"`grad({loss}, {name}, missing=zero)` gives zeros")
+    computed = cx.frame.var_spans.get(loss)
+    where = f" on {computed.line_in(span)}" if computed is not None else ""
     return fail(
-        "E0601", f"`{loss}` does not depend on this `{name}`", span, text, labels, help=help
+        "E0601",
+        f"`{loss}` does not depend on this `{name}`",
+        span,
+        f"the new {name}; {loss} was computed from the old one{where}",
+        [Label(changed, f"{name} changes here")],
+        help=f"compute `g = grad({loss}, {name})` before {changed.line_in(span)} and use it twice",
     )

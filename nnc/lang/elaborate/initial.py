@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from nnc.diagnostics import Label
+from nnc.ir.expr import Idx
+from nnc.ir.scalar import cast
 from nnc.lang import ast
+from nnc.lang.dims import ZERO
 from nnc.lang.elaborate.arguments import arguments
 from nnc.lang.elaborate.arith import adapt
 from nnc.lang.elaborate.calls import call_function
 from nnc.lang.elaborate.context import Context, Frame, Poisoned, fail
 from nnc.lang.elaborate.engine import std_unit
 from nnc.lang.elaborate.members import StoredLeaf
-from nnc.lang.elaborate.values import Fill, Function, Tensor, Unknown, Value
+from nnc.lang.elaborate.values import Function, Tensor, Unknown, Value, WeakTensor
 from nnc.lang.types import DTYPES
 
 
@@ -27,7 +30,7 @@ def initial(cx: Context, leaf: StoredLeaf) -> Value:
         path=f"init/{leaf.key}",
     )
     init = leaf.decl.init
-    template = Fill(leaf.type.shape, 0.0)
+    template = WeakTensor(leaf.type.shape, "any", lambda dt, i: cast(Idx(ZERO), dt))
     with cx.in_frame(frame):
         if init is None:
             return adapt(cx, template, leaf.type.dtype, leaf.decl.span)
@@ -35,7 +38,7 @@ def initial(cx: Context, leaf: StoredLeaf) -> Value:
         if called is not None:
             fn, call = called
             frame.vars["initial value"] = template
-            value = call_function(cx, fn, call, arguments(cx, call))
+            value = call_function(cx, fn, call, arguments(call))
         else:
             value = cx.eval(init)
             if isinstance(value, Unknown):
@@ -44,7 +47,7 @@ def initial(cx: Context, leaf: StoredLeaf) -> Value:
 
 
 def _initializer(cx: Context, init: ast.Expr) -> tuple[Function, ast.Call] | None:
-    """`f(args)` whose first parameter is left open: f is called with the tensor before the arguments."""
+    """`f(args)` whose first parameter is left open: f is called with the tensor before them."""
     if not isinstance(init, ast.Call) or not isinstance(init.func, ast.Name):
         return None
     value = cx.lookup(init.func.id)

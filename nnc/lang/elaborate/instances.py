@@ -23,6 +23,7 @@ from nnc.lang.elaborate.values import (
     TreeParam,
     Value,
     Weak,
+    WeakTensor,
     describe,
     integer,
     number,
@@ -152,8 +153,12 @@ def static(cx: Context, e: ast.Expr) -> Value:
                 literal = isinstance(left, ast.Num) and isinstance(right, ast.Num)
                 if b.dim is not None and not literal:
                     return integer(cx.eval_dim(e))
-    value = cx.eval(e)
-    if isinstance(value, Tensor):
+    cx.static_depth += 1
+    try:
+        value = cx.eval(e)
+    finally:
+        cx.static_depth -= 1
+    if isinstance(value, Tensor | WeakTensor):
         raise fail(
             "E0309", "a module parameter must be known at compile time", e.span, describe(value)
         )

@@ -16,6 +16,8 @@ from nnc.lang.elaborate.values import (
     integer,
 )
 
+LONGEST = 1024  # items of a static list, turns of a static loop
+
 
 def read_list(cx: Context, base: Value, node: ast.Index) -> Value:
     """`blocks[l]`, `pair[0]`: a static list or tuple at a static position."""
@@ -64,9 +66,10 @@ def iteration(cx: Context, value: Value, span: Span) -> list[Value] | None:
     """The items of a static iterable; None when their number is not known (generic check)."""
     match value:
         case Weak(kind="int", dim=dim) if dim is not None:
-            if dim.const is not None:
-                return [integer(k) for k in range(dim.const)]
-            return None
+            if dim.const is not None and dim.const > LONGEST:
+                text = f"{dim.const} turns: a static loop or list of more than {LONGEST}"
+                raise fail("E0901", f"{text} is not compiled yet", span)
+            return None if dim.const is None else [integer(k) for k in range(dim.const)]
         case Seq(items=items) | ModuleList(items=items):
             return None if items is None else list(items)
         case Tuple(items=items):

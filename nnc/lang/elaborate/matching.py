@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from nnc.diagnostics import Label, Span
-from nnc.ir.graph import Input
+from nnc.diagnostics import Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arguments import Given
 from nnc.lang.elaborate.arith import adapt, module_tree, settle
 from nnc.lang.elaborate.axes import resolve_axis
 from nnc.lang.elaborate.binding import Binding
-from nnc.lang.elaborate.context import Context, fail
+from nnc.lang.elaborate.broadcasting import same_dtype
+from nnc.lang.elaborate.context import fail
 from nnc.lang.elaborate.declared import kind_of, module_type
 from nnc.lang.elaborate.members import leaves, tree_argument
-from nnc.lang.elaborate.mismatches import written, wrong_dtype
+from nnc.lang.elaborate.mismatches import declared, wrong_dtype
 from nnc.lang.elaborate.shape_matching import match_shape
 from nnc.lang.elaborate.values import (
     AxisRef,
     Bool,
-    Fill,
     Instance,
     Module,
     Operand,
@@ -29,10 +28,11 @@ from nnc.lang.elaborate.values import (
     Weak,
     describe,
 )
-from nnc.lang.types import DTYPES, DType
+from nnc.lang.types import DTYPES
 
 
 def bind_argument(b: Binding, p: ast.Param, value: Value | None, g: Given | None) -> None:
+    """One argument, or the default evaluated in the callee, becomes a name of the callee."""
     cx, frame = b.cx, b.frame
     span = g.span if g is not None else p.span
     if value is None:
@@ -91,42 +91,31 @@ def _tensor_argument(
             current = settle(cx, Operand(current.leaves[""], span))
         else:
             raise fail("E0301", f"`{b.shown}` takes a tensor, this is a tree", span)
-    if isinstance(current, Tensor) and current.dtype != dtype:
+    if isinstance(current, Tensor) and not same_dtype(current.dtype, dtype):
         raise wrong_dtype(b, p, current, dtype, span)
     tensor = adapt(cx, current, dtype, span)
     assert isinstance(tensor, Tensor)
     match_shape(b, p, t, tensor, span)
     if p.inout:
-        return _inout(b, value, span, p)
+        assert isinstance(value, Stored), value
+        b.frame.inout[p.name] = p.span
+        return _writable(b, p, value, span)
+    b.frame.read_only[p.name] = p.span
     return tensor
 
 
-def _inout(b: Binding, value: Value, span: Span, p: ast.Param) -> Value:
-    cx = b.cx
-    if not isinstance(value, Stored):
-        if isinstance(value, Tensor | Fill):  # a local: the callee works on its own version
-            tensor = cx.tensor(value)
-            key = f"{b.frame.path}.{p.name}"
-            assert isinstance(tensor, Tensor | Fill)
-            return _local_storage(cx, key, tensor, span, b.frame.real)
-        raise fail("E0503", f"`{p.name}` is `inout`: it needs a variable that can be written", span)
-    if not cx.store[value.key].writable:
+def _writable(b: Binding, p: ast.Param, stored: Stored, span: Span) -> Stored:
+    """An argument for `inout`: storage that this function may write."""
+    slot = b.cx.store[stored.key]
+    if not slot.writable:
         raise fail(
             "E0501",
-            f"this call would write to `{value.key}`, which is read-only here",
+            f"this call would write to `{slot.root}`, which is read-only here",
             span,
-            help="declare the argument `inout`",
+            labels=(declared(p),),
+            help=f"declare `{slot.root}` as `inout`",
         )
-    return value
-
-
-def _local_storage(cx: Context, key: str, value: Tensor | Fill, span: Span, real: DType) -> Stored:
-    tensor = adapt(cx, value, value.dtype if isinstance(value, Tensor) else real, span)
-    assert isinstance(tensor, Tensor)
-    node = Input(type=tensor.type, name=key, span=span, kind="local")
-    cx.add_storage(node, True, key)
-    cx.store[key].now = tensor
-    return Stored(key)
+    return stored
 
 
 def _tree_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Value:
@@ -144,7 +133,7 @@ def _tree_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Value:
                 "E0301",
                 f"`{b.shown}` takes a tree, this is {describe(value)}",
                 span,
-                labels=(Label(p.span, written(p)),),
+                labels=(declared(p),),
             )
     if isinstance(p.type, ast.AppliedTypeExpr) and not cx.generic:
         with cx.in_frame(b.frame):
@@ -155,7 +144,7 @@ def _tree_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Value:
                 "E0301",
                 f"`{b.shown}` takes params({want.id}), this is params({got})",
                 span,
-                labels=(Label(p.span, written(p)),),
+                labels=(declared(p),),
             )
     return tree
 
@@ -171,7 +160,7 @@ def _module_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Valu
             "E0301",
             f"`{b.shown}` takes a module, this is {describe(value)}",
             span,
-            labels=(Label(p.span, written(p)),),
+            labels=(declared(p),),
         )
     with cx.in_frame(b.frame):
         want = module_type(cx, p.type)
@@ -180,6 +169,6 @@ def _module_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Valu
             "E0301",
             f"`{b.shown}` takes {want.id}, this is {value.inst.id}",
             span,
-            labels=(Label(p.span, written(p)),),
+            labels=(declared(p),),
         )
     return value

@@ -33,7 +33,7 @@ from nnc.lang.types import DTYPES, TensorType
 
 @dataclass(frozen=True)
 class StoredLeaf:
-    """One tensor that an instance stores: canonical key, type (None: unknown), class, declaration."""
+    """One tensor that an instance stores; a type of None is not known yet."""
 
     key: str
     type: TensorType | None

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
-from nnc.lang.dims import Dim
+from nnc.lang.dims import ONE, Dim
 from nnc.lang.elaborate.binding import Binding
+from nnc.lang.elaborate.broadcasting import grouped, size_origin, typed
 from nnc.lang.elaborate.context import Context, Mistake, fail
-from nnc.lang.elaborate.values import Tensor
+from nnc.lang.elaborate.values import Tensor, axes_word
 from nnc.lang.types import DType
 
 
 def wrong_dtype(b: Binding, p: ast.Param, v: Tensor, dtype: DType, span: Span) -> Mistake:
-    origin = v.origin(0)
-    text = str(v.type) + (f"   {origin.show(span)}" if origin else "")
+    """An argument of another dtype than the declared one."""
+    shown = "real (f32 unless said)" if dtype == "real" else dtype
     return fail(
         "E0201",
-        f"`{b.shown}` takes {dtype}, this is {v.dtype}",
+        f"`{b.shown}` takes {shown}, this is {v.dtype}",
         span,
-        text,
-        (Label(p.span, f"declared {written(p)}"),),
+        typed(v, span),
+        (declared(p),),
         help=f"`{dtype}({span.text})`",
     )
+
+
+def declared(p: ast.Param, text: str = "") -> Label:
+    """The declaration of a parameter."""
+    return Label(p.span, text or "declared here", aside=True)
 
 
 def written(p: ast.Param) -> str:
@@ -29,127 +37,126 @@ def written(p: ast.Param) -> str:
 
 
 def wrong_rank(b: Binding, p: ast.Param, t: ast.TensorTypeExpr, v: Tensor, span: Span) -> Mistake:
+    """An argument with too few or too many axes."""
     want = len([d for d in t.dims or () if not isinstance(d, ast.Rest)])
-    help = None
-    if len(v.shape) == want + 1 and want >= 1:
-        help = None
     more = "at least " if any(isinstance(d, ast.Rest) for d in t.dims or ()) else ""
-    axes = f"{more}{want} ax{'is' if want == 1 else 'es'}"
     return fail(
         "E0308",
-        f"`{b.shown}` takes {axes}, this has {len(v.shape)}",
+        f"`{b.shown}` takes {more}{axes_word(want)}, this has {len(v.shape)}",
         span,
         typed(v, span),
-        (Label(p.span, f"takes {t.span.text}"),),
-        help=help or _flatten_help(v, want, span),
+        (declared(p),),
+        help=_rank_help(t, v, want, span),
     )
 
 
-def _flatten_help(v: Tensor, want: int, span: Span) -> str | None:
-    if want == 2 and len(v.shape) > 2:
-        letters = "bcijkl"[: len(v.shape)]
+def _rank_help(t: ast.TensorTypeExpr, v: Tensor, want: int, span: Span) -> str | None:
+    have, text = len(v.shape), grouped(span.text)
+    packed = any(isinstance(d, ast.Rest) for d in t.dims or ())
+    if want == 0 and not packed:
+        return f"`mean({span.text})` or `total({span.text})` is one number"
+    if have == want + 1 and v.shape[-1] == ONE:
+        return f"`{text}[..., 0]` drops the last axis"
+    if have == want + 1 and v.shape[0] == ONE:
+        return f"`{text}[0]` drops the first axis"
+    if want == 2 and have > 2:
+        letters = [c for c in "bijkluvw" if c != span.text][:have]
         rest = ", ".join(letters[1:])
-        return f"flatten first: `y[{letters[0]}, ({rest})] = x[{', '.join(letters)}]`"
+        return f"flatten first: `flat[{letters[0]}, ({rest})] = {text}[{', '.join(letters)}]`"
+    if have == want - 1 and have > 0:
+        nth = f"`{text}[None]` adds an axis of 1 in front"
+        return f"{nth}, `{text}[..., None]` one at the end"
     return None
 
 
-def typed(v: Tensor, seen: Span) -> str:
-    origin = v.origin(len(v.shape) - 1) if v.shape else None
-    return str(v.type) + (f"   {origin.show(seen)}" if origin else "")
-
-
 def wrong_size(
-    b: Binding,
-    p: ast.Param,
-    pattern: ast.Expr,
-    want: Dim,
-    size: Dim,
-    span: Span,
-    v: Tensor,
-    axis: int,
+    b: Binding, p: ast.Param, pattern: ast.Expr, want: Dim, v: Tensor, axis: int, span: Span
 ) -> Mistake:
-    cx = b.cx
+    """One axis of an argument has another size than the callee's declaration says."""
+    cx, size = b.cx, v.shape[axis]
     given, takes = _number(cx, size), _number(cx, want)
     if given == takes:
         given, takes = str(size), str(want)
-    last = axis == len(v.shape) - 1
-    noun = "features" if last and b.frame.owner is not None else f"on axis {axis}"
-    message = f"`{b.shown}` is given {given} {noun} but takes {takes}"
-    labels = [Label(p.span, f"takes {written(p)}" + _where_size(cx, pattern, want, b))]
-    made = _made_at(cx, b)
-    if made is not None:
-        labels.append(
-            Label(
-                made,
-                f"takes {written(p)}, {pattern.span.text} = {want}" + _declared_at(cx, want, made),
-            )
-        )
-        labels = labels[1:]
-    origin = v.origin(axis)
-    text = f"{v.type}"
-    known = _declared_at(cx, size, span)
-    if known:
-        text += f"   {known.lstrip(', ')}"
-    elif origin is not None:
-        text += f"   {size} = {origin.show(span)}"
-    return fail("E0301", message, span, text, labels, help=_suggestion(cx, b, want, size))
+    last = axis == len(v.shape) - 1 and b.frame.owner is not None
+    where = f"{given} features" if last else f"{given} on axis {axis}"
+    text = f"{v.type}{_size_text(cx, v, axis, span)}"
+    label, replacement = _takes(b, p, pattern, want, size)
+    message = f"`{b.shown}` is given {where} but takes {takes}"
+    return fail("E0301", message, span, text, (label,), help=replacement)
 
 
-def _where_size(cx: Context, pattern: ast.Expr, want: Dim, b: Binding) -> str:
-    if pattern.span.text == str(want):
-        return ""
-    origin = b.frame.dim_spans.get(pattern.span.text)
-    place = f" from {origin.show(b.call.span)}" if origin is not None else ""
-    return f", {pattern.span.text} = {want}{place}"
+def _size_text(cx: Context, v: Tensor, axis: int, span: Span) -> str:
+    known = _declared_at(cx, v.shape[axis], span)
+    return f"   {known}" if known else size_origin(v, axis, span)
+
+
+def _takes(
+    b: Binding, p: ast.Param, pattern: ast.Expr, want: Dim, size: Dim
+) -> tuple[Label, str | None]:
+    """Where the size that is taken was said, and the line with the other size."""
+    cx, word = b.cx, pattern.span.text
+    member = _member(b)
+    if member is not None and isinstance(member.value, ast.Call):
+        arg = _argument(b, member.value, word)
+        place = arg.value.span if arg is not None else member.value.span
+        known = _declared_at(cx, want, b.call.span)
+        size_text = known if word == str(want) and known else f"{word} = {known or want}"
+        label = Label(place, f"takes {written(p)}   {size_text}", aside=True)
+        if arg is None or (size.name is None and size.const is None):
+            return label, None
+        words = [str(size) if a is arg else a.span.text for a in member.value.args]
+        if arg.name is not None:
+            i = member.value.args.index(arg)
+            words[i] = f"{arg.name}={size}"
+        made = f"{member.value.func.span.text}({', '.join(words)})"
+        return label, f"did you mean `{member.name} = {made}`?"
+    origin = b.frame.dim_spans.get(word)
+    text = f"takes {written(p)}"
+    if word != str(want):
+        text += f"   {word} = {want}"
+        text += f" = {origin.show(b.call.span)}" if origin is not None else ""
+    return declared(p, text), None
+
+
+def _member(b: Binding) -> ast.MemberDecl | None:
+    """The declaration of the sub-module that is called, in the module that is being checked."""
+    inst, owner = b.cx.frame.module, b.frame.owner
+    if inst is None or owner is None:
+        return None
+    found = (m for m in inst.defn.members if isinstance(m, ast.MemberDecl))
+    return next((m for m in found if m.name == owner.name), None)
+
+
+def _argument(b: Binding, call: ast.Call, word: str) -> ast.Arg | None:
+    """The argument of `fc = Linear(I, O)` that gives the parameter `word`."""
+    owner = b.frame.owner
+    assert owner is not None
+    names = [p.name for p in owner.inst.defn.params]
+    for i, arg in enumerate(call.args):
+        name = arg.name if arg.name is not None else names[i] if i < len(names) else None
+        if name == word:
+            return arg
+    return None
+
+
+def _defaults(cx: Context) -> Iterator[tuple[ast.Param, int]]:
+    for p in cx.frame.module.defn.params if cx.frame.module is not None else ():
+        match p.default:
+            case ast.Num(value=int(n)):
+                yield p, n
 
 
 def _number(cx: Context, d: Dim) -> str:
     """The size with the module's defaults put in, when that gives a number."""
-    inst = cx.frame.module
-    if inst is None or d.const is not None:
-        return str(d)
-    env: dict[str, Dim] = {}
-    for p in inst.defn.params:
-        match p.default:
-            case ast.Num(value=int(n)):
-                env[p.name] = Dim.of(n)
-    return str(d.subst(env))
+    return str(d.subst({p.name: Dim.of(n) for p, n in _defaults(cx)}))
 
 
 def _declared_at(cx: Context, d: Dim, seen: Span) -> str:
-    inst = cx.frame.module
-    if inst is None or d.name is None:
-        return ""
-    for p in inst.defn.params:
+    """`H = 128, declared on line 5`."""
+    params = cx.frame.module.defn.params if cx.frame.module is not None else ()
+    for p in params:
         if p.name == d.name:
             value = _number(cx, d)
-            shown = f"{d} = {value}" if value != str(d) else str(d)
-            return f", {shown}, declared on {p.name_span.line_in(seen)}"
+            shown = f"{d} = {value}, " if value != str(d) else ""
+            return f"{shown}declared on {p.name_span.line_in(seen)}"
     return ""
-
-
-def _made_at(cx: Context, b: Binding) -> Span | None:
-    """Where the sub-module that is called was made, in the module that is being checked."""
-    inst = cx.frame.module
-    owner = b.frame.owner
-    if inst is None or owner is None:
-        return None
-    for m in inst.defn.members:
-        if isinstance(m, ast.MemberDecl) and m.name == owner.name:
-            return m.value.span
-    return None
-
-
-def _suggestion(cx: Context, b: Binding, want: Dim, size: Dim) -> str | None:
-    """`fc2 = Linear(H, C)`: the declaration with the wrong size replaced, when that is one word."""
-    inst, owner = cx.frame.module, b.frame.owner
-    if inst is None or owner is None or size.name is None:
-        return None
-    for m in inst.defn.members:
-        if isinstance(m, ast.MemberDecl) and m.name == owner.name and isinstance(m.value, ast.Call):
-            words = [a.span.text for a in m.value.args]
-            hits = [i for i, w in enumerate(words) if w == str(want)]
-            if len(hits) >= 1:
-                words[hits[0]] = str(size)
-                return f"did you mean `{m.name} = {m.value.func.span.text}({', '.join(words)})`?"
-    return None

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from nnc.diagnostics import Label, Span
 from nnc.ir.expr import Expr, Op
 from nnc.lang import ast
-from nnc.lang.elaborate.arith import element, elementwise, lift, settle
-from nnc.lang.elaborate.broadcasting import broadcast, common_dtype
+from nnc.lang.dims import Dim
+from nnc.lang.elaborate.arith import adapt, element, elementwise, lift, settle
+from nnc.lang.elaborate.broadcasting import broadcast, common_dtype, grouped, size_origin, typed
 from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
 from nnc.lang.elaborate.sizes import dim_op
 from nnc.lang.elaborate.values import (
@@ -22,6 +23,7 @@ from nnc.lang.elaborate.values import (
     Unknown,
     Value,
     Weak,
+    WeakTensor,
     describe,
     integer,
     number,
@@ -94,9 +96,9 @@ def weak_binary(op: str, x: Weak, y: Weak, span: Span) -> Weak:
         if op in ("//", "%") and y.dim.const == 0:
             raise fail("E0203", "division by zero", span)
         return integer(dim_op(op, x.dim, y.dim))
-    if both and op == "**" and x.dim is not None and y.dim is not None and y.dim.const is not None:
-        if y.dim.const >= 0:
-            return integer(x.dim**y.dim.const)
+    n = y.dim.const if both and op == "**" and y.dim is not None else None
+    if n is not None and n >= 0 and x.dim is not None:
+        return integer(_dim_power(x.dim, n, span))
     if x.number is not None and y.number is not None:
         return number(_fold(op, float(x.number), float(y.number), span))
     if op == "**":
@@ -106,6 +108,13 @@ def weak_binary(op: str, x: Weak, y: Weak, span: Span) -> Weak:
         return weak_op("pow", x, y, kind="float")
     kind = "float" if op == "/" or "float" in (x.kind, y.kind) else "int"
     return weak_op(ARITHMETIC[op], x, y, kind=kind)
+
+
+def _dim_power(a: Dim, n: int, span: Span) -> Dim:
+    bits = n * max(a.const.bit_length(), 1) if a.const is not None else n * 256
+    if bits > 4096:
+        raise fail("E0202", "this power is too large", span)
+    return Dim.of(a.const**n) if a.const is not None else a**n
 
 
 def _fold(op: str, a: float, b: float, span: Span) -> float:
@@ -149,7 +158,7 @@ def _integer_power(cx: Context, a: Operand, b: Operand, n: Tensor, span: Span) -
     base = settle(cx, a)
     if isinstance(base, Tree):
         raise Poisoned
-    dtype = base.dtype if isinstance(base, Tensor) else common_dtype(cx, [a], [base], span, "pow")
+    dtype = base.dtype if isinstance(base, Tensor) else common_dtype(cx, [a], [base], span)
     shape, origins = broadcast(cx, [a, b], [base, n], span, "pow")
 
     def body(i: tuple[Expr, ...]) -> Expr:
@@ -161,13 +170,14 @@ def _integer_power(cx: Context, a: Operand, b: Operand, n: Tensor, span: Span) -
 
 
 def matmul(cx: Context, a: Operand, b: Operand, span: Span) -> Value:
-    """`x @ w`: the last axis of x with the first of the last two of w; further axes of both are equal."""
+    """`x @ w`: the last axis of x with the last but one of w; further axes of both are equal."""
     x, w = settle(cx, a, "a tensor"), settle(cx, b, "a tensor")
     for o, v in ((a, x), (b, w)):
-        if not isinstance(v, Tensor) or not v.shape:
+        if not isinstance(v, Tensor | WeakTensor) or not v.shape:
             raise fail("E0307", "`@` needs tensors with at least one axis", o.span, describe(v))
+    dtype = common_dtype(cx, [a, b], [x, w], span)
+    x, w = adapt(cx, x, dtype, a.span), adapt(cx, w, dtype, b.span)
     assert isinstance(x, Tensor) and isinstance(w, Tensor)
-    dtype = common_dtype(cx, [a, b], [x, w], span, "@")
     inner = 0 if len(w.shape) == 1 else len(w.shape) - 2
     batch = w.shape[:inner] if len(w.shape) > 2 else ()
     if x.shape[-1] != w.shape[inner]:
@@ -177,8 +187,8 @@ def matmul(cx: Context, a: Operand, b: Operand, span: Span) -> Value:
             "E0307",
             "the leading axes of `@` differ",
             b.span,
-            str(w.type),
-            [Label(a.span, str(x.type))],
+            typed(w, b.span),
+            [Label(a.span, typed(x, b.span))],
         )
     head = x.shape[:-1]
     tail = () if len(w.shape) == 1 else w.shape[-1:]
@@ -199,14 +209,13 @@ def matmul(cx: Context, a: Operand, b: Operand, span: Span) -> Value:
 
 def _matmul_mistake(a: Operand, b: Operand, x: Tensor, w: Tensor, inner: int) -> Mistake:
     def side(v: Tensor, axis: int) -> str:
-        origin = v.origin(axis)
-        return f"{v.type}" + (f"   {v.shape[axis]} = {origin.show(b.span)}" if origin else "")
+        return f"{v.type}{size_origin(v, axis, b.span)}"
 
-    help = None
+    left, right, help = grouped(a.span.text), grouped(b.span.text), None
     if len(w.shape) == 2 and x.shape[-1] == w.shape[1]:
-        help = f"`{a.span.text} @ {b.span.text}.T`"
+        help = f"`{left} @ {right}.T`"
     elif len(x.shape) == 2 and x.shape[0] == w.shape[inner]:
-        help = f"`{a.span.text}.T @ {b.span.text}`"
+        help = f"`{left}.T @ {right}`"
     return fail(
         "E0307",
         f"`@` sums over {x.shape[-1]} on the left and {w.shape[inner]} on the right",

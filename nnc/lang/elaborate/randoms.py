@@ -15,7 +15,7 @@ from nnc.lang.types import TensorType
 
 
 def random_tensor(cx: Context, name: str, e: ast.Call) -> Value:
-    """`uniform!([B, T])`, `normal!([B, T])`: numbers that are a function of seed, call path, step, element."""
+    """`uniform!([B, T])`, `normal!([B, T])`: functions of seed, call path, step and element."""
     frame = cx.frame
     if not e.bang and frame.train is False:
         raise fail(

@@ -6,20 +6,32 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nnc.diagnostics import Label, Span
-from nnc.ir.expr import Expr, Idx, Load, Op
+from nnc.ir.expr import Expr, Idx, Load, Op, names
 from nnc.ir.scalar import cast
 from nnc.lang import ast
-from nnc.lang.dims import ONE, ZERO, Dim, Facts, dim_prod, exact_div, extremes
-from nnc.lang.elaborate.arith import adapt
+from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, exact_div, extremes
+from nnc.lang.elaborate.arith import adapt, as_tensor
 from nnc.lang.elaborate.binders import size_of, unbound
+from nnc.lang.elaborate.broadcasting import free_dtype
 from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
-from nnc.lang.elaborate.values import Origin, Tensor, Unknown, Value, Weak, describe, named
-from nnc.lang.types import is_int
+from nnc.lang.elaborate.names import undefined
+from nnc.lang.elaborate.values import (
+    Origin,
+    Tensor,
+    Unknown,
+    Value,
+    Weak,
+    WeakTensor,
+    axes_word,
+    describe,
+    named,
+)
+from nnc.lang.types import TensorType, is_int
 
 
 @dataclass
 class Plan:
-    """How a result index maps to source indices: one entry for each source axis, made as items are read."""
+    """How a result index maps to source indices: an entry for each source axis, in order."""
 
     source: list[Expr | int | tuple[int, Dim]] = field(default_factory=list)
     shape: list[Dim] = field(default_factory=list)
@@ -29,37 +41,62 @@ class Plan:
     gather: Tensor | None = None
     gather_axis: int = 0
 
+    def at(self, index: tuple[Expr, ...]) -> tuple[Expr, ...]:
+        """The source index for an index of the result."""
+        out: list[Expr] = []
+        for s in self.source:
+            match s:
+                case -1:
+                    assert self.gather is not None
+                    start = self.gather_axis
+                    out.append(self.gather.at(index[start : start + len(self.gather.shape)]))
+                case int(k):
+                    out.append(index[k])
+                case (k, low):
+                    out.append(_shifted(index[k], low))
+                case _:
+                    assert not isinstance(s, int | tuple)
+                    out.append(s)
+        return tuple(out)
 
-def read(cx: Context, base: Tensor, node: ast.Index) -> Value:
+
+def read(cx: Context, base: Tensor | WeakTensor, node: ast.Index) -> Value:
     """`x[items]` and `x[items else v]`."""
+    if isinstance(base, Tensor):
+        plan = planned(cx, base, node, node.items, guarded=node.orelse is not None)
+        return _finish(cx, base, node, plan)
+    dtype = free_dtype(cx, [base])
+    shown = Tensor(TensorType(dtype, base.shape), lambda i: base.at(dtype, i))
+    plan = planned(cx, shown, node, node.items, guarded=node.orelse is not None)
+    if node.orelse is not None or plan.check is not None:
+        return _finish(cx, shown, node, plan)
+    return WeakTensor(tuple(plan.shape), base.kind, lambda d, i: base.at(d, plan.at(i)))
+
+
+def planned(
+    cx: Context, base: Tensor, node: ast.Index, items: Sequence[ast.Expr], guarded: bool = False
+) -> Plan:
+    """The plan of `base[items]`; axes that are not mentioned are kept."""
     plan = Plan()
-    other = _otherwise(cx, base, node)
     rank = len(base.shape)
-    count = sum(1 for i in node.items if not isinstance(i, ast.NoneLit | ast.Rest))
-    for item in node.items:
+    count = sum(1 for i in items if not isinstance(i, ast.NoneLit | ast.Rest))
+    for item in items:
         if isinstance(item, ast.Rest) and item.name in cx.frame.binders:
             count += len(cx.frame.binders[item.name].vars)
+    if sum(isinstance(i, ast.Rest) and i.name == "..." for i in items) > 1:
+        raise fail("E0405", "`...` may stand once", node.span)
     if count > rank:
-        raise fail(
-            "E0405",
-            f"{count} indices for a tensor of rank {rank}",
-            node.span,
-            labels=(Label(node.value.span, str(base.type)),),
-        )
-    for item in node.items:
-        read_item(cx, base, item, plan, rank - count, node, other is not None)
+        raise _too_many(count, base, node)
+    for item in items:
+        _read_item(cx, base, item, plan, rank - count, node, guarded)
     for axis in range(len(plan.source), rank):
         keep(base, axis, plan)
-    return _finish(cx, base, node, plan, other)
+    return plan
 
 
-def _otherwise(cx: Context, base: Tensor, node: ast.Index) -> Tensor | None:
-    if node.orelse is None:
-        return None
-    value = adapt(cx, cx.eval(node.orelse), base.dtype, node.orelse.span)
-    if not isinstance(value, Tensor) or value.shape:
-        raise fail("E0407", "`else` takes one number", node.orelse.span)
-    return value
+def _too_many(count: int, base: Tensor, node: ast.Index) -> Mistake:
+    what = f"{count} ind{'ex' if count == 1 else 'ices'} for {axes_word(len(base.shape))}"
+    return fail("E0405", what, node.span, labels=(Label(node.value.span, str(base.type)),))
 
 
 def keep(base: Tensor, axis: int, plan: Plan) -> None:
@@ -69,7 +106,7 @@ def keep(base: Tensor, axis: int, plan: Plan) -> None:
     plan.letters.append(base.letters[axis] if axis < len(base.letters) else "")
 
 
-def read_item(
+def _read_item(
     cx: Context,
     base: Tensor,
     item: ast.Expr,
@@ -109,20 +146,15 @@ def read_item(
 
 
 def _index_value(cx: Context, item: ast.Expr, size: Dim) -> Expr | Tensor:
-    """An index: an integer expression, or an integer tensor (a gather). `-1` counts from the end."""
+    """An index: an integer, or an integer tensor (a gather). `-1` counts from the end."""
     match item:
         case ast.Unary(op="-", operand=ast.Num(value=int(n))):
             return Idx(size - n)
-        case ast.Name(id=name) if name not in cx.frame.binders and is_loose(cx, name):
-            raise (
-                unbound(cx, name, item.span)
-                if cx.ranges
-                else fail(
-                    "E0801",
-                    f"`{name}` is not defined",
-                    item.span,
-                    help=f"`{name}` is no size, variable or index here",
-                )
+        case ast.Name(id=name) if is_loose(cx, name):
+            raise unbound(cx, name, item.span) if cx.ranges else undefined(cx, name, item.span)
+        case ast.Tuple():
+            raise fail(
+                "E0405", "a tuple splits an axis; it cannot stand in an expression", item.span
             )
     value = cx.tensor(cx.eval(item))
     match value:
@@ -132,15 +164,14 @@ def _index_value(cx: Context, item: ast.Expr, size: Dim) -> Expr | Tensor:
             return value.make("i64")
         case Tensor(dtype=dtype) if is_int(dtype):
             return value if value.shape else value.at(())
+        case WeakTensor(kind="int"):
+            return as_tensor(cx, value, item.span) if value.shape else value.at("i64", ())
         case Unknown():
             raise Poisoned
-    raise fail(
-        "E0405",
-        "an index must be an integer",
-        item.span,
-        describe(value),
-        help="`i32(...)` converts",
-    )
+    help = "`i32(...)` converts"
+    if isinstance(value, Tensor) and value.dtype == "bool":
+        help = f"there are no masks as indices: `where({item.span.text}, ..., 0)` keeps the shape"
+    raise fail("E0405", "an index must be an integer", item.span, describe(value), help=help)
 
 
 def is_loose(cx: Context, name: str) -> bool:
@@ -178,19 +209,19 @@ def _leaves(
     cx: Context, base: Tensor, axis: int, node: ast.Index, index: Dim, span: Span
 ) -> Mistake:
     label = node.value.span.text
-    box = cx.box()
-    ends = extremes(index, cx.facts, box)
+    ends = extremes(index, cx.facts, cx.box())
     high = base.shape[axis] - 1
-    takes = f"takes {ends[0]} ... {_tidy(ends[1], cx.facts)}" if ends else "may lie anywhere"
-    if ends and ends[0] == ends[1]:
-        takes = f"is {ends[0]}"
-    text = f"{takes}, but axis {axis} of {label} has 0 ... {high}"
+    takes = "may lie anywhere"
+    if ends is not None:
+        first, last = str(ends[0]), _tidy(ends[1])
+        takes = f"takes {first} ... {last}" if ends[0] != ends[1] else f"is {first}"
+    text = f"{takes}, but axis {axis} of {label} has 0 ... {high}".replace("$", "")
     items = ", ".join(i.span.text for i in node.items)
-    help = f"`{label}[{items} else 0]` reads zeros outside"
-    return fail("E0402", f"this index can leave {label}", span, text.replace("$", ""), help=help)
+    help = f"`{label}[{items} else 0]` reads zeros outside" if cx.ranges else None
+    return fail("E0402", f"this index can leave {label}", span, text, help=help)
 
 
-def _tidy(d: Dim, facts: Facts) -> str:
+def _tidy(d: Dim) -> str:
     """The largest value, with `(n//s)*s` bounded by `n` so that it reads well."""
     out = d
     for mono, c in d.terms:
@@ -211,7 +242,8 @@ def _radix(
     for digit in digits:
         expr, size = (digit, None)
         if isinstance(digit, ast.Slice):
-            assert digit.lower is not None and digit.upper is not None, digit
+            if digit.lower is None or digit.upper is None:
+                raise fail("E0406", "a digit is `name:size`", digit.span, help="`(h:H, e:K)`")
             expr, size = digit.lower, cx.eval_dim(digit.upper)
         index = _index_value(cx, expr, size or ONE)
         if not isinstance(index, Idx):
@@ -272,7 +304,7 @@ def _slice(
             sure = cx.proves(-p - 1) or p.const is not None
             raise fail(
                 "E0402",
-                f"this slice {'' if sure else 'may be one that '}{what}",
+                f"this slice {what if sure else 'may be one that ' + what}",
                 item.span,
                 f"axis {axis} has {size}",
             )
@@ -282,7 +314,7 @@ def _slice(
     old = base.origin(axis)
     text = f"{high - low} of the {size} " + (old.text if old else "positions")
     text = ("first " if lower is None else "last " if upper is None else "") + text
-    plan.origins.append(Origin(text, old.span if old else item.span))
+    plan.origins.append(Origin(text, old.span if old else item.span, True))
 
 
 def _bound(cx: Context, e: ast.Expr, size: Dim) -> Dim:
@@ -308,47 +340,43 @@ def _gather(base: Tensor, axis: int, index: Tensor, plan: Plan, item: ast.Expr) 
     plan.check = item.span
 
 
-def _finish(cx: Context, base: Tensor, node: ast.Index, plan: Plan, other: Tensor | None) -> Tensor:
-    gather, start = plan.gather, plan.gather_axis
-    width = len(gather.shape) if gather else 0
-
-    def position(k: int) -> int:
-        return k
+def _finish(cx: Context, base: Tensor, node: ast.Index, plan: Plan) -> Tensor:
+    whole = list(range(len(base.shape)))
+    if not cx.ranges and plan.source == whole and len(plan.shape) == len(whole):
+        return base
+    other = None
+    if node.orelse is not None:
+        value = adapt(cx, cx.eval(node.orelse), base.dtype, node.orelse.span)
+        if not isinstance(value, Tensor) or value.shape:
+            raise fail("E0407", "`else` takes one number", node.orelse.span)
+        other = value.at(())
+    if (other is not None or plan.check is not None) and not _faithful(base):
+        base = cx.materialized(base, node.span)
+    source = base
 
     def body(index: tuple[Expr, ...]) -> Expr:
-        source: list[Expr] = []
-        for s in plan.source:
-            match s:
-                case -1:
-                    assert gather is not None
-                    source.append(gather.at(index[start : start + width]))
-                case int(k):
-                    source.append(index[position(k)])
-                case (k, low):
-                    source.append(_shifted(index[position(k)], low))
-                case _:
-                    assert not isinstance(s, int | tuple)
-                    source.append(s)
-        e = base.at(tuple(source))
-        if isinstance(e, Load):
-            return Load(
-                e.dtype,
-                e.tensor,
-                e.index,
-                other.at(()) if other else e.other,
-                e.check if other else (plan.check or e.check),
-            )
-        return e
+        e = source.at(plan.at(index))
+        if not isinstance(e, Load) or (other is None and plan.check is None):
+            return e
+        return Load(e.dtype, e.tensor, e.index, other or e.other, None if other else plan.check)
 
     origins = tuple(plan.origins)
-    if not cx.ranges and _is_whole(base, plan):
-        return base
     out = cx.compute(tuple(plan.shape), body, node.span, origins=origins, dtype=base.dtype)
     return named(out, tuple(plan.letters)) if any(plan.letters) else out
 
 
-def _is_whole(base: Tensor, plan: Plan) -> bool:
-    return plan.source == list(range(len(base.shape))) and len(plan.shape) == len(base.shape)
+def _faithful(base: Tensor) -> bool:
+    """Whether an element is one load whose bounds are those of `base` itself (not of a slice)."""
+    if base.node is not None:
+        return True
+    dummies = [f"$?{k}" for k in range(len(base.shape))]
+    e = base.at(tuple(Idx(Dim.of(d)) for d in dummies))
+    if not isinstance(e, Load) or e.other is not None or e.check is not None:
+        return False
+    sizes = e.tensor.type.shape
+    bare = {i.dim.name: n for i, n in zip(e.index, sizes, strict=True) if isinstance(i, Idx)}
+    once = all(sum(d in names([i]) for i in e.index) == 1 for d in dummies)
+    return once and all(bare.get(d) == n for d, n in zip(dummies, base.shape, strict=True))
 
 
 def _shifted(index: Expr, low: Dim) -> Expr:

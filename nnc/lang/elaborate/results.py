@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import ONE
 from nnc.lang.elaborate.arith import adapt, module_tree, settle
-from nnc.lang.elaborate.context import Context, Frame, fail
-from nnc.lang.elaborate.declared import shape_of
-from nnc.lang.elaborate.mismatches import typed
+from nnc.lang.elaborate.broadcasting import grouped, same_dtype, typed, unequal
+from nnc.lang.elaborate.context import Context, Mistake, fail
+from nnc.lang.elaborate.declared import result_origins, shape_of
 from nnc.lang.elaborate.values import (
     UNKNOWN,
-    Fill,
     Module,
     Nothing,
     Operand,
@@ -21,159 +23,166 @@ from nnc.lang.elaborate.values import (
     Tuple,
     Unknown,
     Value,
+    Weak,
+    WeakTensor,
+    axes_word,
+    counted,
     describe,
 )
-from nnc.lang.types import DTYPES, DType, TensorType
+from nnc.lang.types import DTYPES, TensorType
 
 
-def finish(cx: Context, func: ast.FuncDef, span: Span) -> Value:
-    """The function's result, compared with the declared type."""
-    frame = cx.frame
-    value = frame.result
-    if value is None:
-        if func.returns is None or (not frame.returned and _poisoned(frame)):
-            return Nothing() if func.returns is None else UNKNOWN
-        raise fail(
-            "E0810",
-            f"`{func.name}` ends without `return`",
-            func.name_span,
-            labels=(Label(func.returns.span, "declared here"),),
-        )
+def returned(cx: Context, stmt: ast.Return) -> Value:
+    """The value of `return`, as the function's declared type."""
+    func = cx.frame.func
+    if func is None:
+        raise fail("E0803", "`return` stands in a function", stmt.span)
+    values = [cx.eval(v) for v in stmt.values]
+    span = stmt.values[0].span.to(stmt.values[-1].span) if stmt.values else stmt.span
+    value = values[0] if len(values) == 1 else Tuple(tuple(values)) if values else Nothing()
+    says = f"`{func.name}` returns"
     if func.returns is None:
+        if isinstance(value, Nothing | Unknown):
+            return value
+        shown = describe(cx.tensor(value))
+        help = f"declare it: `-> {shown}`" if isinstance(cx.tensor(value), Tensor) else None
+        raise fail("E0303", f"{says} {shown}, no result is declared", span, help=help)
+    return conform(cx, value, func.returns, says, span, [v.span for v in stmt.values])
+
+
+def finish(cx: Context, func: ast.FuncDef) -> Value:
+    """The result of a function whose body has run."""
+    frame = cx.frame
+    if frame.result is not None:
+        return frame.result
+    if func.returns is None:
+        return Nothing()
+    if frame.returned:
+        return UNKNOWN
+    labels = (Label(func.returns.span, "declared here"),)
+    raise fail("E0810", f"`{func.name}` ends without `return`", func.name_span, labels=labels)
+
+
+def conform(
+    cx: Context,
+    value: Value,
+    t: ast.TypeExpr,
+    says: str,
+    span: Span,
+    spans: Sequence[Span] = (),
+) -> Value:
+    """A value as a declared type; `says`: how messages begin (`` `f` returns``)."""
+    if isinstance(value, Unknown):
         return value
-    return conform(cx, value, func.returns, func, _return_span(func))
-
-
-def _poisoned(frame: Frame) -> bool:
-    return any(isinstance(v, Unknown) for v in frame.vars.values())
-
-
-def _return_span(func: ast.FuncDef) -> Span:
-    for stmt in reversed(func.body):
-        if isinstance(stmt, ast.Return):
-            if len(stmt.values) == 1:
-                return stmt.values[0].span
-            return stmt.values[0].span.to(stmt.values[-1].span) if stmt.values else stmt.span
-    return func.name_span
-
-
-def conform(cx: Context, value: Value, t: ast.TypeExpr, func: ast.FuncDef, span: Span) -> Value:
-    """A result as its declared type."""
+    declared = (Label(t.span, "declared here", aside=True),)
     match t:
         case ast.TupleTypeExpr(items=items):
-            if not isinstance(value, Tuple) or len(value.items) != len(items):
-                if isinstance(value, Unknown):
-                    return value
-                n = len(value.items) if isinstance(value, Tuple) else 1
-                raise fail(
-                    "E0303",
-                    f"`{func.name}` returns {n} values, {len(items)} are declared",
-                    span,
-                    labels=(Label(t.span, "declared here"),),
-                )
-            spans = _value_spans(func, len(items), span)
-            return Tuple(
-                tuple(
-                    conform(cx, v, i, func, s)
-                    for v, i, s in zip(value.items, items, spans, strict=True)
-                )
-            )
-        case ast.TensorTypeExpr(name=dtype, dims=dims) if dtype in DTYPES:
-            return _conform_tensor(cx, value, t, dtype, dims, func, span)
+            n = len(value.items) if isinstance(value, Tuple) else 1
+            if not isinstance(value, Tuple) or n != len(items):
+                what = f"{says} {counted(n, 'value')}, {len(items)} are declared"
+                raise fail("E0303", what, span, labels=declared)
+            places = spans if len(spans) == n else [span] * n
+            rows = zip(value.items, items, places, strict=True)
+            return Tuple(tuple(conform(cx, v, i, says, s) for v, i, s in rows))
+        case ast.TensorTypeExpr(name=dtype) if dtype in DTYPES:
+            return _tensor(cx, value, t, says, span)
         case ast.AppliedTypeExpr() | ast.TensorTypeExpr(name="tree"):
-            current = cx.tensor(value)
-            if isinstance(current, Module):
-                return module_tree(cx, current)
-            if isinstance(current, Tree) and list(current.leaves) == [""]:
-                return current.leaves[""]
-            if isinstance(current, Tree | Unknown):
-                return current
-            raise fail(
-                "E0303",
-                f"`{func.name}` returns {describe(current)}, a tree is declared",
-                span,
-                labels=(Label(t.span, "declared here"),),
-            )
+            return _tree(cx, value, says, span, declared)
         case ast.TensorTypeExpr(name="dim"):
-            return value
+            if isinstance(value, Weak) and value.kind == "int":
+                return value
+            what = f"{says} {describe(cx.tensor(value))}, a size is declared"
+            raise fail("E0303", what, span, labels=declared)
     raise fail("E0801", f"there is no result type `{t.span.text}`", t.span)
 
 
-def _value_spans(func: ast.FuncDef, n: int, span: Span) -> list[Span]:
-    for stmt in reversed(func.body):
-        if isinstance(stmt, ast.Return) and len(stmt.values) == n:
-            return [v.span for v in stmt.values]
-    return [span] * n
+def _tree(cx: Context, value: Value, says: str, span: Span, declared: tuple[Label, ...]) -> Value:
+    current = cx.tensor(value)
+    if isinstance(current, Module):
+        return module_tree(cx, current)
+    if isinstance(current, Tree) and list(current.leaves) == [""]:
+        return current.leaves[""]
+    if isinstance(current, Tree | Unknown):
+        return current
+    what = f"{says} {describe(current)}, a tree is declared"
+    raise fail("E0303", what, span, labels=declared)
 
 
-def _conform_tensor(
-    cx: Context,
-    value: Value,
-    t: ast.TensorTypeExpr,
-    dtype: DType,
-    dims: tuple[ast.Expr, ...] | None,
-    func: ast.FuncDef,
-    span: Span,
-) -> Value:
-    if isinstance(value, Unknown):
-        return value
+def _tensor(cx: Context, value: Value, t: ast.TensorTypeExpr, says: str, span: Span) -> Value:
     if isinstance(value, Tuple):
-        raise fail(
-            "E0303",
-            f"`{func.name}` returns {len(value.items)} values, one is declared",
-            span,
-            labels=(Label(t.span, "declared here"),),
-        )
-    want_dtype = cx.frame.real if dtype == "real" else dtype
+        what = f"{says} {counted(len(value.items), 'value')}, one is declared"
+        raise fail("E0303", what, span, labels=(Label(t.span, "declared here", aside=True),))
+    dtype = cx.frame.real if t.name == "real" else t.name
     settled = settle(cx, Operand(value, span), "a tensor")
     if isinstance(settled, Tree):
-        raise fail("E0303", f"`{func.name}` returns a tree, {t.span.text} is declared", span)
-    want = TensorType(want_dtype, shape_of(cx, dims or ()))
-    got = (
-        settled.type
-        if isinstance(settled, Tensor)
-        else TensorType(want_dtype, settled.shape if isinstance(settled, Fill) else ())
-    )
-    label = (Label(t.span, "declared here"),)
-    if got.shape != want.shape:
-        raise fail(
-            "E0303",
-            f"`{func.name}` returns {_shown(got)}, {t.span.text} is declared",
-            span,
-            typed(settled, span) if isinstance(settled, Tensor) else str(got),
-            label,
-            _axis_notes(got, want),
-            help=_return_help(got, want, span),
-        )
-    if got.dtype != want.dtype:
+        raise fail("E0303", f"{says} a tree, {t.span.text} is declared", span)
+    want = TensorType(dtype, shape_of(cx, t.dims or ()))
+    _check_shape(cx, settled, want, t, says, span)
+    if isinstance(settled, Tensor) and not same_dtype(settled.dtype, dtype):
         raise fail(
             "E0204",
-            f"`{func.name}` returns {got.dtype}, {want.dtype} is declared",
+            f"{says} {settled.dtype}, {t.name} is declared",
             span,
-            str(got),
-            label,
-            help=f"`{want.dtype}({span.text})`",
+            typed(settled, span),
+            (Label(t.span, "declared here", aside=True),),
+            help=f"`{t.name}({span.text})`",
         )
-    tensor = adapt(cx, settled, want_dtype, span)
+    tensor = adapt(cx, settled, dtype, span)
     assert isinstance(tensor, Tensor)
-    origins = tuple(Origin(f"`-> {t.span.text}`", t.span) for _ in want.shape)
-    return Tensor(tensor.type, tensor.at, tensor.node, (), origins)
+    if not cx.ranges:
+        tensor = cx.materialized(tensor, span)
+    place = Origin(f"`-> {t.span.text}`", t.span)
+    origins = result_origins(cx.frame, t.dims or ())
+    return replace(tensor, letters=(), origins=origins, place=place)
 
 
-def _shown(t: TensorType) -> str:
-    return str(t)
+def _check_shape(
+    cx: Context,
+    value: Tensor | Weak | WeakTensor,
+    want: TensorType,
+    t: ast.TensorTypeExpr,
+    says: str,
+    span: Span,
+) -> None:
+    shape = () if isinstance(value, Weak) else value.shape
+    if shape == want.shape:
+        return
+    raise _wrong_shape(cx, value, shape, want, t, says, span)
 
 
-def _axis_notes(got: TensorType, want: TensorType) -> tuple[str, ...]:
-    if len(got.shape) != len(want.shape):
-        return (f"{len(got.shape)} axes, {len(want.shape)} are declared",)
-    pairs = enumerate(zip(got.shape, want.shape, strict=True))
-    return tuple(f"axis {i}: {g} is not {w}" for i, (g, w) in pairs if g != w)[:3]
+def _wrong_shape(
+    cx: Context,
+    value: Tensor | Weak | WeakTensor,
+    shape: Sequence[object],
+    want: TensorType,
+    t: ast.TensorTypeExpr,
+    says: str,
+    span: Span,
+) -> Mistake:
+    got = value.type if isinstance(value, Tensor) else None
+    notes: tuple[str, ...] = (f"{axes_word(len(shape))} here, {axes_word(want.rank)} declared",)
+    if len(shape) == want.rank and got is not None:
+        pairs = enumerate(zip(got.shape, want.shape, strict=True))
+        notes = tuple(f"axis {i}: {unequal(cx, g, w)}" for i, (g, w) in pairs if g != w)[:3]
+    return fail(
+        "E0303",
+        f"{says} {got or describe(value)}, {t.span.text} is declared",
+        span,
+        typed(value, span) if isinstance(value, Tensor) else "",
+        (Label(t.span, "declared here", aside=True),),
+        notes,
+        help=_help(got, want, span) if got is not None else None,
+    )
 
 
-def _return_help(got: TensorType, want: TensorType, span: Span) -> str | None:
-    if len(got.shape) == len(want.shape) + 1 and got.shape[-1] == ONE:
-        return f"`({span.text})[..., 0]` drops the last axis"
-    if len(got.shape) == 2 and got.shape[::-1] == want.shape:
-        return f"`({span.text}).T`"
+def _help(got: TensorType, want: TensorType, span: Span) -> str | None:
+    text = grouped(span.text)
+    if got.rank == want.rank + 1 and got.shape[-1] == ONE:
+        return f"`{text}[..., 0]` drops the last axis"
+    if got.rank == want.rank - 1 and want.shape[-1] == ONE:
+        return f"`{text}[..., None]` adds an axis of 1"
+    if got.rank == 2 and got.shape[::-1] == want.shape:
+        return f"`{text}.T`"
+    if want.rank == 0 and got.rank:
+        return f"`mean({span.text})` or `total({span.text})` is one number"
     return None

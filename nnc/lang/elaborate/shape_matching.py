@@ -6,8 +6,9 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, exact_div
 from nnc.lang.elaborate.binding import Binding
+from nnc.lang.elaborate.broadcasting import typed
 from nnc.lang.elaborate.context import fail
-from nnc.lang.elaborate.mismatches import wrong_rank, wrong_size
+from nnc.lang.elaborate.mismatches import declared, wrong_rank, wrong_size
 from nnc.lang.elaborate.sizes import quantified
 from nnc.lang.elaborate.values import Tensor
 
@@ -37,19 +38,15 @@ def _match_pack(
     bound = b.frame.packs.get(pattern.name)
     if bound is None:
         b.frame.packs[pattern.name] = mine
+        b.frame.pack_origins[pattern.name] = tuple(v.origin(axis + k) for k in range(n))
         return
     if bound != mine:
         raise fail(
             "E0301",
             f"`{b.shown}` needs the same axes for `..{pattern.name}`",
             span,
-            str(v.type),
-            (
-                Label(
-                    p.span,
-                    f"`..{pattern.name}` is [{', '.join(map(str, bound))}] from an argument before",
-                ),
-            ),
+            typed(v, span),
+            (declared(p, f"`..{pattern.name}` is [{', '.join(map(str, bound))}] before"),),
         )
 
 
@@ -76,7 +73,7 @@ def _match_axis(
     with b.cx.in_frame(frame):
         want = b.cx.eval_dim(pattern)
     if want != size:
-        raise wrong_size(b, p, pattern, want, size, span, v, axis)
+        raise wrong_size(b, p, pattern, want, v, axis, span)
 
 
 def _solve(b: Binding, name: str, pattern: ast.Expr, size: Dim, span: Span) -> None:
@@ -91,7 +88,7 @@ def _solve(b: Binding, name: str, pattern: ast.Expr, size: Dim, span: Span) -> N
             "E0309",
             f"`{name}` cannot be found from this size",
             pattern.span,
-            help="some argument needs an axis that is `{name}` alone",
+            help=f"some argument needs an axis that is `{name}` alone",
         )
     a, rest = form
     if a != ONE:
@@ -102,7 +99,7 @@ def _solve(b: Binding, name: str, pattern: ast.Expr, size: Dim, span: Span) -> N
                 f"`{b.shown}` needs an axis that is a multiple of {a}",
                 span,
                 str(size),
-                (Label(pattern.span, "declared here"),),
+                (Label(pattern.span, "declared here", aside=True),),
             )
         if from_size.const is None:
             b.cx.require(from_size % a, True, f"{from_size} % {a} == 0", span)
@@ -122,7 +119,8 @@ def solve_pending(b: Binding) -> None:
                 with b.cx.in_frame(b.frame):
                     want = b.cx.eval_dim(pattern)
                 if want != size:
-                    raise fail("E0301", f"`{b.shown}` needs {want} here, this is {size}", span)
+                    what = f"`{b.shown}` needs {want} here, this is {size}"
+                    raise fail("E0301", what, span, labels=(declared(p),))
     if b.pending:
         _, pattern, _, _ = b.pending[0]
         names = quantified(b.cx, b.frame, pattern)

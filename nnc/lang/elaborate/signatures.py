@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.elaborate.clauses import constraint
 from nnc.lang.elaborate.context import Context, Frame, fail
-from nnc.lang.elaborate.declared import kind_of, module_type
+from nnc.lang.elaborate.declared import kind_of, module_type, opaque_tree
 from nnc.lang.elaborate.members import StoredLeaf, leaves, tree_argument
 from nnc.lang.elaborate.sizes import quantified
 from nnc.lang.elaborate.values import (
@@ -17,7 +19,6 @@ from nnc.lang.elaborate.values import (
     Module,
     Origin,
     Stored,
-    Tree,
     TreeParam,
     Value,
     declared_origins,
@@ -32,7 +33,8 @@ def add_leaves(cx: Context, inst: Instance, root: str, writable: bool) -> list[I
     for leaf in leaves(inst):
         kind = leaf.type
         if kind is None:
-            kind = TensorType(inst.real, (Dim.of(f"..{leaf.key.removesuffix('.*')}"),))
+            assert isinstance(leaf.decl.type, ast.AppliedTypeExpr), leaf  # params(P), P not known
+            kind = TensorType(inst.real, (Dim.of(f"..{leaf.decl.type.args[0].span.text}"),))
         node = Input(type=kind, span=leaf.decl.span, name=f"{root}.{leaf.key}", kind=leaf.storage)
         name = leaf.decl.name
         cx.add_storage(node, writable, root, _leaf_origins(leaf, kind, name))
@@ -58,6 +60,8 @@ def symbolic_where(cx: Context, frame: Frame, func: ast.FuncDef) -> None:
 
 def symbolic_param(cx: Context, frame: Frame, p: ast.Param) -> None:
     frame.var_spans[p.name] = p.name_span
+    if p.inout and kind_of(p) != "tensor":
+        frame.inout[p.name] = p.span
     match kind_of(p):
         case "axis":
             frame.vars[p.name] = AxisRef(None)
@@ -69,11 +73,11 @@ def symbolic_param(cx: Context, frame: Frame, p: ast.Param) -> None:
             assert isinstance(p.type, ast.TensorTypeExpr)
             frame.vars[p.name] = tensor_param(cx, frame, p, p.type)
         case "tree":
-            frame.vars[p.name] = _opaque_tree(cx, p.name, TreeParam(p.name))
+            frame.vars[p.name] = opaque_tree(p.name, TreeParam(p.name))
         case "params":
             assert isinstance(p.type, ast.AppliedTypeExpr)
             of = tree_argument(cx, p.type)
-            frame.vars[p.name] = _opaque_tree(cx, p.name, of)
+            frame.vars[p.name] = opaque_tree(p.name, of)
         case "module":
             inst = module_type(cx, p.type)
             frame.vars[p.name] = Module(inst, p.name, p.name) if inst else UNKNOWN
@@ -81,19 +85,6 @@ def symbolic_param(cx: Context, frame: Frame, p: ast.Param) -> None:
                 add_leaves(cx, inst, p.name, p.inout)
         case _:
             raise fail("E0308", "an argument is a tensor, module, tree or size", p.span)
-
-
-def _opaque_tree(cx: Context, name: str, of: Instance | TreeParam) -> Value:
-    if isinstance(of, Instance) and not of.generic:
-        found = {
-            x.key: of_node(Input(type=x.type, name=f"{name}.{x.key}"))
-            for x in leaves(of)
-            if x.storage == "param" and x.type is not None
-        }
-        return Tree(dict(found), of)
-    pack = of.name if isinstance(of, TreeParam) else name
-    node = Input(type=TensorType("real", (Dim.of(f"..{pack}"),)), name=name)
-    return Tree({"*": of_node(node)}, of)
 
 
 def tensor_param(cx: Context, frame: Frame, p: ast.Param, t: ast.TensorTypeExpr) -> Value:
@@ -109,12 +100,13 @@ def tensor_param(cx: Context, frame: Frame, p: ast.Param, t: ast.TensorTypeExpr)
     shape = tuple(_declared_size(cx, frame, d, p) for d in t.dims or ())
     origins = declared_origins(f"{p.name}", shape, p.name_span)
     node = Input(type=TensorType(dtype, shape), span=p.span, name=p.name)
-    frame.read_only[p.name] = p.span
+    place = Origin(f"argument {p.name}", p.span)
     if p.inout:
-        cx.add_storage(node, True, p.name, origins)
-        del frame.read_only[p.name]
+        cx.add_storage(node, True, p.name, origins, place)
+        frame.inout[p.name] = p.span
         return Stored(p.name)
-    return of_node(node, (), origins)
+    frame.read_only[p.name] = p.span
+    return replace(of_node(node, (), origins), place=place)
 
 
 def _declared_size(cx: Context, frame: Frame, d: ast.Expr, p: ast.Param) -> Dim:

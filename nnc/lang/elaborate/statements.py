@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nnc.diagnostics import Span
 from nnc.lang import ast
 from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
 from nnc.lang.elaborate.control import run_assert, run_for, run_if
 from nnc.lang.elaborate.definitions import define
+from nnc.lang.elaborate.results import returned
 from nnc.lang.elaborate.storage import may_define, write_storage
-from nnc.lang.elaborate.values import UNKNOWN, Stored, Tuple, Unknown, Value, describe
+from nnc.lang.elaborate.values import (
+    UNKNOWN,
+    Origin,
+    Stored,
+    Tensor,
+    Tuple,
+    Unknown,
+    Value,
+    describe,
+)
+from nnc.lang.elaborate.walks import assigned, nested
 
 
 def execute(cx: Context, body: Sequence[ast.Stmt]) -> None:
-    """Runs statements in order; a mistake in one makes what it defines Unknown, the others go on."""
+    """Runs statements in order; after a mistake what the statement defines is Unknown."""
     for stmt in body:
         if cx.frame.returned:
             cx.warn("W0004", "this is never reached", stmt.span)
@@ -29,20 +41,14 @@ def execute(cx: Context, body: Sequence[ast.Stmt]) -> None:
 
 
 def _poison(cx: Context, stmt: ast.Stmt) -> None:
-    targets: tuple[ast.Expr, ...] = ()
-    match stmt:
-        case ast.Assign(targets=t) | ast.For(targets=t):
-            targets = t
-        case ast.Return():
-            cx.frame.result, cx.frame.returned = UNKNOWN, True
-    for target in targets:
-        name = target.value if isinstance(target, ast.Index) else target
-        if isinstance(name, ast.Name):
-            cx.frame.vars[name.id] = UNKNOWN
+    for name in assigned([stmt]):
+        cx.frame.vars[name] = UNKNOWN
+        cx.frame.half.pop(name, None)
+    if any(isinstance(s, ast.Return) for s in nested([stmt])):
+        cx.frame.result, cx.frame.returned = UNKNOWN, True
 
 
 def _statement(cx: Context, stmt: ast.Stmt) -> None:
-    cx.memo.clear()
     match stmt:
         case ast.Assign():
             _assign(cx, stmt)
@@ -52,16 +58,13 @@ def _statement(cx: Context, stmt: ast.Stmt) -> None:
             run_if(cx, stmt)
         case ast.For():
             run_for(cx, stmt)
-        case ast.Return(values=values):
-            result = tuple(cx.eval(v) for v in values)
-            cx.frame.result = result[0] if len(result) == 1 else Tuple(result)
+        case ast.Return():
+            cx.frame.result = returned(cx, stmt)
             cx.frame.returned = True
         case ast.Assert():
             run_assert(cx, stmt)
         case ast.ExprStmt(value=value):
             _expression(cx, value)
-        case ast.Pass():
-            pass
         case ast.While():
             raise fail("E0901", "`while` loops are not compiled yet", stmt.span)
         case ast.Probe():
@@ -73,8 +76,8 @@ def _statement(cx: Context, stmt: ast.Stmt) -> None:
 
 
 def _expression(cx: Context, value: ast.Expr) -> None:
-    cx.eval(value)
-    if not (isinstance(value, ast.Call) and value.bang):
+    result = cx.eval(value)
+    if not (isinstance(value, ast.Call) and value.bang) and not isinstance(result, Unknown):
         cx.warn("W0003", "this value is not used", value.span)
 
 
@@ -103,7 +106,8 @@ def _unpack(cx: Context, targets: Sequence[ast.Expr], value: Value, span: Span) 
         raise Poisoned
     items = value.items if isinstance(value, Tuple) else None
     if items is None:
-        raise fail("E0811", f"{len(targets)} names for one value", span, describe(value))
+        what = f"{len(targets)} names for one value"
+        raise fail("E0811", what, span, describe(cx.tensor(value)))
     if len(items) != len(targets):
         raise fail("E0811", f"{len(targets)} names for {len(items)} values", span)
     for t, item in zip(targets, items, strict=True):
@@ -116,13 +120,12 @@ def _define(cx: Context, target: ast.Expr, value: ast.Expr, span: Span) -> None:
             raise fail("E0407", "an index statement defines a name", target.value.span)
         name = target.value.id
         may_define(cx, name, target.value.span)
-        cx.frame.vars[name] = define(cx, target, value)
-        cx.frame.var_spans[name] = target.span
+        _set(cx, name, define(cx, target, value), target.span)
         return
-    _store(cx, target, cx.eval(value))
+    _store(cx, target, cx.eval(value), span)
 
 
-def _store(cx: Context, target: ast.Expr, value: Value) -> None:
+def _store(cx: Context, target: ast.Expr, value: Value, stmt: Span | None = None) -> None:
     if not isinstance(target, ast.Name):
         if isinstance(target, ast.Index):
             raise fail("E0407", "an index statement has one value", target.span)
@@ -132,5 +135,14 @@ def _store(cx: Context, target: ast.Expr, value: Value) -> None:
     may_define(cx, target.id, target.span)
     if isinstance(value, Stored):  # `mu = running_mean` keeps this version
         value = cx.tensor(value)
-    cx.frame.vars[target.id] = value
-    cx.frame.var_spans[target.id] = target.span
+    if isinstance(value, Tensor) and stmt is not None and len(stmt.text) <= 50:
+        value = replace(value, place=Origin(f"`{stmt.text}`", stmt))
+    _set(cx, target.id, value, target.span)
+
+
+def _set(cx: Context, name: str, value: Value, span: Span) -> None:
+    frame = cx.frame
+    frame.vars[name] = value
+    frame.var_spans[name] = span
+    frame.read_only.pop(name, None)  # a new local variable
+    frame.half.pop(name, None)

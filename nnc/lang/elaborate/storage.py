@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from nnc.diagnostics import Label, Span
+from nnc.ir.expr import Expr, Idx
+from nnc.ir.graph import Axis
 from nnc.lang import ast
-from nnc.lang.elaborate.arith import adapt, module_tree
+from nnc.lang.dims import Dim
+from nnc.lang.elaborate.arith import adapt, as_tensor, module_tree
+from nnc.lang.elaborate.broadcasting import free_dtype, typed
 from nnc.lang.elaborate.context import Context, Poisoned, fail
-from nnc.lang.elaborate.updates import update
+from nnc.lang.elaborate.places import place, read_only
+from nnc.lang.elaborate.updates import Writing, updated, writing
 from nnc.lang.elaborate.values import (
-    Fill,
     Module,
     Stored,
     Tensor,
@@ -16,7 +20,10 @@ from nnc.lang.elaborate.values import (
     Tuple,
     Unknown,
     Value,
+    View,
     Weak,
+    WeakTensor,
+    counted,
     describe,
 )
 
@@ -25,98 +32,108 @@ def may_define(cx: Context, name: str, span: Span) -> None:
     frame = cx.frame
     if name in frame.dims:
         raise fail("E0811", f"`{name}` is a size here", span, help="use another name")
-    if isinstance(frame.vars.get(name), Stored):
-        raise fail(
-            "E0503", f"`{name}` is `inout`: it is written with `:=`", span, help=f"`{name} := ...`"
-        )
-    if frame.module is not None and name in frame.module.leaves and name not in frame.vars:
+    if name in frame.inout:
         raise fail(
             "E0503",
-            f"`{name}` is a {frame.module.leaves[name].storage} of the module",
+            f"`{name}` is `inout`: it is written with `:=`",
             span,
+            labels=(Label(frame.inout[name], "declared here", aside=True),),
+            help=f"`{name} := ...`",
+        )
+    if frame.module is not None and name in frame.module.leaves and name not in frame.vars:
+        leaf = frame.module.leaves[name]
+        raise fail(
+            "E0503",
+            f"`{name}` is a {leaf.storage} of the module",
+            span,
+            labels=(Label(leaf.decl.name_span, "declared here", aside=True),),
             help=f"`{name} := ...` writes it; use another name for a local value",
         )
 
 
 def write_storage(cx: Context, stmt: ast.Update) -> None:
-    if len(stmt.targets) != len(stmt.values):
-        if len(stmt.values) == 1:
-            value = cx.eval(stmt.values[0])
-            if isinstance(value, Tuple) and len(value.items) == len(stmt.targets):
-                for t, v in zip(stmt.targets, value.items, strict=True):
-                    _write_whole(cx, t, v, stmt.values[0].span)
-                return
-        raise fail("E0811", f"{len(stmt.targets)} targets for {len(stmt.values)} values", stmt.span)
-    pairs = list(zip(stmt.targets, stmt.values, strict=True))
-    whole = [(t, v) for t, v in pairs if not isinstance(t, ast.Index)]
-    values = [(t, cx.eval(v), v.span) for t, v in whole]
+    """`targets := values`; all values are computed before anything is written."""
+    if cx.ranges:
+        raise fail("E0901", "writing inside index notation is not compiled yet", stmt.span)
+    parts = [t for t in stmt.targets if isinstance(t, ast.Index)]
+    if parts and len(stmt.targets) > 1:
+        raise fail("E0811", "parts are written one at a time", parts[0].span)
+    if len(stmt.targets) == len(stmt.values):
+        if parts:
+            _write_part(cx, parts[0], stmt.values[0])
+            return
+        values = [(t, cx.eval(v), v.span) for t, v in zip(stmt.targets, stmt.values, strict=True)]
+    else:
+        values = _unpacked(cx, stmt)
     for t, value, span in values:
         _write_whole(cx, t, value, span)
-    for place, rhs in pairs:
-        if isinstance(place, ast.Index):
-            _write_part(cx, place, rhs)
+
+
+def _unpacked(cx: Context, stmt: ast.Update) -> list[tuple[ast.Expr, Value, Span]]:
+    value = cx.eval(stmt.values[0]) if len(stmt.values) == 1 else None
+    if isinstance(value, Unknown):
+        raise Poisoned
+    if not isinstance(value, Tuple) or len(value.items) != len(stmt.targets):
+        n = len(value.items) if isinstance(value, Tuple) else len(stmt.values)
+        text = f"{len(stmt.targets)} targets for {counted(n, 'value')}"
+        raise fail("E0811", text, stmt.span)
+    span = stmt.values[0].span
+    return [(t, v, span) for t, v in zip(stmt.targets, value.items, strict=True)]
 
 
 def _write_whole(cx: Context, target: ast.Expr, value: Value, span: Span) -> None:
     if isinstance(value, Unknown):
         raise Poisoned
-    place = _target(cx, target)
-    match place:
-        case Stored(key=key):
-            _write(cx, key, value, target.span, span)
+    found = cx.eval(target)
+    match found:
+        case Stored():
+            _write(cx, found, value, target.span, span)
         case Module():
-            _write_module(cx, place, value, target.span, span)
+            _write_module(cx, found, value, target.span, span)
         case Tree():
-            _write_tree(cx, place, value, target, span)
-        case Tensor() if isinstance(target, ast.Name) and target.id in cx.frame.vars:
-            new = adapt(cx, value, place.dtype, span)
-            if isinstance(new, Tensor):
-                _same_shape(place, new, target.span, span)
-                cx.frame.vars[target.id] = new
+            _write_tree(cx, found, value, target, span)
+        case Tensor() | WeakTensor():
+            _write(cx, place(cx, target, cx.frame.real), value, target.span, span)
         case Unknown():
             raise Poisoned
         case _:
-            raise fail("E0503", f"{describe(place)} cannot be written", target.span)
+            raise fail("E0503", f"{describe(found)} cannot be written", target.span)
 
 
-def _target(cx: Context, target: ast.Expr) -> Value:
-    value = cx.eval(target)
-    name = target.id if isinstance(target, ast.Name) else ""
-    if isinstance(value, Tensor) and name in cx.frame.read_only:
-        raise fail(
-            "E0503",
-            f"`{name}` is an argument and not `inout`",
-            target.span,
-            labels=(Label(cx.frame.read_only[name], "declared here"),),
-            help=f"`inout {name}: ...`",
-        )
-    return value
-
-
-def _write(cx: Context, key: str, value: Value, target: Span, span: Span) -> None:
-    slot = cx.store[key]
-    _writable(cx, key, target)
+def _write(cx: Context, stored: Stored, value: Value, target: Span, span: Span) -> None:
+    slot = cx.store[stored.key]
+    _writable(cx, stored.key, target)
     new = adapt(cx, value, slot.now.dtype, span)
     if isinstance(new, Tree):
         raise fail("E0303", "a tree is written to a tensor", span)
-    old = slot.now
+    old = cx.tensor(stored)
+    assert isinstance(old, Tensor)
     if new.shape == () and old.shape:
         scalar = new
         new = cx.compute(old.shape, lambda i: scalar.at(()), span)
-    _same_shape(old, new, target, span)
-    slot.now = Tensor(new.type, new.at, new.node, old.letters, old.origins)
-    cx.written_at.setdefault(key, target)
-
-
-def _same_shape(old: Tensor, new: Tensor, target: Span, span: Span) -> None:
     if old.shape != new.shape:
         raise fail(
             "E0303",
             "this has not the shape of what it is written to",
             span,
-            str(new.type),
+            typed(new, span),
             (Label(target, str(old.type)),),
         )
+    if stored.view is not None:
+        new = _write_view(cx, slot.now, stored.view, new, target.to(span))
+    new = cx.materialized(new, span)
+    slot.now = Tensor(new.type, new.at, new.node, slot.now.letters, slot.now.origins)
+    cx.written_at.setdefault(stored.key, target)
+
+
+def _write_view(cx: Context, root: Tensor, view: View, new: Tensor, span: Span) -> Tensor:
+    names: list[str] = []
+    for _ in view.shape:
+        names.append(cx.fresh_var("s", names))
+    index: tuple[Expr, ...] = tuple(Idx(Dim.of(n)) for n in names)
+    axes = tuple(Axis(v, n) for v, n in zip(names, view.shape, strict=True))
+    w = Writing(axes, index, new, index, "", None)
+    return updated(cx, root, w, view.at(index), span, span)
 
 
 def _writable(cx: Context, key: str, target: Span) -> None:
@@ -133,7 +150,7 @@ def _writable(cx: Context, key: str, target: Span) -> None:
             target,
             help="call it with `!`",
         )
-    span = cx.calls[0][1] if cx.calls else target
+    span = cx.calls[0].span if cx.calls else target
     place = f"{target.source.name}:{target.line}"
     raise fail(
         "E0501",
@@ -148,7 +165,7 @@ def _writable(cx: Context, key: str, target: Span) -> None:
 
 def _write_module(cx: Context, module: Module, value: Value, target: Span, span: Span) -> None:
     new = module_tree(cx, value) if isinstance(value, Module) else value
-    if isinstance(new, Weak | Fill):
+    if isinstance(new, Weak | WeakTensor):
         old = module_tree(cx, module)
         new = Tree(dict.fromkeys(old.leaves, new), old.of)
     if not isinstance(new, Tree):
@@ -162,22 +179,21 @@ def _write_module(cx: Context, module: Module, value: Value, target: Span, span:
     if [k[len(prefix) :] for k in mine] != list(new.leaves):
         raise fail("E0303", f"this tree does not have the leaves of {module.inst.id}", span)
     for key in mine:
-        _write(cx, key, new.leaves[key[len(prefix) :]], target, span)
+        _write(cx, Stored(key), new.leaves[key[len(prefix) :]], target, span)
 
 
-def _write_tree(cx: Context, place: Tree, value: Value, target: ast.Expr, span: Span) -> None:
+def _write_tree(cx: Context, place_: Tree, value: Value, target: ast.Expr, span: Span) -> None:
     """A state tree: `m := b1 * m + ...`."""
     frame = cx.frame
     owner = frame.owner
     if not isinstance(target, ast.Name | ast.Attr):
         raise fail("E0503", "a tree is written as a whole", target.span)
+    if isinstance(target, ast.Name) and target.id in frame.read_only:
+        raise read_only(cx, target.id, target.span)
     if isinstance(target, ast.Name) and target.id in frame.vars:
-        raise fail("E0503", f"`{target.id}` is an argument and not `inout`", target.span)
-    new: Value = module_tree(cx, value) if isinstance(value, Module) else value
-    if isinstance(new, Weak | Fill):
-        new = Tree(dict.fromkeys(place.leaves, new), place.of)
-    if not isinstance(new, Tree):
-        raise fail("E0303", f"{describe(new)} is written to a tree", span)
+        frame.vars[target.id] = _same_leaves(cx, place_, value, span)
+        return
+    new = _same_leaves(cx, place_, value, span)
     if isinstance(target, ast.Attr):
         base = cx.eval(target.value)
         owner = base if isinstance(base, Module) else owner
@@ -185,30 +201,39 @@ def _write_tree(cx: Context, place: Tree, value: Value, target: ast.Expr, span: 
     prefix = f"{owner.path}.{name}." if owner is not None and owner.path else f"{name}."
     if cx.generic:
         return
-    if list(new.leaves) != list(place.leaves):
-        raise fail("E0313", "these trees have different leaves", span)
     for key, leaf in new.leaves.items():
-        _write(cx, prefix + key, leaf, target.span, span)
+        _write(cx, Stored(prefix + key), leaf, target.span, span)
+
+
+def _same_leaves(cx: Context, old: Tree, value: Value, span: Span) -> Tree:
+    """A value for a tree: a tree with its leaves, or one number for all."""
+    new: Value = module_tree(cx, value) if isinstance(value, Module) else value
+    if isinstance(new, Weak | WeakTensor):
+        return Tree(dict.fromkeys(old.leaves, new), old.of)
+    if not isinstance(new, Tree):
+        raise fail("E0303", f"{describe(new)} is written to a tree", span)
+    if not cx.generic and list(new.leaves) != list(old.leaves):
+        raise fail("E0313", "these trees have different leaves", span)
+    return new
 
 
 def _write_part(cx: Context, target: ast.Index, rhs: ast.Expr) -> None:
     """`x[...] := e` on storage or a local tensor."""
-    place = _target(cx, target.value)
-    if isinstance(place, Stored):
-        _writable(cx, place.key, target.value.span)
-        base = cx.store[place.key].now
-        cx.store[place.key].now = update(cx, base, target, rhs)
-        cx.written_at.setdefault(place.key, target.span)
-        return
-    if isinstance(place, Fill):
-        tensor = adapt(cx, place, cx.frame.real, target.span)
-        assert isinstance(tensor, Tensor)
-        place = tensor
-    if isinstance(place, Tensor) and isinstance(target.value, ast.Name):
-        if target.value.id not in cx.frame.vars:
-            raise fail("E0503", f"`{target.value.id}` cannot be written", target.value.span)
-        cx.frame.vars[target.value.id] = update(cx, place, target, rhs)
-        return
-    if isinstance(place, Unknown):
+    whole = cx.tensor(cx.eval(target.value))
+    if isinstance(whole, Unknown):
         raise Poisoned
-    raise fail("E0503", f"{describe(place)} cannot be written by index", target.span)
+    if not isinstance(whole, Tensor | WeakTensor):
+        raise fail("E0503", f"{describe(whole)} cannot be written by index", target.value.span)
+    if isinstance(whole, Tensor):
+        w = writing(cx, whole, target, rhs)
+        stored = place(cx, target.value, whole.dtype)
+    else:  # its dtype comes from what is written first
+        w = writing(cx, as_tensor(cx, whole, target.value.span), target, rhs)
+        value = w.value
+        free = value.dtype if isinstance(value, Tensor) else free_dtype(cx, [value, whole])
+        stored = place(cx, target.value, free)
+    _writable(cx, stored.key, target.value.span)
+    slot = cx.store[stored.key]
+    index = w.index if stored.view is None else stored.view.at(w.index)
+    slot.now = updated(cx, slot.now, w, index, target.span.to(rhs.span), rhs.span)
+    cx.written_at.setdefault(stored.key, target.span)

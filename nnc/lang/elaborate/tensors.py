@@ -7,11 +7,12 @@ from nnc.ir.expr import Const, Expr, Idx, Op, Select
 from nnc.lang import ast
 from nnc.lang.dims import Dim, dim_sum
 from nnc.lang.elaborate.arguments import take
-from nnc.lang.elaborate.arith import adapt, element, lift, settle
+from nnc.lang.elaborate.arith import adapt, element, lift, settle, weak_kind
 from nnc.lang.elaborate.axes import resolve_axis
 from nnc.lang.elaborate.broadcasting import broadcast, common_dtype
 from nnc.lang.elaborate.context import Context, Poisoned, fail
-from nnc.lang.elaborate.values import Bool, Operand, Tensor, Value, describe, number
+from nnc.lang.elaborate.values import Bool, Operand, Tensor, Value, WeakTensor, describe, number
+from nnc.lang.types import DType
 
 
 def where(cx: Context, e: ast.Call) -> Value:
@@ -29,14 +30,16 @@ def where(cx: Context, e: ast.Call) -> Value:
         if not isinstance(mask, Tensor) or mask.dtype != "bool":
             raise fail("E0203", "`where` needs a bool condition", c.span, describe(mask))
         left, right = settle(cx, p), settle(cx, q)
-        dtype = common_dtype(cx, [p, q], [left, right], e.span, "where")
+        dtype = common_dtype(cx, [p, q], [left, right], e.span)
         shape, origins = broadcast(cx, [t, p, q], [mask, left, right], e.span, "where")
 
-        def body(i: tuple[Expr, ...]) -> Expr:
+        def at(as_: DType, i: tuple[Expr, ...]) -> Expr:
             m = element(mask, "bool", shape, i)
-            return Select(dtype, m, element(left, dtype, shape, i), element(right, dtype, shape, i))
+            return Select(as_, m, element(left, as_, shape, i), element(right, as_, shape, i))
 
-        return cx.compute(shape, body, e.span, origins=origins)
+        if not isinstance(left, Tensor) and not isinstance(right, Tensor):
+            return WeakTensor(shape, weak_kind([left, right]), at)
+        return cx.compute(shape, lambda i: at(dtype, i), e.span, origins=origins)
 
     lifted = lift(cx, one, [test, x, y], e.span)
     return lifted if lifted is not None else one(test, x, y)
@@ -48,7 +51,7 @@ def concat(cx: Context, e: ast.Call) -> Value:
     if over is None or len(parts) < 2:
         raise fail("E0802", "`concat` takes two or more tensors and `over=`", e.span)
     operands = [Operand(settle(cx, Operand(cx.eval(a.value), a.span)), a.span) for a in parts]
-    dtype = common_dtype(cx, operands, [o.value for o in operands], e.span, "concat")
+    dtype = common_dtype(cx, operands, [o.value for o in operands], e.span)
     tensors: list[Tensor] = []
     for o in operands:
         t = adapt(cx, o.value, dtype, o.span)

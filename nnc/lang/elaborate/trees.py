@@ -11,7 +11,17 @@ from nnc.lang.elaborate.arguments import take
 from nnc.lang.elaborate.arith import as_tensor, elementwise, lift, settle
 from nnc.lang.elaborate.context import Context, Poisoned
 from nnc.lang.elaborate.reductions import reduce_whole
-from nnc.lang.elaborate.values import Fill, Operand, Pack, Tensor, Tree, Value, Weak, integer
+from nnc.lang.elaborate.values import (
+    Operand,
+    Pack,
+    Tensor,
+    Tree,
+    Value,
+    Weak,
+    WeakTensor,
+    integer,
+    number,
+)
 
 
 def _leaves(cx: Context, e: ast.Call, name: str) -> list[Tensor]:
@@ -21,13 +31,13 @@ def _leaves(cx: Context, e: ast.Call, name: str) -> list[Tensor]:
     out: list[Tensor] = []
     for item in items:
         t = settle(cx, Operand(item, arg.span))
-        if isinstance(t, Weak | Fill):
+        if isinstance(t, Weak | WeakTensor):
             t = as_tensor(cx, t, arg.span)
         if isinstance(t, Tensor):
             out.append(t)
-    if not out:
+    if not out and cx.generic:
         raise Poisoned
-    return out
+    return out or [as_tensor(cx, number(0.0), e.span)]
 
 
 def _fold(cx: Context, fn: str, parts: Sequence[Value], span: Span) -> Value:
@@ -83,7 +93,7 @@ def rank(cx: Context, e: ast.Call) -> Value:
             and any(n.startswith("..") for d in t.shape for n in d.names)
         ):
             return integer(Dim.of("rank"))
-        return integer(len(t.shape) if isinstance(t, Tensor | Fill) else 0)
+        return integer(len(t.shape) if isinstance(t, Tensor | WeakTensor) else 0)
 
     lifted = lift(cx, one, [Operand(value, arg.span)], e.span)
     return lifted if lifted is not None else one(Operand(value, arg.span))
@@ -98,7 +108,7 @@ def size(cx: Context, e: ast.Call) -> Value:
 
     def one(o: Operand) -> Value:
         t = settle(cx, o)
-        return integer(dim_prod(t.shape) if isinstance(t, Tensor | Fill) else ONE)
+        return integer(dim_prod(t.shape) if isinstance(t, Tensor | WeakTensor) else ONE)
 
     lifted = lift(cx, one, [Operand(value, arg.span)], e.span)
     return lifted if lifted is not None else one(Operand(value, arg.span))

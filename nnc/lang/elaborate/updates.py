@@ -3,23 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Idx, Op
-from nnc.ir.graph import Axis, Node, Update
+from nnc.ir.graph import Axis, Update
 from nnc.lang import ast
 from nnc.lang.dims import ONE, ZERO, Dim
-from nnc.lang.elaborate.arith import adapt
-from nnc.lang.elaborate.binders import Range, agree, bind, infer_ranges, no_range
+from nnc.lang.elaborate.arith import adapt, settle
+from nnc.lang.elaborate.binders import Range, bind, settle_ranges
 from nnc.lang.elaborate.context import Context, fail
-from nnc.lang.elaborate.reads import Plan, is_loose, keep, read_item, scalar_index
-from nnc.lang.elaborate.values import Tensor, of_node
+from nnc.lang.elaborate.reads import Plan, is_loose, planned
+from nnc.lang.elaborate.values import Operand, Tensor, Tree, Value, WeakTensor, describe, of_node
 from nnc.lang.types import TensorType
 
 
-def update(cx: Context, base: Tensor, target: ast.Index, rhs: ast.Expr) -> Tensor:
-    """`x[...] := e`: a new version of x with those elements written."""
+@dataclass(frozen=True, eq=False)
+class Writing:
+    """`x[...] := e` evaluated: where, over `axes`, each value goes. `sign`: "", or "+", "-"."""
+
+    axes: tuple[Axis, ...]
+    index: tuple[Expr, ...]
+    value: Value
+    value_index: tuple[Expr, ...]
+    sign: str
+    check: Span | None
+
+
+def writing(cx: Context, base: Tensor, target: ast.Index, rhs: ast.Expr) -> Writing:
+    """Binds the index names of the left side, plans the positions and evaluates the right side."""
+    sign, added = _accumulates(target, rhs)
+    ranges = _target_ranges(cx, target, added)
+    binders, extents = bind(cx, ranges)
+    with cx.bound(binders, extents):
+        plan = _target_index(cx, base, target)
+        taken = list(extents)
+        extra: list[tuple[str, Dim]] = []
+        for n in plan.shape:
+            extra.append((cx.fresh_var("s", taken), n))
+            taken.append(extra[-1][0])
+        value = settle(cx, Operand(cx.eval(added), added.span), "a tensor")
+    _fits_part(value, base, plan, added.span)
+    axes = [*extents.items(), *extra]
+    own = tuple(Idx(Dim.of(v)) for v, _ in extra)
+    index = plan.at(own)
+    if not sign and not _injective(index, [v for v, _ in axes], dict(axes)):
+        raise fail(
+            "E0408",
+            "this may write one element twice",
+            target.span,
+            help=f"to add them up write `{target.span.text} := {target.span.text} + ...`",
+        )
+    loops = tuple(Axis(v, n) for v, n in axes)
+    return Writing(loops, index, value, own, sign, plan.check)
+
+
+def updated(
+    cx: Context, root: Tensor, w: Writing, index: tuple[Expr, ...], span: Span, at: Span
+) -> Tensor:
+    """The new version of `root` with the elements of `w` written at `index`."""
+    with cx.bound({}, {a.var: a.extent for a in w.axes}):
+        tensor = adapt(cx, w.value, root.dtype, at)
+        assert isinstance(tensor, Tensor)
+        value = tensor.at(w.value_index if tensor.shape else ())
+    if w.sign == "-":
+        value = Op(value.dtype, "neg", (value,))
+    node = Update(
+        type=root.type,
+        span=span,
+        base=cx.as_node(root, span),
+        axes=w.axes,
+        target=index,
+        value=value,
+        accumulate=bool(w.sign),
+        check=w.check,
+    )
+    return of_node(node, root.letters, root.origins)
+
+
+def _target_ranges(cx: Context, target: ast.Index, added: ast.Expr) -> dict[str, Range]:
+    """The index names that the left side binds: those that mean nothing yet."""
     loose = [
         (n.id, n.span)
         for item in target.items
@@ -27,45 +90,13 @@ def update(cx: Context, base: Tensor, target: ast.Index, rhs: ast.Expr) -> Tenso
         if n.id not in cx.frame.binders and is_loose(cx, n.id)
     ]
     rests = [(i.name, i.span) for i in target.items if isinstance(i, ast.Rest) and i.name != "..."]
-    accumulate, rest_of_value = _accumulates(target, rhs)
     ranges = {n: Range(n, s, False) for n, s in loose} | {n: Range(n, s, True) for n, s in rests}
     for item in target.items:
         match item:
             case ast.Slice(lower=ast.Name(id=n), upper=upper) if n in ranges and upper is not None:
                 ranges[n].explicit = (cx.eval_dim(upper),)
-    infer_ranges(cx, ranges, [target, rest_of_value])
-    for r in ranges.values():
-        if r.known is None:
-            raise no_range(cx, r.name, r.span)
-        if r.explicit is None:
-            agree(r)
-    binders, extents = bind(cx, ranges)
-    with cx.bound(binders, extents):
-        plan = _target_index(cx, base, target)
-        extra = [(cx.fresh_var("s", list(extents)), n) for n in plan.shape]
-        value = _update_value(cx, rest_of_value, base, extra, plan)
-    if accumulate == "-":
-        value = Op(value.dtype, "neg", (value,))
-    axes = [(v, n) for v, n in extents.items()] + extra
-    index = tuple(_resolve(s, extra) for s in plan.source)
-    node = Update(
-        type=base.type,
-        span=target.span.to(rhs.span),
-        base=_as_node(cx, base, target.span),
-        axes=tuple(Axis(v, n) for v, n in axes),
-        target=index,
-        value=value,
-        accumulate=bool(accumulate),
-        check=plan.check,
-    )
-    if not accumulate and not _injective(cx, index, [v for v, _ in axes], dict(axes)):
-        raise fail(
-            "E0408",
-            "this may write one element twice",
-            target.span,
-            help=f"to add them up write `{target.span.text} := {target.span.text} + ...`",
-        )
-    return of_node(node, base.letters, base.origins)
+    settle_ranges(cx, ranges, [target, added])
+    return ranges
 
 
 def _names_in(item: ast.Expr) -> Iterator[ast.Name]:
@@ -102,66 +133,42 @@ def _accumulates(target: ast.Index, rhs: ast.Expr) -> tuple[str, ast.Expr]:
 
 
 def _target_index(cx: Context, base: Tensor, target: ast.Index) -> Plan:
-    plan = Plan()
-    rank = len(base.shape)
-    count = sum(1 for i in target.items if not isinstance(i, ast.Rest))
-    for item in target.items:
-        if isinstance(item, ast.Rest) and item.name in cx.frame.binders:
-            count += len(cx.frame.binders[item.name].vars)
-    if count > rank:
-        raise fail("E0405", f"{count} indices for a tensor of rank {rank}", target.span)
+    """Positions; `i:N` with a bound name is that index."""
+    if target.orelse is not None:
+        raise fail("E0407", "`else` has no place on the left side", target.orelse.span)
+    items: list[ast.Expr] = []
     for item in target.items:
         match item:
-            case ast.Slice(lower=ast.Name(id=n)) if n in cx.frame.binders:
-                var = Idx(Dim.of(cx.frame.binders[n].vars[0]))
-                where = (base, len(plan.source), target, item.span)
-                scalar_index(cx, where, var, plan, False)
+            case ast.Slice(lower=ast.Name(id=n) as name) if n in cx.frame.binders:
+                items.append(name)
+            case ast.NoneLit():
+                raise fail("E0407", "`None` has no place on the left side", item.span)
             case _:
-                read_item(cx, base, item, plan, rank - count, target, False)
-    for axis in range(len(plan.source), rank):
-        keep(base, axis, plan)
+                items.append(item)
+    plan = planned(cx, base, target, items)
     if plan.gather is not None:
         raise fail("E0405", "index the written positions by index names", target.span)
     return plan
 
 
-def _update_value(
-    cx: Context, rhs: ast.Expr, base: Tensor, extra: list[tuple[str, Dim]], plan: Plan
-) -> Expr:
-    value = adapt(cx, cx.eval(rhs), base.dtype, rhs.span)
-    assert isinstance(value, Tensor), value
-    if value.shape and value.shape != tuple(plan.shape):
+def _fits_part(value: Value, base: Tensor, plan: Plan, span: Span) -> None:
+    shape = value.shape if isinstance(value, Tensor | WeakTensor) else ()
+    if isinstance(value, Tree):
+        raise fail("E0303", "a tree is written to a tensor", span)
+    if shape and shape != tuple(plan.shape):
+        part = TensorType(base.dtype, tuple(plan.shape))
+        text = str(value.type) if isinstance(value, Tensor) else describe(value)
         raise fail(
             "E0303",
             "the right side does not have the shape of what it is written to",
-            rhs.span,
-            str(value.type),
-            notes=(f"written: {TensorType(base.dtype, tuple(plan.shape))}",),
+            span,
+            text,
+            notes=(f"written: {part}",),
         )
-    return value.at(tuple(Idx(Dim.of(v)) for v, _ in extra) if value.shape else ())
 
 
-def _resolve(s: Expr | int | tuple[int, Dim], extra: list[tuple[str, Dim]]) -> Expr:
-    match s:
-        case int(k):
-            return Idx(Dim.of(extra[k][0]))
-        case (k, low):
-            assert isinstance(k, int)
-            return Idx(Dim.of(extra[k][0]) + low)
-    assert not isinstance(s, tuple)
-    return s
-
-
-def _as_node(cx: Context, base: Tensor, span: Span) -> Node:
-    if base.node is None:
-        raise fail("E0901", "writing into a part of a tensor is not compiled here", span)
-    return base.node
-
-
-def _injective(
-    cx: Context, index: Sequence[Expr], variables: list[str], extents: dict[str, Dim]
-) -> bool:
-    """Whether different loop positions write different elements (each variable decides a component)."""
+def _injective(index: Sequence[Expr], variables: list[str], extents: dict[str, Dim]) -> bool:
+    """Whether different loop positions write different elements: each variable decides one."""
     left = set(variables)
     for _ in variables:
         for e in index:

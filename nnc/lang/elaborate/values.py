@@ -21,9 +21,13 @@ class Origin:
 
     text: str
     span: Span
+    whole: bool = False  # the text says the size itself: `first 2 of the 10 columns of x`
 
     def show(self, seen_from: Span) -> str:
         return f"{self.text} ({self.span.line_in(seen_from)})"
+
+    def at(self, seen_from: Span) -> str:
+        return f"{self.text}, {self.span.line_in(seen_from)}"
 
 
 Origins = tuple[Origin | None, ...]
@@ -33,7 +37,8 @@ Origins = tuple[Origin | None, ...]
 class Tensor:
     """A tensor: its type and how to get an element. `node` when it is a value of the Graph.
 
-    `letters`: the index names of the statement that defined it (only on variables); `origins`: one for each axis.
+    `letters`: the index names of the statement that defined it (only on variables);
+    `origins`: of the sizes, one for each axis; `place`: of the tensor (`argument x`).
     """
 
     type: TensorType
@@ -41,6 +46,7 @@ class Tensor:
     node: Node | None = None
     letters: tuple[str, ...] = ()
     origins: Origins = ()
+    place: Origin | None = None
 
     @property
     def shape(self) -> tuple[Dim, ...]:
@@ -58,7 +64,8 @@ class Tensor:
 class Weak:
     """A number that adapts to its context: literal, size, loop variable, or a function of these.
 
-    `dim`: when it is an integer polynomial; `number`: when it is known now; `make(dtype)`: its expression.
+    `dim`: when it is an integer polynomial; `number`: when it is known now;
+    `make(dtype)`: its expression.
     """
 
     kind: str  # "int" or "float"
@@ -69,9 +76,13 @@ class Weak:
 
 @dataclass(frozen=True, eq=False)
 class Bool:
-    """A static bool; None while it is not known (generic check)."""
+    """A static bool; None while it is not known (generic check): then `yes` are the sizes that are
+    >= 0 where it is true, `no` where it is false.
+    """
 
     value: bool | None
+    yes: tuple[Dim, ...] = ()
+    no: tuple[Dim, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,11 +96,15 @@ class Nothing:
 
 
 @dataclass(frozen=True, eq=False)
-class Fill:
-    """`zeros[...]`: a tensor of one number whose dtype comes from its use."""
+class WeakTensor:
+    """A tensor of literals (`zeros[n]`, `where(m, 1, -1)`): its dtype comes from its use.
+
+    `kind`: "int" (i32 when free), "float" or "any" (real when free); `at(dtype, index)`.
+    """
 
     shape: tuple[Dim, ...]
-    number: float
+    kind: str
+    at: Callable[[DType, tuple[Expr, ...]], Expr]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +129,7 @@ class Pack:
 
 @dataclass(frozen=True, eq=False)
 class AxisRef:
-    """An axis argument, resolved against the call's tensor: counted from the left; None: unknown."""
+    """An axis argument, resolved against a tensor: counted from the left; None: unknown."""
 
     axis: int | None
 
@@ -150,7 +165,7 @@ class UnitRef:
 
 @dataclass(eq=False)
 class LeafDecl:
-    """A stored tensor (or tree of tensors, when `tree`) of a module instance, relative to the instance."""
+    """A stored tensor (or tree of tensors, when `tree`) of a module instance."""
 
     name: str
     decl: ast.ParamDecl | ast.StateDecl
@@ -230,11 +245,29 @@ class Tree:
 
 
 @dataclass(frozen=True, eq=False)
+class View:
+    """A part of a stored tensor, `kv[l]`: its shape, and the whole's index for an index of it."""
+
+    shape: tuple[Dim, ...]
+    at: Callable[[tuple[Expr, ...]], tuple[Expr, ...]]
+    origins: Origins = ()
+
+    def apart(self, other: View) -> bool:
+        """Whether two views of one tensor surely share no element: some fixed indices differ."""
+        pairs = zip(self._fixed(), other._fixed(), strict=True)
+        return any(x is not None and y is not None and x != y for x, y in pairs)
+
+    def _fixed(self) -> list[int | None]:
+        index = self.at(tuple(Idx(Dim.of(f"$?{k}")) for k in range(len(self.shape))))
+        return [e.dim.const if isinstance(e, Idx) else None for e in index]
+
+
+@dataclass(frozen=True, eq=False)
 class Stored:
-    """A variable that names storage (an `inout` tensor, a state): its value is the current version."""
+    """A name of storage (an `inout` tensor, a state, a part of one): means its last version."""
 
     key: str
-    letters: tuple[str, ...] = ()
+    view: View | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -248,7 +281,7 @@ Value = (
     | Bool
     | Text
     | Nothing
-    | Fill
+    | WeakTensor
     | Tuple
     | Seq
     | Pack
@@ -321,8 +354,8 @@ def describe(value: Value) -> str:
             return "a string"
         case Nothing():
             return "None"
-        case Fill(shape=shape):
-            return f"a tensor [{', '.join(map(str, shape))}]"
+        case WeakTensor(shape=shape):
+            return f"a tensor [{', '.join(map(str, shape))}]" if shape else "a number"
         case Tuple(items=items):
             return f"a tuple ({', '.join(describe(i) for i in items)})"
         case Seq() | ModuleList():
@@ -352,11 +385,21 @@ class Operand:
     span: Span
 
 
+def axes_word(rank: int) -> str:
+    """`a number`, `1 axis`, `3 axes`."""
+    return "a number" if rank == 0 else "1 axis" if rank == 1 else f"{rank} axes"
+
+
+def counted(n: int, noun: str) -> str:
+    """`1 value`, `2 values`."""
+    return f"{n} {noun}{'' if n == 1 else 's'}"
+
+
 def axis_word(rank: int, axis: int, name: str) -> str:
     """`columns of w`, `axis 2 of x`."""
     if rank == 2:
         return f"{'rows' if axis == 0 else 'columns'} of {name}"
-    return f"the length of {name}" if rank == 1 else f"axis {axis} of {name}"
+    return f"length of {name}" if rank == 1 else f"axis {axis} of {name}"
 
 
 def declared_origins(name: str, shape: tuple[Dim, ...], span: Span) -> Origins:

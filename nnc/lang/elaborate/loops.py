@@ -1,0 +1,389 @@
+"""Run-time loops: `for t in T:`, `ys = for ...: yield`, `while c limit N:`.
+
+The body is elaborated twice: a trial finds what it assigns, then it runs on placeholders for these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from nnc.diagnostics import Span
+from nnc.ir.expr import Idx, Load, Select
+from nnc.ir.graph import Axis, Compute, Input, Loop, Node, Part
+from nnc.lang import ast
+from nnc.lang.dims import Dim
+from nnc.lang.elaborate.arith import adapt
+from nnc.lang.elaborate.context import Context, Poisoned, fail
+from nnc.lang.elaborate.values import (
+    UNKNOWN,
+    Bool,
+    Tensor,
+    Tree,
+    Tuple,
+    Unknown,
+    Value,
+    Weak,
+    WeakTensor,
+    describe,
+    integer,
+    of_node,
+)
+from nnc.lang.types import TensorType
+
+UNLIMITED = 2**31 - 1
+
+
+@dataclass(eq=False)
+class _Carry:
+    """One carried tensor: `name` for messages, its place (variable and leaf, or storage key)."""
+
+    name: str
+    init: Node
+    slot: Input
+
+
+@dataclass(frozen=True)
+class _State:
+    """What a body may change."""
+
+    vars: dict[str, Value]
+    store: dict[str, Tensor]
+    counters: dict[str, int]
+
+
+def _state(cx: Context) -> _State:
+    return _State(dict(cx.frame.vars), {k: s.now for k, s in cx.store.items()}, dict(cx.counters))
+
+
+def _restore(cx: Context, s: _State) -> None:
+    cx.frame.vars = dict(s.vars)
+    cx.counters = dict(s.counters)
+    for key, now in s.store.items():
+        cx.store[key].now = now
+
+
+def run_loop(
+    cx: Context,
+    span: Span,
+    body: Sequence[ast.Stmt],
+    var: str | None,
+    trip: Dim,
+    targets: Sequence[ast.Expr] = (),
+    cond: ast.Expr | None = None,
+    limited: bool = False,
+) -> None:
+    """A loop of `trip` turns; `cond` is looked at before each turn (`limited`: by selection)."""
+    if cx.ranges:
+        raise fail("E0901", "a run-time loop inside index notation is not compiled yet", span)
+    turn = cx.fresh_var(var or "turn", list(cx.turns))
+    before = _state(cx)
+    with _turning(cx, turn, trip):
+        changed, keys = _trial(cx, body, var, turn, cond, before)
+        if changed is None:
+            _poison(cx, body, targets)
+            return
+        carries = _Carries(cx, span)
+        for name in changed:
+            cx.frame.vars[name] = carries.place(name, before.vars[name], changed[name])
+        for key in keys:
+            cx.store[key].now = carries.slot(key, before.store[key])
+        if var is not None:
+            cx.frame.vars[var] = integer(Dim.of(turn))
+        test = None if cond is None else _condition(cx, cond)
+        yields = _body(cx, body, span)
+        ends = [carries.end(cx, n, cx.frame.vars.get(n, UNKNOWN)) for n in changed]
+        following = [n for nodes in ends for n in nodes]
+        following += [carries.stored(cx, key) for key in keys]
+    if test is not None and limited:
+        following = [
+            _chosen(test, n, c.slot) for n, c in zip(following, carries.items, strict=True)
+        ]
+    _finish(
+        cx,
+        span,
+        carries,
+        following,
+        yields,
+        turn,
+        trip,
+        None if limited else test,
+        before,
+        list(changed),
+        keys,
+        targets,
+        var,
+    )
+
+
+@contextmanager
+def _turning(cx: Context, turn: str, trip: Dim) -> Iterator[None]:
+    saved, yielding = dict(cx.turns), cx.frame.yields
+    cx.turns[turn] = trip
+    cx.frame.yields = []
+    try:
+        yield
+    finally:
+        cx.turns, cx.frame.yields = saved, yielding
+
+
+def _trial(
+    cx: Context,
+    body: Sequence[ast.Stmt],
+    var: str | None,
+    turn: str,
+    cond: ast.Expr | None,
+    before: _State,
+) -> tuple[dict[str, Value] | None, list[str]]:
+    """What one turn assigns among what was alive before: variables with their new values, storage."""
+    errors = len(cx.diagnostics.errors)
+    if var is not None:
+        cx.frame.vars[var] = integer(Dim.of(turn))
+        cx.frame.used.add(var)
+    if cond is not None:
+        cx.eval(cond)
+    cx.execute(body)
+    assert cx.frame.yields is not None
+    cx.frame.yields.clear()
+    changed = {
+        n: v
+        for n, v in cx.frame.vars.items()
+        if n in before.vars and v is not before.vars[n] and n != var
+    }
+    keys = [k for k, now in before.store.items() if cx.store[k].now is not now]
+    failed = len(cx.diagnostics.errors) > errors
+    returned, cx.frame.returned = cx.frame.returned, False
+    if returned:
+        cx.frame.result = None
+    _restore(cx, before)
+    if returned and not failed:
+        raise fail(
+            "E0317",
+            "`return` cannot stand in a run-time loop",
+            body[-1].span,
+            help="assign a variable and return it after the loop",
+        )
+    return (None if failed else changed), keys
+
+
+def _poison(cx: Context, body: Sequence[ast.Stmt], targets: Sequence[ast.Expr]) -> None:
+    names = [t.id for t in targets if isinstance(t, ast.Name)]
+    for stmt in body:
+        if isinstance(stmt, ast.Assign):
+            names += [t.id for t in stmt.targets if isinstance(t, ast.Name)]
+    for name in names:
+        cx.frame.vars[name] = UNKNOWN
+
+
+def _condition(cx: Context, cond: ast.Expr) -> Node:
+    value = cx.tensor(cx.eval(cond))
+    match value:
+        case Tensor(dtype="bool", shape=()):
+            node = cx.materialized(value, cond.span).node
+            assert node is not None
+            return node
+        case Unknown():
+            raise Poisoned
+        case Bool(value=True):
+            raise fail("E0318", "this loop never ends", cond.span)
+    raise fail("E0203", "a condition must be one bool", cond.span, describe(value))
+
+
+def _body(cx: Context, body: Sequence[ast.Stmt], span: Span) -> list[Node]:
+    cx.execute(body)
+    given = cx.frame.yields or []
+    if len(given) > 1:
+        raise fail("E0319", "a turn yields once", span)
+    out: list[Node] = []
+    for value, at in given[0] if given else []:
+        tensor = _tensor(cx, value, at, None)
+        assert tensor.node is not None
+        out.append(tensor.node)
+    return out
+
+
+def _tensor(cx: Context, value: Value, span: Span, dtype: str | None) -> Tensor:
+    """A value as a node: literals adapt to `dtype`, or real (whole numbers: i32)."""
+    current = cx.tensor(value)
+    match current:
+        case Unknown():
+            raise Poisoned
+        case Tensor():
+            return cx.materialized(current, span)
+        case Weak(kind="int") if dtype is None:
+            dtype = "i32"
+    if isinstance(current, Weak | WeakTensor | Bool):
+        made = adapt(cx, current, dtype or cx.frame.real, span)
+        if isinstance(made, Tensor):
+            return cx.materialized(made, span)
+    raise fail("E0316", f"{describe(current)} cannot be carried through a loop", span)
+
+
+@dataclass(eq=False)
+class _Carries:
+    """The carried tensors in order, with the structure of each variable."""
+
+    cx: Context
+    span: Span
+
+    def __post_init__(self) -> None:
+        self.items: list[_Carry] = []
+        self.shapes: dict[str, Value] = {}
+
+    def slot(self, name: str, init: Tensor) -> Tensor:
+        """A placeholder for one tensor."""
+        start = self.cx.materialized(init, self.span)
+        assert start.node is not None
+        slot = Input(type=start.type, span=self.span, name=name, kind="carry")
+        self.items.append(_Carry(name, start.node, slot))
+        return of_node(slot, init.letters, init.origins)
+
+    def place(self, name: str, before: Value, after: Value) -> Value:
+        """A variable on placeholders."""
+        old, new = self.cx.tensor(before), self.cx.tensor(after)
+        if isinstance(old, Unknown) or isinstance(new, Unknown):
+            raise Poisoned
+        if isinstance(new, Tree) and isinstance(old, Tree):
+            out: Value = Tree(
+                {k: self._one(f"{name}.{k}", old.leaves[k], v) for k, v in new.leaves.items()},
+                new.of,
+            )
+        elif isinstance(old, Tuple) and isinstance(new, Tuple):
+            pairs = zip(old.items, new.items, strict=True)
+            out = Tuple(tuple(self._one(f"{name}.{i}", a, b) for i, (a, b) in enumerate(pairs)))
+        else:
+            out = self._one(name, old, new)
+        self.shapes[name] = out
+        return out
+
+    def _one(self, name: str, old: Value, new: Value) -> Value:
+        dtype = new.dtype if isinstance(new, Tensor) else None
+        if dtype is None and isinstance(new, Weak) and new.kind == "float":
+            dtype = self.cx.frame.real
+        start = _tensor(self.cx, old, self.span, dtype)
+        if isinstance(new, Tensor) and new.type != start.type:
+            shape = new.shape
+            if not start.shape and shape and isinstance(old, Weak | WeakTensor):
+                pass
+            raise _differs(name, start.type, new.type, self.span)
+        return self.slot(name, start)
+
+    def end(self, cx: Context, name: str, value: Value) -> list[Node]:
+        """The next values of a variable, in the order of its placeholders."""
+        shape = self.shapes[name]
+        current = cx.tensor(value)
+        if isinstance(current, Unknown):
+            raise Poisoned
+        match shape, current:
+            case Tree(leaves=slots), Tree(leaves=found):
+                return [self._next(cx, f"{name}.{k}", s, found[k]) for k, s in slots.items()]
+            case Tuple(items=items), Tuple(items=new):
+                pairs = zip(items, new, strict=True)
+                return [self._next(cx, name, s, v) for s, v in pairs]
+        return [self._next(cx, name, shape, current)]
+
+    def _next(self, cx: Context, name: str, slot: Value, value: Value) -> Node:
+        assert isinstance(slot, Tensor)
+        tensor = _tensor(cx, value, self.span, slot.dtype)
+        if tensor.type != slot.type:
+            raise _differs(name, slot.type, tensor.type, self.span)
+        assert tensor.node is not None
+        return tensor.node
+
+    def stored(self, cx: Context, key: str) -> Node:
+        node = cx.materialized(cx.store[key].now, self.span).node
+        assert node is not None
+        return node
+
+
+def _differs(name: str, old: TensorType, new: TensorType, span: Span) -> Exception:
+    return fail(
+        "E0316",
+        f"`{name}` is {old} before the loop and {new} after a turn",
+        span,
+        help="what a loop carries keeps its type",
+    )
+
+
+def _chosen(test: Node, new: Node, old: Node) -> Node:
+    """`new if test else old`, element by element."""
+    axes = tuple(Axis(f"$i{k}", n) for k, n in enumerate(new.type.shape))
+    index = tuple(Idx(Dim.of(a.var)) for a in axes)
+    dtype = new.type.dtype
+    body = Select(dtype, Load("bool", test, ()), Load(dtype, new, index), Load(dtype, old, index))
+    return Compute(type=new.type, span=new.span, axes=axes, body=body)
+
+
+def _finish(
+    cx: Context,
+    span: Span,
+    carries: _Carries,
+    following: list[Node],
+    yields: list[Node],
+    turn: str,
+    trip: Dim,
+    cond: Node | None,
+    before: _State,
+    names: list[str],
+    keys: list[str],
+    targets: Sequence[ast.Expr],
+    var: str | None,
+) -> None:
+    """The Loop node, and what its results are called after it."""
+    cx.frame.vars = {n: v for n, v in cx.frame.vars.items() if n in before.vars}
+    if var is not None:
+        cx.frame.vars.pop(var, None)
+    if not carries.items and not yields:
+        return
+    first = carries.items[0].slot if carries.items else yields[0]
+    loop = Loop(
+        type=first.type,
+        span=span,
+        var=turn,
+        trip=trip,
+        carries=tuple(c.slot for c in carries.items),
+        init=tuple(c.init for c in carries.items),
+        next=tuple(following),
+        yields=tuple(yields),
+        cond=cond,
+    )
+    ends = iter(
+        of_node(Part(type=c.slot.type, span=span, source=loop, index=i, name=c.name))
+        for i, c in enumerate(carries.items)
+    )
+    for name in names:
+        cx.frame.vars[name] = _refilled(carries.shapes[name], lambda: next(ends))
+    for key in keys:
+        old = cx.store[key].now
+        new = next(ends)
+        cx.store[key].now = Tensor(new.type, new.at, new.node, old.letters, old.origins)
+    stacked: list[Value] = []
+    for k, node in enumerate(yields):
+        kind = TensorType(node.type.dtype, (trip, *node.type.shape))
+        part = Part(type=kind, span=span, source=loop, index=len(carries.items) + k)
+        stacked.append(of_node(part))
+    _assign(cx, targets, stacked, span)
+
+
+def _refilled(shape: Value, take: Callable[[], Tensor]) -> Value:
+    match shape:
+        case Tree(leaves=leaves, of=of):
+            return Tree({k: take() for k in leaves}, of)
+        case Tuple(items=items):
+            return Tuple(tuple(take() for _ in items))
+    return take()
+
+
+def _assign(cx: Context, targets: Sequence[ast.Expr], stacked: list[Value], span: Span) -> None:
+    if not targets:
+        return
+    if not stacked:
+        raise fail("E0319", "the loop yields nothing", span, help="`yield x` in its body")
+    if len(targets) != len(stacked):
+        raise fail("E0811", f"{len(targets)} names for {len(stacked)} yielded values", span)
+    for target, value in zip(targets, stacked, strict=True):
+        if not isinstance(target, ast.Name):
+            raise fail("E0503", "the results of a loop are names", target.span)
+        cx.frame.vars[target.id] = value
+        cx.frame.var_spans[target.id] = target.span

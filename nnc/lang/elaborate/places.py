@@ -1,0 +1,96 @@
+"""Places: expressions that name storage which can be written, whole or in part."""
+
+from __future__ import annotations
+
+from nnc.diagnostics import Label, Span
+from nnc.ir.graph import Input
+from nnc.lang import ast
+from nnc.lang.elaborate.arith import adapt
+from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
+from nnc.lang.elaborate.reads import planned
+from nnc.lang.elaborate.values import (
+    Stored,
+    Tensor,
+    Unknown,
+    View,
+    WeakTensor,
+    describe,
+)
+from nnc.lang.types import DType
+
+
+def place(cx: Context, e: ast.Expr, free: DType) -> Stored:
+    """The storage that `e` names. A local variable becomes storage; `free`: dtype of literals."""
+    match e:
+        case ast.Name(id=name) if name in cx.frame.vars:
+            return _variable(cx, name, e.span, free)
+        case ast.Index(value=base, items=items, orelse=None):
+            return _part(cx, place(cx, base, free), e, items)
+        case ast.Tuple(items=(inner,)):
+            return place(cx, inner, free)
+    value = cx.eval(e)
+    if isinstance(value, Unknown):
+        raise Poisoned
+    if isinstance(value, Stored):
+        return value
+    raise fail("E0503", f"this is {describe(value)}, which cannot be written", e.span)
+
+
+def _variable(cx: Context, name: str, span: Span, free: DType) -> Stored:
+    value = cx.frame.vars[name]
+    cx.frame.used.add(name)
+    match value:
+        case Stored():
+            return value
+        case Unknown():
+            raise Poisoned
+        case Tensor() | WeakTensor() if name not in cx.frame.read_only:
+            return _promoted(cx, name, value, span, free)
+    if name in cx.frame.read_only:
+        raise read_only(cx, name, span)
+    raise fail("E0503", f"`{name}` is {describe(value)}, which cannot be written", span)
+
+
+def read_only(cx: Context, name: str, span: Span) -> Mistake:
+    """An argument that is not `inout` is written."""
+    declared = cx.frame.read_only[name]
+    return fail(
+        "E0503",
+        f"`{name}` is an argument and not `inout`",
+        span,
+        labels=(Label(declared, "declared here", aside=True),),
+        help=f"declare it `inout {declared.text}`",
+    )
+
+
+def _promoted(
+    cx: Context, name: str, value: Tensor | WeakTensor, span: Span, free: DType
+) -> Stored:
+    """A local tensor as storage of its own: its variable now names that."""
+    if cx.ranges:
+        raise fail("E0901", "writing inside index notation is not compiled yet", span)
+    dtype = value.dtype if isinstance(value, Tensor) else free
+    tensor = adapt(cx, value, dtype, span)
+    assert isinstance(tensor, Tensor)
+    key = f"{cx.frame.path}%{name}"
+    n = cx.counters[key] = cx.counters.get(key, 0) + 1
+    key = f"{key}{n}"
+    cx.add_storage(Input(type=tensor.type, name=key, span=span, kind="local"), True, name)
+    cx.store[key].now = tensor
+    cx.frame.vars[name] = Stored(key)
+    return Stored(key)
+
+
+def _part(cx: Context, whole: Stored, e: ast.Index, items: tuple[ast.Expr, ...]) -> Stored:
+    base = cx.tensor(whole)
+    assert isinstance(base, Tensor)
+    plan = planned(cx, base, e, items)
+    if plan.check is not None:
+        raise fail("E0503", "only a part at a known position can be passed as `inout`", e.span)
+    above = whole.view
+    view = View(
+        tuple(plan.shape),
+        plan.at if above is None else lambda i: above.at(plan.at(i)),
+        tuple(plan.origins),
+    )
+    return Stored(whole.key, view)

@@ -1,0 +1,45 @@
+"""Walks over syntax."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+
+from nnc.lang import ast
+
+
+def syntax(*roots: object) -> Iterator[ast.Syntax]:
+    """Every node below the roots, outer ones first, in order of the text."""
+    stack: list[object] = list(reversed(roots))
+    while stack:
+        node = stack.pop()
+        if isinstance(node, tuple):
+            stack.extend(reversed(node))
+        elif isinstance(node, ast.Syntax):
+            yield node
+            stack.extend(getattr(node, f.name) for f in reversed(fields(node)) if f.name != "span")
+
+
+def nested(body: Sequence[ast.Stmt]) -> Iterator[ast.Stmt]:
+    """All statements, those inside blocks too."""
+    stack = list(reversed(body))
+    while stack:
+        stmt = stack.pop()
+        yield stmt
+        match stmt:
+            case ast.If(then=then, orelse=orelse):
+                stack.extend(reversed((*then, *orelse)))
+            case ast.For(body=inner) | ast.While(body=inner):
+                stack.extend(reversed(inner))
+
+
+def assigned(body: Sequence[ast.Stmt]) -> list[str]:
+    """The names that statements define by `=`."""
+    out: list[str] = []
+    for stmt in nested(body):
+        if isinstance(stmt, ast.Assign | ast.For):
+            for target in stmt.targets:
+                name = target.value if isinstance(target, ast.Index) else target
+                if isinstance(name, ast.Name):
+                    out.append(name.id)
+    return list(dict.fromkeys(out))
