@@ -898,6 +898,30 @@ def test_contraction_groups() -> None:
         native(p).run([xv, wv, iv, *zeros], {"T": t, "H": h})
 
 
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_tiny_contraction_has_the_bits_of_tiles(dtype: str) -> None:
+    """Few rows are done by plain loops, many by tiles: the first rows agree."""
+    x, w = buffer("x", dtype, "B", "M", 30, slot=0), buffer("w", dtype, 21, 30, slot=1)
+    y = buffer("y", dtype, "B", "M", 21, slot=2)
+    leaf = Contract(
+        "s",
+        (axis("b", "B"),),
+        (axis("m", "M"),),
+        (axis("n", 21),),
+        (axis("k", 30),),
+        load(x, "$b", "$m", "$k"),
+        load(w, "$n", "$k"),
+        (store(y, ("$b", "$m", "$n"), op("tanh", var("s", dtype))),),
+    )
+    p = program([x, w, y], kernel(leaf), dims=("B", "M"))
+    xv, wv = rng(1).normal(size=(2, 50, 30)), rng(2).normal(size=(21, 30))
+    xv, wv = xv.astype(NUMPY[dtype]), wv.astype(NUMPY[dtype])
+    many = run(p, [xv, wv, np.zeros((2, 50, 21), xv.dtype)], {"B": 2, "M": 50})[2]
+    few = run(p, [xv[:, :3], wv, np.zeros((2, 3, 21), xv.dtype)], {"B": 2, "M": 3})[2]
+    assert np.array_equal(few, many[:, :3])
+    assert np.allclose(many, np.tanh(xv @ wv.T), atol=1e-5)
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolution(stride: int) -> None:
     """A padded window as the right operand: pixels are columns, filters rows."""

@@ -10,18 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from nnc.codegen import contract, flow, pack
+from nnc.codegen import contract, flow, pack, tiles
 from nnc.codegen.emit import Emitter
 from nnc.codegen.memory import ALWAYS, Guard, strides
 from nnc.codegen.reductions import Reductions
 from nnc.codegen.registers import HALVES, computes_in
 from nnc.codegen.scopes import Value
-from nnc.ir.expr import Expr, Idx, Load, loads
+from nnc.ir.expr import Expr, Idx, Load, Op, loads
 from nnc.ir.graph import Axis
-from nnc.ir.loop import Buffer, Contract
+from nnc.ir.loop import Buffer, Contract, For, Reduce, Stmt
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 
 _LONG = 1024  # assumed for sizes known at run time only
+_TINY = 1 << 12  # multiplications: fewer are done by plain loops
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,38 @@ class Leaves(Reductions):
     contractions: frozenset[str] = frozenset()
 
     def contraction(self, c: Contract) -> None:
-        """The whole body of a kernel: batches outside, each one contraction."""
+        """The whole body of a kernel."""
         if not c.n:
             c = replace(c, m=c.n, n=c.m, a=c.b, b=c.a)
+        size = self.uniform(dim_prod(a.extent for a in (*c.batch, *c.m, *c.n, *c.k))).text
+        constant = dim_prod(d for a in (*c.n, *c.k) if (d := a.extent).const is not None)
+        may_be_tiny = (constant.const or 0) <= _TINY and self.one_chain(c)
+        tiny = flow.compare(self.em, "sle", size, str(_TINY)) if may_be_tiny else "false"
+        if tiny != "true":
+            with flow.when(self.em, flow.negate(self.em, tiny)), self.scope():
+                self.tiled(c)
+        if tiny != "false":
+            only = flow.compare(self.em, "eq", self.tid, "0")
+            with flow.when(self.em, tiny), flow.when(self.em, only), self.scope():
+                self.block((self.plain(c),))
+
+    def one_chain(self, c: Contract) -> bool:
+        """Whether the tiles sum over k in one block, so that plain loops give the same bits."""
+        k = dim_prod(a.extent for a in c.k).const
+        return k is not None and k <= tiles.tile(computes_in(c.a.dtype), self.target).block
+
+    def plain(self, c: Contract) -> Stmt:
+        """Loops without tiles or packing, for sizes at which those cost more than they save."""
+        product = Op(computes_in(c.a.dtype), "mul", (c.a, c.b))
+        sum_ = Reduce(c.name, "dot", c.k, product, None)
+        body: tuple[Stmt, ...] = (sum_, *c.epilogue)
+        axes = (*c.batch, *c.m, *c.n)
+        for axis in reversed(axes):
+            body = (For(axis, "vector" if axis is axes[-1] else "serial", body),)
+        return body[0] if axes else For(Axis("$.one", ONE), "serial", body)
+
+    def tiled(self, c: Contract) -> None:
+        """Batches outside, each one contraction by register tiles."""
         self.contractions |= {computes_in(c.a.dtype)}
         groups = [group(x, axes) for x, axes in zip("mnk", (c.m, c.n, c.k), strict=True)]
         with self.merged_axes(groups):

@@ -16,6 +16,7 @@ from nnc.codegen import flow
 from nnc.codegen.loops import Loops, cheap
 from nnc.codegen.registers import computes_in, vtype, wide
 from nnc.codegen.scopes import Value
+from nnc.ir.expr import Op
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Reduce
 from nnc.lang.dims import ZERO, Dim
@@ -28,7 +29,10 @@ _SLOTS = 4
 
 @dataclass(frozen=True)
 class Fold:
-    """What is accumulated: a number, or for argmax and argmin a number and its position."""
+    """What is accumulated: a number, or for argmax and argmin a number and its position.
+
+    `dot` is a sum of products in one chain of fused multiply-adds, as contractions make it.
+    """
 
     op: str
     dtype: DType
@@ -44,7 +48,7 @@ class Fold:
     @property
     def identity(self) -> tuple[float, ...]:
         match self.op:
-            case "sum" | "any":
+            case "sum" | "any" | "dot":
                 return (0,)
             case "prod" | "all":
                 return (1,)
@@ -113,6 +117,9 @@ class Reductions(Loops):
         self.write_slots(fold, slots, self.combined(fold, old, item, lanes, mask), lanes)
 
     def item(self, leaf: Reduce, fold: Fold, lanes: int) -> State:
+        if leaf.op == "dot":
+            assert isinstance(leaf.value, Op), leaf.value
+            return tuple(self.spread(self.value(e), lanes) for e in leaf.value.args)
         value = self.value(leaf.value)
         text = self.spread(value, lanes)
         if leaf.op in ("any", "all"):
@@ -130,6 +137,8 @@ class Reductions(Loops):
     ) -> State:
         if fold.positions:
             new = self.better(fold, a, b, lanes)
+        elif fold.op == "dot":
+            new = (self.multiply_add(fold.dtype, b[0], b[1], a[0], lanes),)
         else:
             new = (self.ops.apply(_COMBINE[fold.op], fold.dtype, fold.dtype, (a[0], b[0]), lanes),)
         if mask is None:
@@ -138,6 +147,11 @@ class Reductions(Loops):
             self.ops.choose(mask, x, y, d, lanes)
             for x, y, d in zip(new, a, fold.parts, strict=True)
         )
+
+    def multiply_add(self, dtype: DType, x: str, y: str, s: str, lanes: int) -> str:
+        if self.target.fma:
+            return self.ops.intrinsic("fma", dtype, lanes, x, y, s)
+        return self.ops.two("fadd", dtype, s, self.ops.two("fmul", dtype, x, y, lanes), lanes)
 
     def better(self, fold: Fold, a: State, b: State, lanes: int) -> State:
         """The more extreme of two, NaN above all, the first among equals."""
