@@ -444,3 +444,154 @@ def test_cache_survives_racing_processes(tmp_path: Any) -> None:
 
 def test_manifest_type_is_the_contract() -> None:
     assert isinstance(fake.MANIFEST, Manifest)
+
+
+# ---- with the compiler ------------------------------------------------------------------------
+
+SOURCE = """\
+from std.nn import Linear, relu
+from std.optim import SGD
+
+module Net(I=4, H=8, O=3):
+    fc1 = Linear(I, H)
+    fc2 = Linear(H, O)
+
+    def forward(x: real[B, I]) -> real[B, O]:
+        return fc2(relu(fc1(x)))
+
+export def logits(net: Net, x: f32[B, 4]) -> (f32[B, 3], i32[B]):
+    y = net(x)
+    return y, argmax(y, over=1)
+
+export def slope(net: Net, x: f32[B, 4]) -> params(Net):
+    return grad(mean(net(x)**2), net)
+
+export def apply(inout net: Net, g: params(Net), lr: f32) -> f32:
+    net := net - lr * g
+    return norm(g)
+
+export def noise(n: dim, s: f32) -> f32[n]:
+    return s * normal!([n])
+
+export def pick(x: f32[N, D], i: i32[B]) -> f32[B, D]:
+    y[b, d] = x[i[b], d]
+    return y
+
+export def halves(x: f32[2*H, D]) -> f32[H, D] where D <= 5:
+    return x[:H]
+"""
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    path = tmp_path_factory.mktemp("real") / "net.nn"
+    path.write_text(SOURCE)
+    return nnc.load(path)
+
+
+def test_backward_of_a_module(real: Any) -> None:
+    net = real.Net.init(seed=1)
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype(F)
+    run = real.logits.forward(net, x)
+    y, _ = real.logits(net, x)
+    assert isinstance(run.value, tuple) and np.allclose(run.value[0], y)
+    grads = run.backward((2 * y / y.size).astype(F))
+    expected = real.slope(net, x)
+    assert list(grads.net) == list(net) == list(expected)
+    for key in net:
+        assert np.allclose(grads.net[key], expected[key], atol=1e-6)
+    assert grads.x.shape == (6, 4)
+
+
+def test_backward_after_a_change_is_refused(real: Any) -> None:
+    net = real.Net.init(seed=1)
+    x = ones(2, 4)
+    run = real.logits.forward(net, x)
+    run.backward(ones(2, 3))
+    real.apply(net, real.slope(net, x), 0.1)
+    with pytest.raises(nnc.Error, match="net was changed after this forward"):
+        run.backward(ones(2, 3))
+    again = real.logits.forward(net, x)
+    net["fc1.bias"] = np.zeros(8, F)
+    with pytest.raises(nnc.Error, match="was changed"):
+        again.backward(ones(2, 3))
+
+
+def test_trees_go_out_and_in(real: Any) -> None:
+    net = real.Net.init(seed=1)
+    before = net.copy()
+    g = real.slope(net, ones(2, 4))
+    norm = real.apply(net, g, 0.5)
+    assert norm == pytest.approx(np.sqrt(sum((a**2).sum() for a in g.values())), rel=1e-5)
+    assert all(np.allclose(net[k], before[k] - 0.5 * g[k]) for k in net)
+    with pytest.raises(nnc.ArgumentError, match=r"g must be a params\(Net\), got a dict"):
+        real.apply(net, dict(g), 0.5)
+
+
+def test_random_numbers_follow_seed_and_step(real: Any) -> None:
+    real.seed(7)
+    first, second = real.noise(50, 1.0), real.noise(50, 1.0)
+    assert not np.array_equal(first, second)
+    real.seed(7)
+    assert np.array_equal(real.noise(50, 1.0), first)
+    real.seed(7, step=1)
+    assert np.array_equal(real.noise(50, 1.0), second)
+    real.seed(8)
+    assert not np.array_equal(real.noise(50, 1.0), first)
+    a, b = real.Net.init(seed=1), real.Net.init(seed=2)
+    assert not np.array_equal(a["fc1.weight"], b["fc1.weight"])
+    assert np.array_equal(a["fc1.weight"], real.Net.init(seed=1)["fc1.weight"])
+
+
+def test_threads_do_not_change_a_bit(real: Any) -> None:
+    net = real.Net.init(seed=1)
+    x = np.random.default_rng(0).normal(size=(5000, 4)).astype(F)
+    old, found = real.threads, []
+    for count in (1, 2, 64):
+        real.threads = count
+        found.append((real.logits(net, x)[0], real.slope(net, x)["fc1.weight"].copy()))
+    real.threads = old
+    for y, g in found[1:]:
+        assert np.array_equal(y, found[0][0]) and np.array_equal(g, found[0][1])
+
+
+def test_an_index_outside_names_the_line(real: Any) -> None:
+    x = np.arange(6, dtype=F).reshape(3, 2)
+    assert real.pick(x, np.array([2, 0], np.int32)).tolist() == [[4, 5], [0, 1]]
+    for bad in (3, -1, 2**31 - 1, -(2**31)):
+        with pytest.raises(nnc.IndexError) as met:
+            real.pick(x, np.array([0, bad], np.int32))
+        assert f"index {bad} is outside 0 ... 2" in str(met.value)
+        assert "net.nn:26:" in str(met.value)
+
+
+def test_multiples_and_where_clauses(real: Any) -> None:
+    assert real.halves(ones(6, 5)).shape == (3, 5)
+    with pytest.raises(nnc.ShapeError, match="must be a multiple of 2, got 5"):
+        real.halves(ones(5, 5))
+    with pytest.raises(nnc.ShapeError, match="halves needs D <= 5, got D = 6"):
+        real.halves(ones(6, 6))
+
+
+def test_a_bare_network_file_is_callable(tmp_path: Any) -> None:
+    path = tmp_path / "bare.nn"
+    path.write_text(SOURCE.split("export")[0].replace("from std.optim import SGD\n", ""))
+    bare = nnc.load(path)
+    net = bare.Net.init(seed=0)
+    assert net(ones(2, 4)).shape == net.forward(ones(2, 4)).shape == (2, 3)
+    assert np.array_equal(net(ones(2, 4)), bare.forward(net, ones(2, 4)))
+
+
+def test_nothing_leaks(real: Any) -> None:
+    """Memory after 4000 calls is that after 1000, to 1 MB."""
+    import resource
+
+    net, x = real.Net.init(seed=0), ones(64, 4)
+
+    def calls(count: int) -> int:
+        for _ in range(count):
+            real.logits(net, x)
+            real.slope(net, x)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    assert calls(3000) - calls(1000) < 1024
