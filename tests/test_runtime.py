@@ -274,6 +274,8 @@ def test_wrong_keys_and_values(net: Any) -> None:
     assert isinstance(met.value, nnc.KeyError)
     with pytest.raises(nnc.DtypeError, match=r"np\.float32"):
         net["fc.weight"] = np.ones(3)
+    with pytest.raises(nnc.DtypeError, match=r"count is i32, got 1\.5"):
+        net["count"] = 1.5
     with pytest.raises(nnc.ShapeError, match=r"\(3,\)"):
         net["fc.weight"] = ones(4)
     with pytest.raises(AttributeError, match="predict, draw"):
@@ -595,3 +597,26 @@ def test_nothing_leaks(real: Any) -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     assert calls(3000) - calls(1000) < 1024
+
+
+def test_every_dtype_passes(tmp_path: Any) -> None:
+    path = tmp_path / "d.nn"
+    kinds = ["bool", "u8", "i8", "i32", "i64", "f16", "bf16", "f32", "f64"]
+    path.write_text(
+        "".join(
+            f"export def {k}_(x: {k}[N], s: {k}) -> ({k}[N], {k}):\n    return x, s\n"
+            for k in kinds
+        )
+    )
+    model = nnc.load(path)
+    values: dict[str, Any] = {"bool": [True, False], "bf16": [0x3FC0, 0xC000]}
+    scalars: dict[str, Any] = {"bool": True, "bf16": 1.5}
+    for kind in kinds:
+        x = np.array(values.get(kind, [1, 2]), nnc.runtime.memory.numpy_dtype(kind))
+        if kind == "bf16" and x.dtype != np.uint16:
+            x = np.array([1.5, -2], x.dtype)
+        y, s = getattr(model, f"{kind}_")(x, scalars.get(kind, 1))
+        assert y.dtype == x.dtype and np.array_equal(y, x) and s == x[0]
+    if nnc.runtime.memory.numpy_dtype("bf16") == np.uint16:
+        with pytest.raises(nnc.DtypeError, match=r"view\(np.uint32\) >> 16"):
+            model.bf16_(ones(2), 1.0)

@@ -10,7 +10,7 @@ import numpy as np
 from nnc.errors import ArgumentError, DtypeError
 from nnc.ir.signature import ArgSig
 from nnc.lang.types import DTYPES
-from nnc.runtime.memory import Array, numpy_dtype, numpy_name
+from nnc.runtime.memory import Array, cast_help, numpy_dtype, numpy_name
 
 
 def tensor_argument(function: str, arg: ArgSig, value: Any) -> Array:
@@ -134,8 +134,9 @@ def _wrong_dtype(function: str, arg: ArgSig, array: Array) -> str:
     )
     lines = [f"{function}: {arg.name} is {arg.type.dtype}, the given array is {what}"]
     lines.append(f"  {arg.name}: {arg.text or arg.type}" + (f" ({arg.place})" if arg.place else ""))
-    if array.dtype.kind in "fiub":
-        lines.append(f"  help: {arg.name}.astype({numpy_name(arg.type.dtype)})")
+    cure = cast_help(arg.name, array, arg.type.dtype)
+    if cure:
+        lines.append(f"  help: {cure}")
     return "\n".join(lines)
 
 

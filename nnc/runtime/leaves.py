@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from nnc.errors import ArgumentError, AttributeError, DtypeError, KeyError, ShapeError, nearest
-from nnc.ir.signature import Leaf, ModuleSig
-from nnc.lang.types import DTYPES, DType
+from nnc.ir.signature import ArgSig, Leaf, ModuleSig
+from nnc.lang.types import DTYPES, DType, TensorType
 from nnc.runtime import checkpoint
+from nnc.runtime.arrays import tensor_argument
 from nnc.runtime.boundary import boundary
 from nnc.runtime.checkpoint import Wanted
-from nnc.runtime.memory import Array, aligned, human, numpy_dtype, numpy_name, rounded
+from nnc.runtime.memory import Array, aligned, cast_help, human, numpy_dtype, rounded
 
 
 class Layout:
@@ -124,13 +125,12 @@ Mapping.register(Store)
 def _fitting(key: str, dtype: DType, array: Array, value: Any) -> Any:
     """The value when it may be stored in `array`."""
     if array.ndim == 0 and isinstance(value, bool | int | float):
-        return value
+        return tensor_argument("assignment", ArgSig(key, "tensor", TensorType(dtype)), value)
     given = np.asarray(value)
     if given.dtype != array.dtype:
-        raise DtypeError(
-            f"{key} is {dtype}, the given array is {given.dtype}\n"
-            f"  help: value.astype({numpy_name(dtype)})"
-        )
+        cure = cast_help("value", given, dtype)
+        text = f"{key} is {dtype}, the given array is {given.dtype}"
+        raise DtypeError(text + (f"\n  help: {cure}" if cure else ""))
     if given.shape != array.shape:
         raise ShapeError(f"{key} has the shape {array.shape}, the given array {given.shape}")
     return given

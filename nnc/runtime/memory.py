@@ -36,6 +36,16 @@ def numpy_name(dtype: DType) -> str:
     return "np.bool_" if dtype == "bool" else f"np.{numpy_dtype(dtype).name}"
 
 
+def cast_help(name: str, array: Array, dtype: DType) -> str:
+    """The expression that makes `name` an array of the dtype; "" when there is no plain one."""
+    if array.dtype.kind not in "fiub":
+        return ""
+    if dtype == "bf16" and numpy_dtype(dtype) == np.uint16:
+        bits = f"({name}.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)"
+        return f"{bits}: bf16 as its bits; with ml_dtypes {name}.astype(ml_dtypes.bfloat16)"
+    return f"{name}.astype({numpy_name(dtype)})"
+
+
 def raw_bytes(array: Array) -> memoryview:
     """The memory of a C-contiguous array."""
     assert array.flags.c_contiguous, array.flags
