@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from nnc.diagnostics import Diagnostic, Diagnostics, Label, Source, Span
@@ -44,6 +45,14 @@ class Unit:
         return [*self.defs, *self.imports, *self.aliases]
 
 
+@cache
+def _library(name: str, text: str) -> ast.File | None:
+    """A file of the standard library, read once in a process; None when it has mistakes."""
+    diagnostics = Diagnostics()
+    file = parse(Source(name, text), diagnostics)
+    return None if diagnostics.items else file
+
+
 @dataclass(eq=False)
 class Loader:
     """Reads and links files; every file once. Mistakes go to `diagnostics`."""
@@ -56,8 +65,10 @@ class Loader:
     def load(self, path: Path, name: str, source: Source) -> Unit | None:
         """Parses and links one file; None when it does not parse."""
         key = path.resolve()
-        self.sources.append(source)
-        file = parse(source, self.diagnostics)
+        file = _library(source.name, source.text) if key.is_relative_to(STD) else None
+        if file is None:
+            file = parse(source, self.diagnostics)
+        self.sources.append(source if file is None else file.source)
         if file is None:
             return None
         unit = Unit(name, file, path)
@@ -143,7 +154,7 @@ class Loader:
         if key in self.units:
             return self.units[key]
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             self._error("E0805", f"cannot read {shown}: {error}", decl.module_span)
             return None

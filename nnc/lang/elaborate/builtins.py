@@ -33,7 +33,7 @@ from nnc.lang.elaborate.values import (
 )
 from nnc.lang.types import DTYPES
 
-RANDOM = ("uniform", "normal", "bernoulli", "categorical")
+RANDOM = ("uniform", "normal")
 
 
 CASTS = tuple(d for d in DTYPES)

@@ -91,7 +91,7 @@ class Frame:
     read_only: dict[str, Span] = field(default_factory=dict)  # arguments that are not `inout`
     inout: dict[str, Span] = field(default_factory=dict)
     initializing: bool = False
-    yields: list[list[tuple[Value, Span]]] | None = None  # what the run-time loop around yields
+    yields: list[list[tuple[Value, Span]]] | None = None  # of the turn of a loop being run
     half: dict[str, Span] = field(default_factory=dict)  # assigned in one branch of an `if` only
 
     @property
@@ -330,7 +330,7 @@ class Context:
         """A Compute node over the active loop variables that its body uses, then `axes`."""
         if self.conds and (op or hoist):
             body = self._guarded(body)
-        used = names([body])
+        used = names([body]) if self.ranges else frozenset()
         outer = [(v, n) for v, n in self.ranges.items() if v in used]
         outer = [(v, n) for v, n in outer if v not in {a for a, _ in (*axes, *raxes)}]
         every = (*outer, *axes)

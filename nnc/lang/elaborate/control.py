@@ -11,6 +11,7 @@ from nnc.lang.dims import Dim, Facts
 from nnc.lang.elaborate.conditions import select
 from nnc.lang.elaborate.context import Context, Mistake, fail
 from nnc.lang.elaborate.lists import iteration
+from nnc.lang.elaborate.loops import UNLIMITED, run_loop
 from nnc.lang.elaborate.storage import may_define
 from nnc.lang.elaborate.values import (
     UNKNOWN,
@@ -155,11 +156,14 @@ def _same_type(cx: Context, name: str, a: Value, b: Value, span: Span) -> None:
 def run_for(cx: Context, stmt: ast.For) -> None:
     iterable = cx.eval(stmt.iterable)
     size = iterable.dim if isinstance(iterable, Weak) else None
-    if size is not None and size.const is None and not cx.generic:
-        raise fail("E0901", "a loop over a run-time size is not compiled yet", stmt.span)
+    if size is not None and (stmt.targets or _is_run_time(cx, stmt.iterable, size)):
+        (var,) = stmt.vars
+        may_define(cx, var, stmt.span)
+        run_loop(cx, stmt.span, stmt.body, var, size, stmt.targets)
+        return
     items = iteration(cx, iterable, stmt.iterable.span)
     if stmt.targets:
-        raise fail("E0901", "`for` with `yield` is not compiled yet", stmt.span)
+        raise fail("E0319", "a loop that yields runs over a size", stmt.iterable.span)
     if items is None:
         _generic_loop(cx, stmt, iterable)
         return
@@ -170,6 +174,20 @@ def run_for(cx: Context, stmt: ast.For) -> None:
             break
     for name in stmt.vars:
         cx.frame.vars.pop(name, None)
+
+
+def _is_run_time(cx: Context, e: ast.Expr, size: Dim) -> bool:
+    """Whether a loop over this size runs at run time: sizes of arguments do, module parameters do not."""
+    if isinstance(e, ast.Name) and e.id in cx.frame.dims:
+        return True
+    return size.const is None and not cx.generic
+
+
+def run_while(cx: Context, stmt: ast.While) -> None:
+    """`while c limit N:` looks at c before each of at most N turns."""
+    trip = Dim.of(UNLIMITED) if stmt.limit is None else cx.eval_dim(stmt.limit)
+    limited = stmt.limit is not None
+    run_loop(cx, stmt.span, stmt.body, None, trip, (), stmt.cond, limited)
 
 
 def _loop_item(cx: Context, stmt: ast.For, item: Value) -> None:

@@ -18,7 +18,7 @@ from nnc.lang.elaborate.statements import execute
 from nnc.lang.elaborate.values import Builtin, Function, Value
 from nnc.lang.units import STD, Loader, Unit
 
-PRELUDE_STD = {"softmax": "nn"}
+PRELUDE_STD = {"softmax": "nn", "bernoulli": "random", "categorical": "random"}
 
 
 Overrides = Mapping[str, Mapping[str, object]]

@@ -51,6 +51,8 @@ def random_tensor(cx: Context, name: str, e: ast.Call) -> Value:
 
     def body(i: tuple[Expr, ...]) -> Expr:
         flat = ZERO
+        for var, trip in cx.turns.items():
+            flat = flat * trip + Dim.of(var)
         for x, d in zip(i, shape, strict=True):
             assert isinstance(x, Idx)
             flat = flat * d + x.dim

@@ -8,7 +8,7 @@ from dataclasses import replace
 from nnc.diagnostics import Span
 from nnc.lang import ast
 from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
-from nnc.lang.elaborate.control import run_assert, run_for, run_if
+from nnc.lang.elaborate.control import run_assert, run_for, run_if, run_while
 from nnc.lang.elaborate.definitions import define
 from nnc.lang.elaborate.results import returned
 from nnc.lang.elaborate.storage import may_define, write_storage
@@ -66,13 +66,17 @@ def _statement(cx: Context, stmt: ast.Stmt) -> None:
         case ast.ExprStmt(value=value):
             _expression(cx, value)
         case ast.While():
-            raise fail("E0901", "`while` loops are not compiled yet", stmt.span)
+            run_while(cx, stmt)
         case ast.Probe():
             raise fail("E0901", "`probe` is not compiled yet", stmt.span)
         case ast.Yield():
-            raise fail(
-                "E0901", "`yield` stands in a run-time loop, which is not compiled yet", stmt.span
-            )
+            _yield(cx, stmt)
+
+
+def _yield(cx: Context, stmt: ast.Yield) -> None:
+    if cx.frame.yields is None:
+        raise fail("E0319", "`yield` stands in a loop: `ys = for t in T: ...`", stmt.span)
+    cx.frame.yields.append([(cx.eval(v), v.span) for v in stmt.values])
 
 
 def _expression(cx: Context, value: ast.Expr) -> None:
