@@ -23,6 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("nnc.lang", "nnc.passes", "nnc.codegen", "nnc.runtime"),
     ("nnc.compiler",),
     ("nnc.driver",),
+    ("nnc.loading",),
     ("nnc.api",),
     ("nnc.cli",),
     ("nnc.__main__", "nnc"),
@@ -30,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 EXCEPTIONS = {
     ("nnc.errors", "nnc.diagnostics"),  # CompileError carries Diagnostics
     ("nnc.lang.types", "nnc.lang.dims"),
+    ("nnc.cli", "nnc"),  # the version
 }
 
 # Imports inside functions: only to keep `import nnc` and `nnc --help` fast, or what may be missing.
@@ -37,6 +39,8 @@ LOCAL = {
     "nnc": {"nnc"},
     "nnc.cli": {"nnc"},
     "nnc.cli.commands": {"nnc"},
+    "nnc.cli.options": {"nnc"},
+    "nnc.loading": {"nnc"},  # what is taken from the cache never imports the compiler
     "nnc.api": {"nnc"},  # what loads a compiled artifact never imports the compiler
     "nnc.lang.syntax": {"lark"},
     "nnc.runtime.data": {"sklearn"},

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nnc.cli.commands import load_model, number, pairs
+from nnc.cli.options import load_model, number, pairs
 from nnc.errors import ArgumentError, LoadError, SaveError, nearest
 from nnc.runtime.export import Export
 from nnc.runtime.leaves import Module, Tree

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nnc import driver
-from nnc.cli.commands import overrides
+from nnc.cli.options import overrides
 from nnc.compiler import Compiled, TestCase
 from nnc.errors import Error, ShapeError
 from nnc.ir.signature import ArgSig
