@@ -108,15 +108,16 @@ def picture(path: Path, rows: Sequence[Mapping[str, Any]], metric: str | None, t
     axes = figure.add_subplot()
     epochs = [row["epoch"] for row in rows]
     axes.plot(epochs, [row["loss"] for row in rows], color="tab:blue", label="loss")
-    axes.set(xlabel="epoch", ylabel="loss", title=title)
+    axes.set(xlabel="epoch", ylabel="loss", title=Path(title).name)
     lines = axes.lines[:]
     values = [row[metric] for row in rows if metric in row] if metric else []
     if metric and len(values) == len(rows):
         other = axes if metric.endswith("loss") else axes.twinx()
-        lines += other.plot(epochs, values, color="tab:orange", label=f"{metric} (held out)")
+        label = metric if other is axes else f"{metric} (held out)"
+        lines += other.plot(epochs, values, color="tab:orange", label=label)
         if other is not axes:
             other.set_ylabel(metric)
-    axes.legend(handles=list(lines))
+    axes.legend(handles=list(lines), loc="center right")
     try:
         figure.savefig(path, dpi=120)
     except OSError as error:
