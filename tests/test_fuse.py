@@ -359,3 +359,36 @@ def test_units_and_radix_reductions() -> None:
 
 
 _ = (Input, Idx, Op, neg)
+
+
+def test_layers_of_one_storage_are_written_in_place() -> None:
+    """Versions that are read later, but elsewhere than the next update writes."""
+    kv = comp(Const("f64", 0.0), axes(l=3, t="B", e=4))
+    x: Node = inp("x", "B", 4)
+    first, versions = x, []
+    state: Node = kv
+    for layer in range(3):
+        state = update(state, axes(t="B", e=4), (layer, "$t", "$e"), cells(x, "t", "e"))
+        s = comp(
+            mul(load(state, layer, "$j", "$e"), cells(x, "t", "e")),
+            axes(t="B", j="B"),
+            "sum",
+            axes(e=4),
+        )
+        x = comp(
+            mul(cells(s, "t", "j"), load(state, layer, "$j", "$e")),
+            axes(t="B", e=4),
+            "sum",
+            axes(j="B"),
+        )
+        versions.append((state, layer))
+    back = [
+        comp(mul(load(v, i, "$t", "$e"), cells(x, "t", "e")), (), "sum", axes(t="B", e=4))
+        for v, i in versions
+    ]
+    p = check(graph([x, *back], [first], ["B"]), SIZES)
+    assert not any("copy" in k.name for k in p.kernels)
+    body = mul(load(versions[0][0], "$l", "$t", "$e"), cells(x, "t", "e"))
+    whole = comp(body, (), "sum", axes(l=3, t="B", e=4))
+    p = check(graph([x, whole], [first], ["B"]), SIZES)
+    assert sum("copy" in k.name for k in p.kernels) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from nnc.ir.expr import Idx, Load, walk
@@ -167,18 +168,46 @@ class _Assigner:
         out.buffers[node] = out.buffers[base]
 
     def in_place(self, node: Update) -> bool:
-        base, at = node.base, self.position[node]
+        base = node.base
         if isinstance(base, Constant) or base in self.roots:
             return False
         if isinstance(base, Input) and not self.writes_to(node, base):
             return False
-        if any(u is not node and self.position[u] >= at for u in self.users[base]):
+        if not all(self.apart(node, u, version) for u, version in self.later(node)):
             return False
         space = self.fused.spaces[node]
         reads = [e for e in walk(*space.exprs) if isinstance(e, Load) and e.tensor is base]
         want = [_positions(i, {}) for i in space.index]
         same = all([_positions(i, {}) for i in e.index] == want for e in reads)
         return same and not (reads and node.accumulate)
+
+    def later(self, node: Update) -> Iterator[tuple[Node, Node]]:
+        """Reads after `node` of versions whose memory it would write to: `(reader, version)`."""
+        at, after, version = self.position[node], node, node.base
+        while True:
+            for u in self.users[version]:
+                if u is not after and self.position[u] >= at:
+                    yield u, version
+            if not isinstance(version, Update) or version in self.out.copied:
+                return
+            after, version = version, version.base
+
+    def apart(self, node: Update, reader: Node, version: Node) -> bool:
+        """Whether a node reads only elements of a version that the update does not write."""
+        if not isinstance(reader, Compute | Update):
+            return False
+        if isinstance(reader, Update) and reader.base is version:
+            return False
+        written = [_number(i) for i in self.fused.spaces[node].index]
+        loads = (e for e in walk(*self.fused.spaces[reader].exprs) if isinstance(e, Load))
+        return all(
+            any(
+                w is not None and r is not None and w != r
+                for w, r in zip(written, map(_number, e.index), strict=True)
+            )
+            for e in loads
+            if e.tensor is version
+        )
 
     def writes_to(self, node: Update, target: Input) -> bool:
         """Whether the node is a version of the input that ends in a write to it."""
@@ -237,6 +266,10 @@ class _Assigner:
         want = [_positions(i, {}) for i in space.index]
         reads = [e for e in walk(space.body) if isinstance(e, Load) and e.tensor is node]
         return not space.raxes and all([_positions(i, {}) for i in e.index] == want for e in reads)
+
+
+def _number(e: object) -> int | None:
+    return e.dim.const if isinstance(e, Idx) else None
 
 
 def _after(group: Group, a: Node, b: Node) -> bool:
