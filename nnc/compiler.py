@@ -1,4 +1,4 @@
-"""The whole pipeline on one page: model.nn -> checked -> Graph -> Program -> LLVM IR -> object code."""
+"""The whole pipeline on one page: model.nn -> checked -> Graph -> Program -> LLVM IR -> object."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ class TestCase:
     title: str
     native: Native
     assertions: tuple[tuple[str, str], ...]  # (place, text)
+    draws: bool = False  # its native takes seed and step
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Compiled:
 Cache = Callable[[str, Callable[[], bytes]], bytes]  # (key, make) -> object
 
 
-# ---- front end ----------------------------------------------------------------------------------
+# ---- front end --------------------------------------------------------------------------------
 
 
 def read(path: str) -> Source:
@@ -121,7 +122,7 @@ def _known_overrides(
             )
 
 
-# ---- middle -----------------------------------------------------------------------------------------
+# ---- middle -----------------------------------------------------------------------------------
 
 
 def optimise(graph: Graph) -> Graph:
@@ -142,7 +143,7 @@ def schedule(graph: Graph) -> Program:
     return program
 
 
-# ---- back end ---------------------------------------------------------------------------------------
+# ---- back end ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -177,7 +178,6 @@ class _Objects:
             object_key(text, self.target), lambda: objects.compile_object(text, self.target)
         )
 
-
     def support(self) -> tuple[Support, ...]:
         """The shared code that what was made refers to."""
         key = object_key("", self.target)
@@ -206,7 +206,7 @@ def compile_file(
     cache: Cache | None = None,
     tests: bool = False,
 ) -> Compiled:
-    """Compiles every export of a file; raises CompileError with all diagnostics when it has mistakes."""
+    """Compiles every export of a file; CompileError with all diagnostics when it has mistakes."""
     checked = check(path, overrides)
     if checked.errors or checked.elaborated is None:
         raise CompileError(checked.diagnostics)
@@ -244,7 +244,7 @@ def _tests(found: Elaborated, out: _Objects) -> Iterable[TestCase]:
     for title, graph, asserts in found.tests:
         native = out.native(optimise(graph), f"nn_{graph.name}")
         places = tuple((a.span.place, a.cond.span.text) for a in asserts)
-        yield TestCase(title, native, places)
+        yield TestCase(title, native, places, bool(graph.inputs))
 
 
 def differentiate(built: Built, target: Target, cache: Cache | None) -> Differentiated:
@@ -268,7 +268,7 @@ def differentiate(built: Built, target: Target, cache: Cache | None) -> Differen
     )
 
 
-# ---- dumps ----------------------------------------------------------------------------------------------
+# ---- dumps ------------------------------------------------------------------------------------
 
 
 def dump(path: str, name: str, stage: str, overrides: Overrides | None = None) -> str:

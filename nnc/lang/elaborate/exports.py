@@ -28,6 +28,7 @@ from nnc.lang.elaborate.values import (
     Unknown,
     Value,
 )
+from nnc.lang.elaborate.walks import syntax
 from nnc.lang.types import TensorType
 from nnc.lang.units import Loader, Unit
 
@@ -125,6 +126,14 @@ def _within(inner: Span, outer: Span) -> bool:
     return inner.source is outer.source and outer.line <= inner.line <= outer.end_line
 
 
+def _writes(method: ast.FuncDef) -> bool:
+    """Whether a method may change its module: it updates storage, or calls something with `!`."""
+    return any(
+        isinstance(s, ast.Update) or (isinstance(s, ast.Call) and s.bang)
+        for s in syntax(method.body)
+    )
+
+
 def build(cx: Context, unit: Unit, func: ast.FuncDef, module: ModuleType | None) -> Built:
     """Elaborates an exported function (or, with `module`, a method) into a Graph."""
     frame = Frame(unit, func, exported=True, train=False, path=func.name)
@@ -134,7 +143,7 @@ def build(cx: Context, unit: Unit, func: ast.FuncDef, module: ModuleType | None)
             inst = cx.instantiate(module, [], module.defn.name_span)
         frame.owner = Module(inst, "net", "net")
         frame.instance = inst
-        module_arg(cx, abi, "net", inst, True, func.name_span, inst.id)
+        module_arg(cx, abi, "net", inst, _writes(func), func.name_span, inst.id)
     with cx.in_frame(frame):
         for p in func.params:
             argument(cx, frame, p, abi)
