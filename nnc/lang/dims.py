@@ -1,8 +1,8 @@
 """The dim algebra: polynomials over atoms in one normal form, so that *equal* means *identical*.
 
 An atom is a name (`B`; loop variables start with `$`) or a `Func`: `floor(p/q)`, `mod(p, q)`,
-`min`, `max`, or the exact quotient `div(p, q)` (which carries the obligation `p % q == 0`; in products
-`H * (D/H)` is `D`). Sizes are integers; divisors are taken to be positive.
+`min`, `max`, or the exact quotient `div(p, q)` (which carries the obligation `p % q == 0`; in
+products `H * (D/H)` is `D`). Sizes are integers; divisors are taken to be positive.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Dim:
         return [a for mono, _ in self.terms for a, _ in mono if isinstance(a, Func)]
 
     def linear_in(self, name: str) -> tuple[Dim, Dim] | None:
-        """`(a, b)` with self = a*name + b and neither holding `name`; None when not of that form."""
+        """`(a, b)` with self = a*name + b, neither holding `name`; None when not of that form."""
         a: Terms = {}
         b: Terms = {}
         for mono, c in self.terms:
@@ -152,7 +152,7 @@ class Dim:
 
     def __floordiv__(self, other: DimLike) -> Dim:
         p, q = self, Dim.of(other)
-        if q.const is not None and q.const < 0 or (q.terms and q.terms[0][1] < 0 and not q.const):
+        if (q.const or 0) < 0 or (q.terms and q.terms[0][1] < 0 and not q.const):
             p, q = -p, -q
         p, q = _reduced(p, q)
         if p.const is not None and q.const is not None:
@@ -473,7 +473,7 @@ ONE = Dim((((), 1),))
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the names: `zero` may be 0 (others are at least 1); `nonneg` dims are >= 0."""
+    """What is known of names: `zero` may be 0 (others are at least 1); `nonneg` dims are >= 0."""
 
     zero: frozenset[str] = frozenset()
     nonneg: tuple[Dim, ...] = ()
@@ -491,7 +491,7 @@ Range = tuple[Dim, Dim]  # inclusive bounds of a loop variable
 def prove_nonneg(
     p: Dim, facts: Facts, ranges: Mapping[str, Range] | None = None, depth: int = 2
 ) -> bool:
-    """Whether p >= 0 follows for all sizes (and all loop variables in `ranges`); False: not proved."""
+    """Whether p >= 0 follows for all sizes (and loop variables in `ranges`); False: not proved."""
     if _plainly_nonneg(_minimum(p, facts, ranges or {}), facts):
         return True
     if depth == 0:
@@ -561,7 +561,7 @@ def _func_bound(f: Func, facts: Facts, ranges: Mapping[str, Range], low: bool) -
 
 
 def _plainly_nonneg(p: Dim | None, facts: Facts, fuel: int = 12) -> bool:
-    """Bounds the functions one by one, shifts every name to its least value, looks at coefficients."""
+    """Bounds functions one by one, shifts each name to its least value, looks at coefficients."""
     if p is None:
         return False
     if p.const is not None:
