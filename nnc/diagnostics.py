@@ -89,18 +89,25 @@ class Diagnostic:
     notes: tuple[str, ...] = ()
     help: str | None = None
     severity: str = "error"
+    whole: Span | None = None  # the expression at fault, when the primary underline is a part of it
+
+    @property
+    def at(self) -> Span:
+        """The place that the message names."""
+        return self.whole or self.span
 
     def json(self) -> dict[str, object]:
+        """What `--json` prints."""
         notes = [f"{label.span.place}: {label.text}" for label in self.labels if label.text]
         return {
             "code": self.code,
             "severity": self.severity,
             "message": self.message,
-            "file": self.span.source.name,
-            "line": self.span.line,
-            "column": self.span.column,
-            "end_line": self.span.end_line,
-            "end_column": self.span.end_column,
+            "file": self.at.source.name,
+            "line": self.at.line,
+            "column": self.at.column,
+            "end_line": self.at.end_line,
+            "end_column": self.at.end_column,
             "notes": ([self.text] if self.text else []) + notes + list(self.notes),
             "help": self.help,
         }
@@ -130,7 +137,7 @@ def render(d: Diagnostic) -> str:
     labels = [Label(d.span, d.text), *d.labels]
     width = max(len(str(label.span.line)) for label in labels)
     pad = " " * width
-    out = [f"{d.severity}[{d.code}]: {escape(d.message)}", f"{pad}--> {d.span.place}", f"{pad} |"]
+    out = [f"{d.severity}[{d.code}]: {escape(d.message)}", f"{pad}--> {d.at.place}", f"{pad} |"]
     blocks = list(_blocks(d.span.source, labels))
     column = max((_tail_column(rows, d) for _, rows in blocks), default=0)
     for i, (source, rows) in enumerate(blocks):

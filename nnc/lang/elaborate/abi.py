@@ -83,7 +83,7 @@ def _default(cx: Context, p: ast.Param) -> float | int | bool | None:
 def module_arg(
     cx: Context, abi: Abi, name: str, inst: Instance, inout: bool, span: Span, text: str
 ) -> None:
-    abi.inputs.extend(add_leaves(cx, inst, name, inout))
+    abi.inputs.extend(add_leaves(cx, inst, name, inout, span))
     abi.instances.append(inst)
     place = f"{span.source.name}:{span.line}"
     abi.args.append(ArgSig(name, "module", None, inst.id, inout, None, (), place, text))

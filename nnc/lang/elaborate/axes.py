@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnc.lang import ast
-from nnc.lang.elaborate.context import Context, Poisoned, fail
+from nnc.lang.elaborate.broadcasting import typed
+from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import AxisRef, Pack, Tensor, Unknown, Weak
 
 
@@ -53,21 +54,29 @@ def resolve_axis(cx: Context, x: Tensor, e: ast.Expr) -> int | None:
     raise _no_axis(x, e)
 
 
-def _no_axis(x: Tensor, e: ast.Expr) -> Exception:
+def _no_axis(x: Tensor, e: ast.Expr) -> Mistake:
     names = [s for s in x.letters if s]
-    help = f"it has the index names {' '.join(names)}" if names else "say the axis by its number"
-    return fail(
-        "E0306", f"no axis of this tensor is `{e.span.text}`", e.span, str(x.type), help=help
-    )
+    sizes = [d.name for d in x.shape if d.name and x.shape.count(d) == 1]
+    help = f"say the axis by its number, 0 ... {len(x.shape) - 1}"
+    if names:
+        help = f"it has the index names {' '.join(names)}"
+    elif sizes:
+        help = f"say a size, `over={sizes[-1]}`, or the axis by its number"
+    text = f"no axis of this tensor is `{e.span.text}`"
+    return fail("E0306", text, e.span, typed(x, e.span), help=help)
 
 
-def _which(x: Tensor, e: ast.Expr, hits: Sequence[int]) -> Exception:
+NUMBERS = {2: "two", 3: "three", 4: "four"}
+
+
+def _which(x: Tensor, e: ast.Expr, hits: Sequence[int]) -> Mistake:
     names = [x.letters[i] for i in hits if i < len(x.letters) and x.letters[i]]
     if len(names) == len(hits):
         says = " or ".join(f"`over={n}`" for n in names)
-        help = f"its axes have index names: say {says}"
+        place = x.place.show(e.span) if x.place is not None else "by index names"
+        help = f"it was defined as {place}: say {says}"
     else:
         help = "say which by number: " + " or ".join(f"`over={i}`" for i in hits)
-    return fail(
-        "E0305", f"`over={e.span.text}` could mean {len(hits)} axes", e.span, str(x.type), help=help
-    )
+    many = NUMBERS.get(len(hits), str(len(hits)))
+    text = f"`over={e.span.text}` could mean {many} axes"
+    return fail("E0305", text, e.span, typed(x, e.span), help=help)

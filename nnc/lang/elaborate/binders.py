@@ -13,6 +13,8 @@ from nnc.lang.elaborate.values import Tensor, Unknown, Value, WeakTensor
 from nnc.lang.elaborate.walks import syntax
 from nnc.lang.units import nearest
 
+LEFT = "left side"
+
 
 @dataclass
 class Range:
@@ -151,7 +153,7 @@ def no_range(cx: Context, r: Range, scope: Sequence[ast.Expr]) -> Exception:
         "E0401",
         f"index `{r.name}` has no range",
         r.span,
-        notes=(f"bound here: {' '.join(bound)}",) if bound else (),
+        notes=_bound(cx),
         help=f"did you mean `{near}`?" if near else _range_help(r, uses),
     )
 
@@ -167,19 +169,27 @@ def _range_help(r: Range, uses: Sequence[ast.Index]) -> str:
 
 def unbound(cx: Context, name: str, span: Span) -> Mistake:
     """An index name on the right that nothing binds."""
-    binders = cx.frame.binders
-    bound = list(binders)
-    letter = next((n for n in reversed(bound) if len(n) == 1), bound[-1] if bound else "")
-    also = f"`sum[{letter}, {name}](...)`"
-    return fail(
-        "E0401",
-        f"index `{name}` has no range",
-        span,
-        notes=(f"bound here: {' '.join(bound)}",) if bound else (),
-        help=f"did you mean `{letter}`? To sum over {name} as well, write {also}"
-        if letter
-        else None,
+    inner = [n for n, b in cx.frame.binders.items() if b.where != LEFT]
+    inner = [n for n in inner if len(n) == 1]
+    what = cx.frame.binders[inner[-1]].where if inner else ""
+    also = f"`{what}[{', '.join(inner)}, {name}](...)`"
+    help = (
+        f"did you mean `{inner[-1]}`? To reduce over {name} as well, write {also}"
+        if inner
+        else None
     )
+    return fail("E0401", f"index `{name}` has no range", span, notes=_bound(cx), help=help)
+
+
+def _bound(cx: Context) -> tuple[str, ...]:
+    """`bound here: b t (left side) and e (sum)`."""
+    groups: dict[str, list[str]] = {}
+    for name, binder in cx.frame.binders.items():
+        groups.setdefault(binder.where, []).append(name)
+    if not groups:
+        return ()
+    parts = [f"{' '.join(names)} ({where})" for where, names in groups.items()]
+    return (f"bound here: {' and '.join(parts)}",)
 
 
 def infer_ranges(cx: Context, ranges: dict[str, Range], scope: Sequence[ast.Expr]) -> None:
@@ -324,8 +334,10 @@ def size_of(cx: Context, ranges: dict[str, Range], name: str) -> Dim | None:
     return None
 
 
-def bind(cx: Context, ranges: dict[str, Range]) -> tuple[dict[str, Binder], dict[str, Dim]]:
-    """Loop variables for the index names."""
+def bind(
+    cx: Context, ranges: dict[str, Range], where: str
+) -> tuple[dict[str, Binder], dict[str, Dim]]:
+    """Loop variables for the index names; `where`: what binds them."""
     binders: dict[str, Binder] = {}
     extents: dict[str, Dim] = {}
     for r in ranges.values():
@@ -336,5 +348,5 @@ def bind(cx: Context, ranges: dict[str, Range]) -> tuple[dict[str, Binder], dict
             var = cx.fresh_var(stem, list(extents))
             extents[var] = extent
             loop_vars.append(var)
-        binders[r.name] = Binder(tuple(loop_vars), r.span, r.explicit is not None)
+        binders[r.name] = Binder(tuple(loop_vars), r.span, where)
     return binders, extents

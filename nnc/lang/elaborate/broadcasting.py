@@ -56,7 +56,7 @@ def common_dtype(
     first, kept = strong[0]
     for place, other in strong[1:]:
         if not same_dtype(other.dtype, kept.dtype):
-            raise _mix(first, kept, place, other)
+            raise _mix(first, kept, place, other, span)
     for operand, value in zip(operands, values, strict=True):
         if isinstance(value, Weak | WeakTensor):
             _fits_beside(cx, value, operand, kept, first)
@@ -96,24 +96,30 @@ def fits(value: Weak | WeakTensor, dtype: DType, span: Span, labels: Sequence[La
         raise fail("E0202", f"{n} does not fit {dtype}", span, text, labels)
 
 
-def _mix(a: Operand, va: Tensor, b: Operand, vb: Tensor) -> Exception:
+def _mix(a: Operand, va: Tensor, b: Operand, vb: Tensor, span: Span) -> Exception:
     return fail(
         "E0201",
         f"{va.dtype} and {vb.dtype} do not mix",
         b.span,
         typed(vb, b.span),
         [Label(a.span, typed(va, b.span))],
-        help=_cast_help(a, va, b, vb),
+        help=f"`{cast_help(a.span.text, va, b.span.text, vb)}`",
+        whole=_around(a.span, b.span, span),
     )
 
 
-def _cast_help(a: Operand, va: Tensor, b: Operand, vb: Tensor) -> str:
-    """Casts the narrower operand, or the integer one."""
+def _around(a: Span, b: Span, span: Span) -> Span:
+    """The expression of both operands, without brackets around it."""
+    ordered = (a.line, a.column) < (b.line, b.column) and a.source is b.source
+    return a.to(b) if ordered else span
+
+
+def cast_help(a: str, va: Tensor, b: str, vb: Tensor) -> str:
+    """The cast of the narrower operand, or of the integer one, in words."""
     ka, kb = DTYPES[va.dtype], DTYPES[vb.dtype]
     rank = {"b": 0, "u": 1, "i": 1, "f": 2}
     first = (rank[ka.kind], ka.bits) <= (rank[kb.kind], kb.bits)
-    low, wide = (a, vb) if first else (b, va)
-    return f"`{wide.dtype}({low.span.text})`"
+    return f"{vb.dtype}({a})" if first else f"{va.dtype}({b})"
 
 
 def typed(value: Tensor, seen: Span) -> str:
@@ -185,7 +191,7 @@ def _no_join(
     (oa, va), (ob, vb) = a, b
     verb = SIGNS.get(fn, "combined")
     if len(sa) != len(sb):
-        return _rank_error(oa, va, ob, vb, sa, sb, verb)
+        return _rank_error(oa, va, ob, vb, sa, sb, verb, span)
     axis = next(i for i, (x, y) in enumerate(zip(sa, sb, strict=True)) if not _fit(x, y))
     return fail(
         "E0302",
@@ -195,6 +201,7 @@ def _no_join(
         [Label(oa.span, _axis_text(va, axis, ob.span))],
         [f"axis {axis}: {unequal(cx, sa[axis], sb[axis])}"],
         help=_transpose_help(oa, ob, sa, sb),
+        whole=_around(oa.span, ob.span, span),
     )
 
 
@@ -216,8 +223,15 @@ def _transpose_help(a: Operand, b: Operand, sa: tuple[Dim, ...], sb: tuple[Dim, 
 
 
 def grouped(text: str) -> str:
-    """An expression's text in brackets unless it is one word or call."""
-    return text if text.replace("_", "").replace(".", "").isalnum() else f"({text})"
+    """An expression's text, in brackets unless a suffix binds to all of it."""
+    depth = 0
+    for i, c in enumerate(text):
+        depth += (c in "([") - (c in ")]")
+        word = c.isalnum() or c in "_.!([])"
+        closes = c in ")]" and depth == 0 and i + 1 < len(text) and text[i + 1] not in "([."
+        if (depth == 0 and not word) or closes or (i == 0 and c in "(["):
+            return f"({text})"
+    return text
 
 
 def _rank_error(
@@ -228,6 +242,7 @@ def _rank_error(
     sa: tuple[Dim, ...],
     sb: tuple[Dim, ...],
     verb: str,
+    span: Span,
 ) -> Exception:
     long, short = (sa, sb) if len(sa) > len(sb) else (sb, sa)
     wide = _numpy_broadcast(long, short)
@@ -247,6 +262,7 @@ def _rank_error(
         [Label(oa.span, _place_text(va, ob.span))],
         [f"{note}: {tail[axis]} is not {short[axis]}"],
         help=_rank_help(*((oa, ob) if len(sa) > len(sb) else (ob, oa)), long, short),
+        whole=_around(oa.span, ob.span, span),
     )
 
 

@@ -205,7 +205,7 @@ def _inline(b: Binding, fn: Function) -> Value:
     path = fn.owner.path if fn.owner is not None else None
     if any(c.func is func and c.path == path for c in cx.calls) or len(cx.calls) > 100:
         raise recursive(func, b.call.span)
-    cx.calls.append(Active(func, path, b.call.span))
+    cx.calls.append(Active(func, path, b.call))
     try:
         with cx.in_frame(b.frame):
             cx.execute(func.body)

@@ -50,10 +50,11 @@ def fail(
     labels: Sequence[Label] = (),
     notes: Sequence[str] = (),
     help: str | None = None,
+    whole: Span | None = None,
 ) -> Mistake:
     """The exception to raise for a mistake in the program."""
-    d = Diagnostic(code, message, span, text, tuple(labels), tuple(notes), help)
-    return Mistake(d)
+    labels, notes = tuple(labels), tuple(notes)
+    return Mistake(Diagnostic(code, message, span, text, labels, notes, help, whole=whole))
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Binder:
 
     vars: tuple[str, ...]
     span: Span
-    explicit: bool
+    where: str  # what binds it: `left side`, `sum`
 
 
 @dataclass(eq=False)
@@ -107,7 +108,8 @@ class Storage:
     now: Tensor
     writable: bool
     root: str
-    kind: str  # param, state, arg
+    kind: str  # param, state, arg, local
+    declared: Span | None = None  # of the argument
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,11 @@ class Active:
 
     func: ast.FuncDef
     path: str | None
-    span: Span
+    call: ast.Call
+
+    @property
+    def span(self) -> Span:
+        return self.call.span
 
 
 @dataclass(eq=False)
@@ -370,9 +376,11 @@ class Context:
         root: str,
         origins: Origins = (),
         place: Origin | None = None,
+        declared: Span | None = None,
     ) -> None:
+        """Storage under the name of its input; `root`: the argument it belongs to."""
         now = replace(of_node(node, (), origins), place=place)
-        self.store[node.name] = Storage(node, now, writable, root, node.kind)
+        self.store[node.name] = Storage(node, now, writable, root, node.kind, declared)
 
     def require(self, dim: Dim, equal: bool, text: str, span: Span) -> None:
         """A condition on run-time sizes, checked at entry."""

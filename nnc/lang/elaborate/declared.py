@@ -77,7 +77,7 @@ def opaque_type(cx: Context, t: ast.TypeExpr, span: Span, name: str) -> Value:
             real = cx.frame.real if dtype == "real" else dtype
             shape = shape_of(cx, dims or ())
             node = Input(type=TensorType(real, shape), span=span, name=name)
-            place = Origin(f"`-> {t.span.text}`", t.span)
+            place = result_place(t, span, cx.frame)
             origins = result_origins(cx.frame, dims or ())
             return replace(of_node(node, (), origins), place=place)
         case ast.TensorTypeExpr(name="dim"):
@@ -89,6 +89,15 @@ def opaque_type(cx: Context, t: ast.TypeExpr, span: Span, name: str) -> Value:
         case ast.AppliedTypeExpr(name="params"):
             return opaque_tree(name, tree_argument(cx, t))
     return UNKNOWN
+
+
+def result_place(t: ast.TypeExpr, call: Span, frame: Frame) -> Origin:
+    """Where a result comes from: the declaration in the same file, else the call."""
+    if call.source is t.span.source:
+        return Origin(f"`-> {t.span.text}`", t.span)
+    owner = frame.owner.name if frame.owner is not None else ""
+    name = owner or (frame.func.name if frame.func is not None else "")
+    return Origin(f"result of {name}", call)
 
 
 def opaque_tree(name: str, of: Instance | TreeParam) -> Tree:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from nnc.ir.expr import Expr, Idx, Load
 from nnc.ir.graph import Compute
 from nnc.ir.scalar import cast
 from nnc.lang import ast
 from nnc.lang.dims import Dim, dim_prod
-from nnc.lang.elaborate.binders import bind, declare_binders
+from nnc.lang.elaborate.binders import LEFT, bind, declare_binders
 from nnc.lang.elaborate.broadcasting import fits, free_dtype
 from nnc.lang.elaborate.context import Binder, Context, Poisoned, fail
 from nnc.lang.elaborate.values import (
@@ -31,7 +32,7 @@ from nnc.lang.elaborate.values import (
 def define(cx: Context, target: ast.Index, rhs: ast.Expr) -> Tensor:
     """`y[i, j] = e`: a new tensor for all i, j."""
     ranges = declare_binders(cx, target.items, [rhs])
-    binders, extents = bind(cx, ranges)
+    binders, extents = bind(cx, ranges, LEFT)
     with cx.bound(binders, extents):
         value = element_value(cx, rhs)
     axes = [(v, extents[v]) for r in ranges.values() for v in binders[r.name].vars]
@@ -48,9 +49,10 @@ def define(cx: Context, target: ast.Index, rhs: ast.Expr) -> Tensor:
                 letters.append("")
     out = named(out, tuple(letters))
     origins: Origins = tuple(Origin(f"the range of {v[1:]}", target.span) for v, _ in axes)
-    out = Tensor(out.type, out.at, out.node, out.letters, origins)
+    place = Origin(f"`{target.span.text}`", target.span)
+    out = replace(out, origins=origins, place=place)
     if any(isinstance(i, ast.Tuple) for i in target.items):
-        out = _merged(cx, out, target, binders)
+        out = replace(_merged(cx, out, target, binders), place=place)
     return out
 
 

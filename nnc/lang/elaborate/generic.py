@@ -5,6 +5,7 @@ from __future__ import annotations
 from nnc.diagnostics import Diagnostics
 from nnc.lang import ast
 from nnc.lang.dims import Facts
+from nnc.lang.elaborate.adjoints import check_adjoint
 from nnc.lang.elaborate.constants import constant
 from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
 from nnc.lang.elaborate.engine import context
@@ -30,8 +31,14 @@ def check_unit(loader: Loader, unit: Unit) -> None:
             case ast.ConstDef():
                 _guarded(loader, unit, lambda cx, d=defn: constant(cx, unit, d))
     for adjoint in unit.adjoints.values():
-        d = fail("E0901", "`adjoint` is not compiled yet", adjoint.name_span).diagnostic
-        loader.diagnostics.add(d)
+        _guarded(loader, unit, lambda cx, d=adjoint: _adjoint(cx, d))
+
+
+def _adjoint(cx: Context, d: ast.AdjointDef) -> None:
+    before = len(cx.diagnostics.errors)
+    check_adjoint(cx, d)
+    if len(cx.diagnostics.errors) == before:
+        raise fail("E0901", "`adjoint` is not compiled yet", d.name_span)
 
 
 def _guarded(loader: Loader, unit: Unit, job: object) -> None:

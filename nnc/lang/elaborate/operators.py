@@ -223,6 +223,7 @@ def _matmul_mistake(a: Operand, b: Operand, x: Tensor, w: Tensor, inner: int) ->
         side(w, inner),
         [Label(a.span, side(x, len(x.shape) - 1))],
         help=help,
+        whole=a.span.to(b.span),
     )
 
 

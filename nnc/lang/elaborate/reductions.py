@@ -39,7 +39,7 @@ def reduce_indexed(cx: Context, op: str, node: ast.Call, items: Sequence[ast.Exp
         raise fail("E0802", f"`{op}[...]` takes one expression", node.span)
     body_ast = node.args[0].value
     ranges = declare_binders(cx, items, [body_ast])
-    binders, extents = bind(cx, ranges)
+    binders, extents = bind(cx, ranges, op)
     with cx.bound(binders, extents):
         body = element_value(cx, body_ast)
     raxes = list(extents.items())

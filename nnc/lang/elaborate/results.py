@@ -11,13 +11,12 @@ from nnc.lang.dims import ONE
 from nnc.lang.elaborate.arith import adapt, module_tree, settle
 from nnc.lang.elaborate.broadcasting import grouped, same_dtype, typed, unequal
 from nnc.lang.elaborate.context import Context, Mistake, fail
-from nnc.lang.elaborate.declared import result_origins, shape_of
+from nnc.lang.elaborate.declared import result_origins, result_place, shape_of
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Module,
     Nothing,
     Operand,
-    Origin,
     Tensor,
     Tree,
     Tuple,
@@ -131,7 +130,7 @@ def _tensor(cx: Context, value: Value, t: ast.TensorTypeExpr, says: str, span: S
     assert isinstance(tensor, Tensor)
     if not cx.ranges:
         tensor = cx.materialized(tensor, span)
-    place = Origin(f"`-> {t.span.text}`", t.span)
+    place = result_place(t, cx.calls[-1].span if cx.calls else t.span, cx.frame)
     origins = result_origins(cx.frame, t.dims or ())
     return replace(tensor, letters=(), origins=origins, place=place)
 

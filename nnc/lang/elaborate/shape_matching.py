@@ -38,7 +38,7 @@ def _match_pack(
     bound = b.frame.packs.get(pattern.name)
     if bound is None:
         b.frame.packs[pattern.name] = mine
-        b.frame.pack_origins[pattern.name] = tuple(v.origin(axis + k) for k in range(n))
+        b.frame.pack_origins[pattern.name] = tuple(v.origin(axis + k) or v.place for k in range(n))
         return
     if bound != mine:
         raise fail(
@@ -59,7 +59,7 @@ def _match_axis(
             known = b.cx.lookup(pattern.id)
         if known is None:
             frame.dims[pattern.id] = size
-            origin = v.origin(axis)
+            origin = v.origin(axis) or v.place
             if origin is not None:
                 frame.dim_spans[pattern.id] = origin
             return

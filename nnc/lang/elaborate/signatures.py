@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from nnc.diagnostics import Span
 from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
@@ -27,7 +28,9 @@ from nnc.lang.elaborate.values import (
 from nnc.lang.types import DTYPES, TensorType
 
 
-def add_leaves(cx: Context, inst: Instance, root: str, writable: bool) -> list[Input]:
+def add_leaves(
+    cx: Context, inst: Instance, root: str, writable: bool, declared: Span | None = None
+) -> list[Input]:
     """Inputs for all stored tensors of a module argument, as storage."""
     out: list[Input] = []
     for leaf in leaves(inst):
@@ -37,7 +40,8 @@ def add_leaves(cx: Context, inst: Instance, root: str, writable: bool) -> list[I
             kind = TensorType(inst.real, (Dim.of(f"..{leaf.decl.type.args[0].span.text}"),))
         node = Input(type=kind, span=leaf.decl.span, name=f"{root}.{leaf.key}", kind=leaf.storage)
         name = leaf.decl.name
-        cx.add_storage(node, writable, root, _leaf_origins(leaf, kind, name))
+        origins = _leaf_origins(leaf, kind, name)
+        cx.add_storage(node, writable, root, origins, None, declared)
         out.append(node)
     return out
 
@@ -82,7 +86,7 @@ def symbolic_param(cx: Context, frame: Frame, p: ast.Param) -> None:
             inst = module_type(cx, p.type)
             frame.vars[p.name] = Module(inst, p.name, p.name) if inst else UNKNOWN
             if inst is not None:
-                add_leaves(cx, inst, p.name, p.inout)
+                add_leaves(cx, inst, p.name, p.inout, p.span)
         case _:
             raise fail("E0308", "an argument is a tensor, module, tree or size", p.span)
 
@@ -102,7 +106,7 @@ def tensor_param(cx: Context, frame: Frame, p: ast.Param, t: ast.TensorTypeExpr)
     node = Input(type=TensorType(dtype, shape), span=p.span, name=p.name)
     place = Origin(f"argument {p.name}", p.span)
     if p.inout:
-        cx.add_storage(node, True, p.name, origins, place)
+        cx.add_storage(node, True, p.name, origins, place, p.span)
         frame.inout[p.name] = p.span
         return Stored(p.name)
     frame.read_only[p.name] = p.span

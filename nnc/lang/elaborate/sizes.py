@@ -7,7 +7,7 @@ from dataclasses import fields
 
 from nnc.lang import ast
 from nnc.lang.dims import Dim, apply, divides, exact_div
-from nnc.lang.elaborate.context import Context, Frame, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
 from nnc.lang.elaborate.names import undefined
 from nnc.lang.elaborate.values import Pack, Tensor, Unknown, Weak, describe
 
@@ -88,23 +88,43 @@ def eval_dim(cx: Context, e: ast.Expr) -> Dim:
     raise fail("E0309", "a size must be an integer", e.span, describe(value))
 
 
-def quotient(cx: Context, p: Dim, q: Dim, e: ast.Expr) -> Dim:
+def quotient(cx: Context, p: Dim, q: Dim, e: ast.Binary) -> Dim:
     """`p / q` in a size: must be exact."""
     exact = divides(p, q) if q.const != 0 else False
     if exact is False:
-        notes = ()
-        n = p.const or 0
-        divisors = [str(k) for k in range(1, min(n, 4096) + 1) if n % k == 0][:14]
-        more = " ..." if len(divisors) == 14 else ""
-        help = f"{n} divides by {' '.join(divisors)}{more}" if n > 0 else None
-        raise fail(
-            "E0310",
-            f"{e.span.text} is not exact: {p} / {q}",
-            e.span,
-            notes=notes,
-            help=help,
-            labels=tuple(cx.instance_labels(e.span)),
-        )
+        raise _not_exact(cx, p, q, e)
     if exact is None:
         cx.require(p % q, True, f"{p} % {q} == 0", e.span)
     return exact_div(p, q)
+
+
+def _not_exact(cx: Context, p: Dim, q: Dim, e: ast.Binary) -> Mistake:
+    n = p.const or 0
+    divisors = [str(k) for k in range(1, min(n, 4096) + 1) if n % k == 0]
+    shown = " ".join(divisors[:14]) + (" ..." if len(divisors) > 14 else "")
+    notes = [
+        f"{x.span.text} = {d} {origin}"
+        for x, d in ((e.left, p), (e.right, q))
+        if (origin := _given(cx, x, d))
+    ]
+    help = f"{n} divides by {shown}" if n > 0 else None
+    text = f"{e.span.text} is not exact: {p} / {q}"
+    return fail("E0310", text, e.span, notes=notes, help=help)
+
+
+def _given(cx: Context, e: ast.Expr, value: Dim) -> str:
+    """`comes from the default of Tiny (line 13), through Block (line 14)`."""
+    if not isinstance(e, ast.Name) or not cx.building:
+        return ""
+    (outer, span), *inner = cx.building
+    sources = [p for p in outer.defn.params if outer.args.get(p.name) is not None]
+    for p in sources:
+        given = outer.args[p.name]
+        if isinstance(given, Weak) and given.dim == value:
+            default = p.name not in outer.given
+            shown = f"the default of {outer.defn.name}" if default else f"`{outer.id}`"
+            place = p.span if default else span
+            steps = [f"{i.defn.name} ({s.line_in(e.span)})" for i, s in inner]
+            through = f", through {', '.join(steps)}" if steps else ""
+            return f"comes from {shown} ({place.line_in(e.span)}){through}"
+    return ""

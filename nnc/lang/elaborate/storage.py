@@ -9,7 +9,7 @@ from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import adapt, as_tensor, module_tree
 from nnc.lang.elaborate.broadcasting import free_dtype, typed
-from nnc.lang.elaborate.context import Context, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
 from nnc.lang.elaborate.places import place, read_only
 from nnc.lang.elaborate.updates import Writing, updated, writing
 from nnc.lang.elaborate.values import (
@@ -143,24 +143,39 @@ def _writable(cx: Context, key: str, target: Span) -> None:
         frame.train is not False or frame.exported or slot.kind in ("arg", "local")
     ):
         return
-    if slot.writable:
-        raise fail(
-            "E0502",
-            f"this writes `{key}` in a function that was called without `!`",
-            target,
-            help="call it with `!`",
-        )
-    span = cx.calls[0].span if cx.calls else target
-    place = f"{target.source.name}:{target.line}"
-    raise fail(
-        "E0501",
-        f"this call would write to `{slot.root}`, which is read-only here",
-        span,
-        f"updates {key} ({place})" if span is not target else "",
-        help="without `!` the stored values are used and kept"
-        if cx.calls
-        else f"declare it `inout {slot.root}: ...`",
-    )
+    raise _without_bang(cx, key, target) if slot.writable else _read_only(cx, key, target)
+
+
+def _without_bang(cx: Context, key: str, target: Span) -> Mistake:
+    """A state is written in a call without `!`."""
+    call = cx.calls[-1].call if cx.calls else None
+    labels = [Label(call.span, "called without `!`", aside=True)] if call is not None else []
+    help = f"`{bang_text(call)}`" if call is not None else "call it with `!`"
+    what = f"this writes `{key}` in a function that was called without `!`"
+    return fail("E0502", what, target, labels=labels, help=help)
+
+
+def bang_text(call: ast.Call) -> str:
+    """The call with `!`."""
+    return f"{call.func.span.text}!({', '.join(a.span.text for a in call.args)})"
+
+
+def _read_only(cx: Context, key: str, target: Span) -> Mistake:
+    slot = cx.store[key]
+    labels = (Label(slot.declared, "not `inout`"),) if slot.declared is not None else ()
+    message = f"this call would write to `{slot.root}`, which is read-only here"
+    if not cx.calls:
+        declared = slot.declared.text if slot.declared is not None else f"{slot.root}: ..."
+        message = f"this would write to `{slot.root}`, which is read-only here"
+        return fail("E0501", message, target, labels=labels, help=f"declare it `inout {declared}`")
+    call = cx.calls[0].call
+    others = [k for k, s in cx.store.items() if s.root == slot.root and s.kind == "state"]
+    more = f" and {len(others) - 1} more" if slot.kind == "state" and len(others) > 1 else ""
+    text = f"updates {key} ({target.source.name}:{target.line}){more}"
+    args = ", ".join(a.span.text for a in call.args)
+    func = call.func.span
+    quiet = f"`{func.text}({args})` uses the stored values and keeps them"
+    return fail("E0501", message, func, text, labels, help=quiet if call.bang else None)
 
 
 def _write_module(cx: Context, module: Module, value: Value, target: Span, span: Span) -> None:

@@ -11,7 +11,7 @@ from nnc.ir.graph import Axis, Update
 from nnc.lang import ast
 from nnc.lang.dims import ONE, ZERO, Dim
 from nnc.lang.elaborate.arith import adapt, settle
-from nnc.lang.elaborate.binders import Range, bind, settle_ranges
+from nnc.lang.elaborate.binders import LEFT, Range, bind, settle_ranges
 from nnc.lang.elaborate.context import Context, fail
 from nnc.lang.elaborate.reads import Plan, is_loose, planned
 from nnc.lang.elaborate.values import Operand, Tensor, Tree, Value, WeakTensor, describe, of_node
@@ -34,7 +34,7 @@ def writing(cx: Context, base: Tensor, target: ast.Index, rhs: ast.Expr) -> Writ
     """Binds the index names of the left side, plans the positions and evaluates the right side."""
     sign, added = _accumulates(target, rhs)
     ranges = _target_ranges(cx, target, added)
-    binders, extents = bind(cx, ranges)
+    binders, extents = bind(cx, ranges, LEFT)
     with cx.bound(binders, extents):
         plan = _target_index(cx, base, target)
         taken = list(extents)
