@@ -67,7 +67,7 @@ def exported(
         yield from ((f, None) for f in funcs)
         return
     outer = _outermost(unit)
-    if len(outer) == 1:
+    if len(outer) == 1 and all(p.default is not None for p in outer[0].params):
         which = ModuleType(unit, outer[0])
         for m in outer[0].members:
             if isinstance(m, ast.FuncDef):
