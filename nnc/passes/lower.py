@@ -20,7 +20,7 @@ from nnc.ir.loop import (
     Stmt,
     Store,
 )
-from nnc.lang.dims import ONE, Dim, dim_prod
+from nnc.lang.dims import ONE, Dim, Func, dim_prod
 from nnc.passes.fuse import Fused, Group
 from nnc.passes.schedule.contraction import contraction
 from nnc.passes.schedule.merge import Stmts, Views, loaded_from, merge, stores_in
@@ -350,4 +350,12 @@ def _hint(node: Node) -> str:
 
 def _work(s: Space) -> Dim:
     ops = sum(1 for e in walk(*s.exprs) if isinstance(e, Load | Op))
-    return dim_prod(a.extent for a in (*s.axes, *s.raxes)) * max(ops, 1)
+    return dim_prod(_most(a.extent) for a in (*s.axes, *s.raxes)) * max(ops, 1)
+
+
+def _most(extent: Dim) -> Dim:
+    """The extent of all pieces of a cut loop but the last."""
+    match extent.funcs():
+        case [Func(kind="min", a=a, b=b)] if any(n.startswith("$") for n in extent.names):
+            return b if any(n.startswith("$") for n in a.names) else a
+    return extent

@@ -72,6 +72,8 @@ class _Checker:
         self.loads: list[tuple[Load, _Scope]] = []
 
     def faults(self) -> Faults:
+        if not self.kernel.work.names <= self.dims:
+            yield f"unbound names in the work {self.kernel.work}"
         yield from self.block(self.kernel.body, _Scope())
         yield from self.races()
 
