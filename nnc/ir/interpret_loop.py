@@ -17,7 +17,20 @@ import numpy as np
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var
 from nnc.ir.graph import Axis
 from nnc.ir.interpret import IndexFault, convert, lowest, numpy_dtype
-from nnc.ir.loop import Buffer, Commit, Contract, For, Kernel, Let, Program, Reduce, Stmt, Store
+from nnc.ir.loop import (
+    Buffer,
+    Commit,
+    Contract,
+    For,
+    Kernel,
+    Let,
+    Program,
+    Reduce,
+    Repeat,
+    Step,
+    Stmt,
+    Store,
+)
 from nnc.ir.scalar import SCALARS
 from nnc.lang.types import DTYPES
 
@@ -32,11 +45,7 @@ def run_program(
     Raises ProgramFault at a `Commit` (or the end) when a check failed before.
     """
     machine = _Machine(program, dims, arrays)
-    for step in program.steps:
-        if isinstance(step, Kernel):
-            machine.block(step.body, dict(dims))
-        elif isinstance(step, Commit):
-            machine.leave_on_fault()
+    machine.steps(program.steps, dict(dims))
     machine.leave_on_fault()
     return machine.args
 
@@ -67,6 +76,24 @@ class _Machine:
     def leave_on_fault(self) -> None:
         if self.fault is not None:
             raise ProgramFault(self.fault, self.args)
+
+    def steps(self, steps: Sequence[Step], env: Env) -> None:
+        for step in steps:
+            match step:
+                case Kernel():
+                    self.block(step.body, env)
+                case Commit():
+                    self.leave_on_fault()
+                case Repeat():
+                    self.repeat(step, env)
+
+    def repeat(self, loop: Repeat, env: Env) -> None:
+        for turn in range(loop.trip.evaluate(env)):
+            inside = {**env, loop.var: turn}
+            self.steps(loop.before, inside)
+            if loop.cond is not None and not self.read(loop.cond, (), inside):
+                break
+            self.steps(loop.steps, inside)
 
     # ---- memory -------------------------------------------------------------------------------
 

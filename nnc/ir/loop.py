@@ -6,7 +6,7 @@ codegen never decides what to fuse, where a buffer lives or how a loop runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nnc.diagnostics import NOWHERE, Span
@@ -174,12 +174,13 @@ class Program:
     @property
     def kernels(self) -> tuple[Kernel, ...]:
         """All kernels, those in loops too, in order."""
-        return tuple(_kernels(self.steps))
+        return tuple(kernels_of(self.steps))
 
 
-def _kernels(steps: tuple[Step, ...]) -> Iterator[Kernel]:
+def kernels_of(steps: Iterable[Step]) -> Iterator[Kernel]:
+    """All kernels, those in loops too, in order."""
     for s in steps:
         if isinstance(s, Kernel):
             yield s
         elif isinstance(s, Repeat):
-            yield from _kernels((*s.before, *s.steps))
+            yield from kernels_of((*s.before, *s.steps))

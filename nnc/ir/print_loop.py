@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from nnc.ir.expr import Expr
 from nnc.ir.graph import Axis
-from nnc.ir.loop import Buffer, Commit, Contract, For, Kernel, Let, Program, Reduce, Stmt, Store
+from nnc.ir.loop import (
+    Buffer,
+    Commit,
+    Contract,
+    For,
+    Kernel,
+    Let,
+    Program,
+    Reduce,
+    Repeat,
+    Step,
+    Stmt,
+    Store,
+)
 from nnc.ir.printer import place, plain_name, print_dim, print_expr, texts
 from nnc.lang.dims import Dim
 
@@ -16,13 +29,26 @@ def print_program(program: Program) -> str:
     lines += [f"  {_buffer(b)}" for b in program.buffers]
     if program.arena.terms:
         lines.append(f"  arena {program.arena} bytes")
-    for step in program.steps:
+    lines += _steps(program.steps, "  ")
+    return "\n".join(lines) + "\n"
+
+
+def _steps(steps: tuple[Step, ...], pad: str) -> list[str]:
+    # As deep as loops are nested.
+    out: list[str] = []
+    for step in steps:
         match step:
             case Commit():
-                lines.append("  commit")
+                out.append(f"{pad}commit")
             case Kernel():
-                lines += _kernel(step)
-    return "\n".join(lines) + "\n"
+                out += _kernel(step, pad)
+            case Repeat():
+                out.append(f"{pad}repeat {_axis(Axis(step.var, step.trip))}")
+                if step.cond is not None:
+                    out += _steps(step.before, pad + "  ")
+                    out.append(f"{pad}  while {step.cond.name}")
+                out += _steps(step.steps, pad + "  ")
+    return out
 
 
 def _buffer(b: Buffer) -> str:
@@ -34,12 +60,12 @@ def _buffer(b: Buffer) -> str:
 
 def print_kernel(k: Kernel) -> str:
     """One kernel as text."""
-    return "\n".join(_kernel(k))
+    return "\n".join(_kernel(k, "  "))
 
 
-def _kernel(k: Kernel) -> list[str]:
+def _kernel(k: Kernel, pad: str) -> list[str]:
     where = ", ".join(x for x in (k.reason, place(k.span)) if x)
-    return [f"  kernel {k.name}  # {where}", *_stmts(k.body, "    ")]
+    return [f"{pad}kernel {k.name}  # {where}", *_stmts(k.body, pad + "  ")]
 
 
 def _stmts(stmts: tuple[Stmt, ...], pad: str) -> list[str]:

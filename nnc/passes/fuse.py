@@ -13,7 +13,9 @@ from nnc.ir.graph import (
     Axis,
     Compute,
     Graph,
+    Loop,
     Node,
+    Part,
     Update,
     Write,
     operands,
@@ -21,10 +23,11 @@ from nnc.ir.graph import (
 from nnc.ir.printer import node_names, print_graph
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.passes.inline import inline
-from nnc.passes.order import Launch, launch
+from nnc.passes.order import Launch, feeds, launch
 from nnc.passes.partials import split_reductions
 from nnc.passes.schedule.contraction import Contraction, contraction
 from nnc.passes.schedule.space import Space, space
+from nnc.passes.turns import joined_parts, turns
 
 MAX_MEMBERS = 24  # nodes of a group
 MAX_EXPRS = 600  # expressions of a group
@@ -35,11 +38,11 @@ class Group:
     """Nodes computed by one kernel, operands first.
 
     `kind`: "contraction" (the first node, then an element-wise epilogue), "rows" (all share their
-    first `rows` axes) or "update". `reason`: one line for `nnc explain`.
+    first `rows` axes), "update" or "loop". `reason`: one line for `nnc explain`.
     """
 
     kind: str
-    nodes: tuple[Compute | Update, ...]
+    nodes: tuple[Compute | Update | Loop, ...]
     rows: int = 0
     reason: str = ""
     maps: dict[Node, dict[str, str]] = field(default_factory=dict)  # see `_Open`
@@ -59,17 +62,43 @@ class Fused:
     users: dict[Node, list[Node]]
     inplace: frozenset[Node]
     checks: frozenset[Node]
+    turns: dict[Node, Turn] = field(default_factory=dict)
 
 
-def fuse(graph: Graph) -> Fused:
-    """Decides buffers and kernels."""
-    graph = split_reductions(inline(own_roots(graph)))
-    first = launch(graph)
+@dataclass(frozen=True)
+class Turn:
+    """The fused `Turns` of a loop."""
+
+    captures: tuple[Node, ...]
+    yields: tuple[int, ...]
+    rest: Fused
+    test: Fused | None
+
+
+def fuse(graph: Graph, body: bool = False) -> Fused:
+    """Decides buffers and kernels. `body`: of a turn of a loop."""
+    graph = split_reductions(inline(own_roots(joined_parts(graph))))
+    first = launch(graph, body)
     fuser = _Fuser(graph, first)
     for node in first.order:
         fuser.place(node)
     groups = tuple(g.close() for g in fuser.groups)
-    return Fused(graph, groups, fuser.spaces, first.users, first.writers, first.checks)
+    return Fused(
+        graph,
+        groups,
+        fuser.spaces,
+        first.users,
+        first.writers,
+        first.checks,
+        {n: _turn(n, graph, first.users[n]) for n in first.order if isinstance(n, Loop)},
+    )
+
+
+def _turn(loop: Loop, graph: Graph, users: list[Node]) -> Turn:
+    # As deep as loops are nested.
+    parts = turns(loop, graph, users)
+    test = None if parts.test is None else fuse(parts.test, body=True)
+    return Turn(parts.captures, parts.yields, fuse(parts.rest, body=True), test)
 
 
 def own_roots(graph: Graph) -> Graph:
@@ -77,7 +106,7 @@ def own_roots(graph: Graph) -> Graph:
     seen: set[Node] = set()
 
     def own(node: Node) -> Node:
-        if isinstance(node, Compute | Update) and node not in seen:
+        if isinstance(node, Compute | Update | Part) and node not in seen:
             seen.add(node)
             return node
         return copy_of(node)
@@ -113,7 +142,7 @@ class _Open:
 
     kind: str
     number: int
-    nodes: list[Compute | Update]
+    nodes: list[Compute | Update | Loop]
     rows: int
     exprs: int
     found: Contraction | None = None
@@ -137,10 +166,13 @@ class _Fuser:
 
     def place(self, node: Node) -> None:
         """Puts a node into the best group, or into one of its own."""
-        assert isinstance(node, Compute | Update)
+        if isinstance(node, Loop):
+            self.place_loop(node)
+            return
+        assert isinstance(node, Compute | Update), node
         s = self.spaces[node] = space(node, self.graph.facts)
         size = sum(1 for _ in walk(*s.exprs))
-        before = [self.group_of[o] for o in operands(node) if o in self.group_of]
+        before = [self.group_of[o] for o in feeds(node) if o in self.group_of]
         first = max((g.number for g in before), default=-1)
         found = contraction(s) if isinstance(node, Compute) else None
         group = None
@@ -154,18 +186,31 @@ class _Fuser:
         group.nodes.append(node)
         group.exprs += size
         self.group_of[node] = group
+        self.note_check(node, group)
+        if group.kind == "rows":
+            self.reader |= {o: group for o in operands(node) if o.type.elements != ONE}
+
+    def place_loop(self, node: Loop) -> None:
+        group = _Open("loop", len(self.groups), [node], 0, 0)
+        self.groups.append(group)
+        self.group_of[node] = group
+        self.note_check(node, group)
+
+    def note_check(self, node: Node, group: _Open) -> None:
         if node in self.checks:
             self.unchecked -= 1
             self.last_check = max(self.last_check, group.number)
-        if group.kind == "rows":
-            self.reader |= {o: group for o in operands(node) if o.type.elements != ONE}
 
     def choose(self, node: Compute, s: Space, size: int, first: int) -> _Open | None:
         candidates = [self.groups[first]] if first >= 0 else []
         near = {g.number: g for o in operands(node) if (g := self.reader.get(o)) is not None}
         candidates += [near[n] for n in sorted(near, reverse=True) if n > first]
         for g in candidates:
-            if len(g.nodes) >= MAX_MEMBERS or g.exprs + size > MAX_EXPRS or g.kind == "update":
+            if (
+                len(g.nodes) >= MAX_MEMBERS
+                or g.exprs + size > MAX_EXPRS
+                or g.kind in ("update", "loop")
+            ):
                 continue
             if self.may_write(node, g) and self.joins(node, s, g):
                 return g
@@ -301,6 +346,8 @@ def _worthwhile(rows: int, spaces: list[Space]) -> bool:
 
 
 def _reason(g: _Open) -> str:
+    if isinstance(loop := g.nodes[0], Loop):
+        return f"run-time loop over {loop.var[1:]}"
     if g.kind == "update":
         node = g.nodes[0]
         assert isinstance(node, Update)

@@ -17,11 +17,15 @@ from nnc.ir.graph import (
     Constant,
     Graph,
     Input,
+    Loop,
     Node,
+    Part,
     Stop,
     Update,
+    all_nodes,
+    deep,
     operands,
-    toposort,
+    rebuilt,
     transform,
     users,
     with_roots,
@@ -37,7 +41,7 @@ MAX_SHARED = 24  # expressions of a body that is inlined at several
 
 def inline(graph: Graph) -> Graph:
     """The same function with fewer nodes: cheap and single-use values inside users, no `Stop`."""
-    if any(isinstance(n, Stop) for n in toposort(graph.roots)):
+    if any(isinstance(n, Stop) for n in all_nodes(graph)):
         graph = transform(graph, lambda n: n.source if isinstance(n, Stop) else n)
     state = _Inliner(graph)
     for node in state.users:
@@ -56,9 +60,11 @@ class _Inliner:
         self.users = users(self.graph.roots)
         self.sites: dict[Node, list[tuple[Node, Load]]] = {}
         self.pinned: set[Node] = set(self.graph.roots)
-        for node in self.users:
+        for node in all_nodes(self.graph):
             if isinstance(node, Update):
                 self.pinned.add(node.base)
+            if isinstance(node, Loop):
+                self.pinned |= {*node.init, *node.outs}
             for load in _loads(node):
                 self.sites.setdefault(load.tensor, []).append((node, load))  # type: ignore[arg-type]
                 if load.check is not None or not all(isinstance(i, Idx) for i in load.index):
@@ -74,8 +80,9 @@ class _Inliner:
     def rebuild(self, node: Node) -> Node:
         """The node over the rebuilt operands, those that are inlined substituted."""
         ops = operands(node)
+        changed: Node
         if all(self.new[o] is o and o not in self.inlined for o in ops):
-            changed: Node = node
+            changed = node
         else:
             memo: dict[object, Expr] = {}
             match node:
@@ -89,10 +96,40 @@ class _Inliner:
                         value=self.expand(value, memo),
                         guard=None if guard is None else self.expand(guard, memo),
                     )
+                case Part(source=source):
+                    changed = replace(node, source=self.new[source])  # type: ignore[arg-type]
+                case Loop():
+                    changed = self.loop(node)
                 case _:
                     raise AssertionError(node)
         return (
             replace(changed, body=share(changed.body)) if isinstance(changed, Compute) else changed
+        )
+
+    def loop(self, node: Loop) -> Node:
+        """The loop over the rebuilt captures; its body is not changed otherwise."""
+        init = tuple(self.new[i] for i in node.init)
+
+        def one(n: Node) -> Node:
+            return self.inside(n) if isinstance(n, Compute | Update) else n
+
+        def capture(n: Node) -> Node:
+            return n if n in self.inlined else self.new[n]
+
+        return rebuilt(replace(node, init=init), capture, deep(one))
+
+    def inside(self, node: Compute | Update) -> Node:
+        """A node of a loop's body with the captures that are inlined substituted."""
+        if not any(load.tensor in self.inlined for load in _loads(node)):
+            return node
+        memo: dict[object, Expr] = {}
+        if isinstance(node, Compute):
+            return replace(node, body=self.expand(node.body, memo))
+        return replace(
+            node,
+            target=tuple(self.expand(t, memo) for t in node.target),
+            value=self.expand(node.value, memo),
+            guard=None if node.guard is None else self.expand(node.guard, memo),
         )
 
     def expand(self, body: Expr, memo: dict[object, Expr]) -> Expr:
@@ -101,7 +138,7 @@ class _Inliner:
                 return e
             tensor: Node = e.tensor  # type: ignore[assignment]
             if tensor not in self.inlined:
-                new = self.new[tensor]
+                new = self.new.get(tensor, tensor)
                 return e if new is tensor else replace(e, tensor=new)
             key = (tensor, *(i.dim if isinstance(i, Idx) else i for i in e.index), e.other)
             if key not in memo:
@@ -146,6 +183,8 @@ class _Inliner:
         exprs = list(walk(new.body))
         sites = self.sites.get(node, [])
         loads = [e for e in exprs if isinstance(e, Load)]
+        if any(user not in self.users for user, _ in sites):  # every turn would do it again
+            return _plain_view(new.body) or (not loads and len(exprs) <= 8 and _cheap(exprs))
         if isinstance(new.body, Const) or (not loads and len(exprs) <= 8 and _cheap(exprs)):
             return True
         if not new.axes and len(exprs) <= MAX_SHARED and all(e.check is None for e in loads):
@@ -160,6 +199,10 @@ class _Inliner:
         # Random numbers and the like: a function of scalars is computed again, not stored.
         small = len(exprs) <= MAX_SHARED and all(not e.index for e in loads)
         return bool(new.axes) and small and all(_once(node, user, facts) for user, _ in sites)
+
+
+def _plain_view(body: Expr) -> bool:
+    return isinstance(body, Load) and body.check is None and body.other is None
 
 
 def _loads(node: Node) -> list[Load]:

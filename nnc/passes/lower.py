@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nnc.ir.expr import Expr, Idx, Load, Op, Var, rewrite, walk
-from nnc.ir.graph import Axis, Compute, Node, Update
+from nnc.ir.graph import Axis, Compute, Loop, Node, Update
 from nnc.ir.loop import (
-    Buffer,
     Commit,
     Contract,
     For,
@@ -16,9 +15,11 @@ from nnc.ir.loop import (
     Let,
     Program,
     Reduce,
+    Repeat,
     Step,
     Stmt,
     Store,
+    kernels_of,
 )
 from nnc.lang.dims import ONE, Dim, Func, dim_prod
 from nnc.passes.fuse import Fused, Group
@@ -26,34 +27,23 @@ from nnc.passes.schedule.contraction import contraction
 from nnc.passes.schedule.merge import Stmts, Views, loaded_from, merge, stores_in
 from nnc.passes.schedule.nest import nest
 from nnc.passes.schedule.space import Space
-from nnc.passes.storage import Storage, assign
+from nnc.passes.storage import Place, Storage, assign
 
 
 def lower(fused: Fused) -> Program:
     """The Program of a fused graph; buffers of the arena have no place yet (`memory`)."""
-    storage = assign(fused)
-    graph, views = fused.graph, Views()
-    inputs = {b.name for b in storage.args[: len(graph.inputs)]}
-    first_write: int | None = None
-    kernels: list[Kernel] = []
-    for group in fused.groups:
-        for kernel in _Lowering(fused, storage, group, views, len(kernels)).kernels():
-            if first_write is None and not inputs.isdisjoint(
-                s.buffer.name for s in stores_in(kernel.body)
-            ):
-                first_write = len(kernels)
-            kernels.append(kernel)
-    if storage.final and first_write is None:
-        first_write = len(kernels)
-    kernels += [_copy(a, b, len(kernels) + i, views) for i, (a, b) in enumerate(storage.final)]
-    steps: list[Step] = list(kernels)
-    if fused.checks and first_write is not None:
-        steps.insert(first_write, Commit())
+    storage, args, others = assign(fused)
+    graph = fused.graph
+    inputs = {b.name for b in args[: len(graph.inputs)]}
+    steps = _Steps(Views()).of(fused, storage)
+    first = next((i for i, s in enumerate(steps) if _writes_to(s, inputs)), None)
+    if fused.checks and first is not None:
+        steps.insert(first, Commit())
     return Program(
         graph.name,
         graph.dims,
-        storage.args,
-        tuple(storage.others),
+        args,
+        others,
         tuple(steps),
         facts=graph.facts,
         span=graph.span,
@@ -61,16 +51,54 @@ def lower(fused: Fused) -> Program:
     )
 
 
-def _copy(source: Buffer, target: Buffer, number: int, views: Views) -> Kernel:
+def _writes_to(step: Step, buffers: set[str]) -> bool:
+    return any(s.buffer.name in buffers for k in kernels_of((step,)) for s in stores_in(k.body))
+
+
+class _Steps:
+    """The steps of a function, and of the turns of its loops; kernels are numbered through."""
+
+    def __init__(self, views: Views) -> None:
+        self.views, self.number = views, 0
+
+    def of(self, fused: Fused, storage: Storage) -> list[Step]:
+        out: list[Step] = []
+        for group in fused.groups:
+            if isinstance(loop := group.nodes[0], Loop):
+                out += self.loop(loop, fused, storage)
+                continue
+            for kernel in _Lowering(fused, storage, group, self.views, self.number).kernels():
+                out.append(kernel)
+                self.number += 1
+        return [*out, *(self.copy(a, b) for a, b in storage.final)]
+
+    def loop(self, loop: Loop, fused: Fused, storage: Storage) -> list[Step]:
+        # As deep as loops are nested.
+        turn, where = fused.turns[loop], storage.loops[loop]
+        out: list[Step] = [self.copy(a, b) for a, b in where.before]
+        test: list[Step] = []
+        if turn.test is not None and where.test is not None:
+            test = self.of(turn.test, where.test)
+        rest = self.of(turn.rest, where.rest)
+        out.append(Repeat(loop.var, loop.trip, tuple(rest), tuple(test), where.cond, loop.span))
+        return out
+
+    def copy(self, source: Place, target: Place) -> Kernel:
+        self.number += 1
+        return _copy(source, target, self.number - 1, self.views)
+
+
+def _copy(source: Place, target: Place, number: int, views: Views) -> Kernel:
     """A kernel `target = source`, of one shape."""
-    axes = tuple(Axis(f"$i{d}", n) for d, n in enumerate(source.type.shape) if n != ONE)
+    kind, a, b = source.type, source.buffer, target.buffer
+    axes = tuple(Axis(f"$i{d}", n) for d, n in enumerate(kind.shape) if n != ONE)
     index = tuple(
-        Idx(Dim.of(f"$i{d}") if n != ONE else Dim.of(0)) for d, n in enumerate(source.type.shape)
+        Idx(Dim.of(f"$i{d}") if n != ONE else Dim.of(0)) for d, n in enumerate(kind.shape)
     )
-    value = Load(source.type.dtype, source, index)
-    body = nest(axes, (Store(target, index, value),), views)
-    reason = f"copy of {source.name} into {target.name}"
-    return Kernel(f"k{number}_copy", body, source.span, reason, source.type.elements)
+    value = Load(kind.dtype, a, source.at(index))
+    body = nest(axes, (Store(b, target.at(index), value),), views)
+    reason = f"copy of {a.name} into {b.name}"
+    return Kernel(f"k{number}_copy", body, a.span, reason, kind.elements)
 
 
 class _Lowering:
@@ -90,9 +118,9 @@ class _Lowering:
         out = []
         node = self.group.nodes[0]
         if isinstance(node, Update):
-            target = self.storage.buffers[node]
+            target = self.storage.places[node]
             if node in self.storage.copied:
-                out.append(_copy(self.storage.buffers[node.base], target, self.number, self.views))
+                out.append(_copy(self.storage.places[node.base], target, self.number, self.views))
             body = self.update(node, target)
             kind = "update"
         elif self.group.kind == "contraction":
@@ -150,7 +178,8 @@ class _Lowering:
             return self.values[tensor]
         strip = self.storage.strips.get(tensor)
         if strip is None:
-            return replace(e, tensor=self.storage.buffers[tensor])
+            place = self.storage.places[tensor]
+            return replace(e, tensor=place.buffer, index=place.at(e.index))
         space = self.fused.spaces[tensor]
         homes = space.homes()
         index = tuple(e.index[homes[a.var]] for a in space.axes[self.group.rows :])
@@ -161,12 +190,13 @@ class _Lowering:
         space = self.fused.spaces[node]
         if (strip := self.storage.strips.get(node)) is not None:
             env = self.env[node]
-            index = tuple(Idx(env[a.var]) for a in space.axes[self.group.rows :])
-            return Store(strip, index, value)
-        buffer = self.storage.buffers.get(node)
-        if buffer is None:
+            own = tuple(Idx(env[a.var]) for a in space.axes[self.group.rows :])
+            return Store(strip, own, value)
+        place = self.storage.places.get(node)
+        if place is None:
             return None
-        return Store(buffer, tuple(self.convert(node, i) for i in space.index), value)
+        index = place.at([self.convert(node, i) for i in space.index])
+        return Store(place.buffer, index, value)
 
     def let(self, node: Node, value: Expr) -> Let:
         """Names a member's element; later reads of it are this scalar."""
@@ -232,13 +262,13 @@ class _Lowering:
 
     # ---- updates ------------------------------------------------------------------------------
 
-    def update(self, node: Update, target: Buffer) -> Stmts:
+    def update(self, node: Update, target: Place) -> Stmts:
         space = self.fused.spaces[node]
         axes = self.rename(node, space.axes)
         index = tuple(self.convert(node, i) for i in space.index)
         guard = None if space.guard is None else self.convert(node, space.guard)
         value = self.convert(node, space.body)
-        store = Store(target, index, value, node.accumulate, guard, node.check)
+        store = Store(target.buffer, target.at(index), value, node.accumulate, guard, node.check)
         serial: tuple[Axis, ...] = ()
         if node.accumulate:
             bare = [i.dim.name for i in index if isinstance(i, Idx) and i.dim.name]
@@ -280,11 +310,11 @@ class _Lowering:
         """Memory of private members that all readers found at hand."""
         out = self.storage
         loaded = {b.name for b in loaded_from(body)}
-        mine = [
-            out.strips.get(n) or out.buffers.get(n) for n in self.group.nodes if n in out.private
-        ]
-        public = {out.buffers[n].name for n in self.group.nodes if n not in out.private}
-        return {b.name for b in mine if b is not None} - loaded - public
+        members = [n for n in self.group.nodes if n in out.private]
+        mine = {out.strips[n].name for n in members if n in out.strips}
+        mine |= {out.places[n].buffer.name for n in members if n in out.places}
+        public = {out.places[n].buffer.name for n in self.group.nodes if n not in out.private}
+        return mine - loaded - public
 
     def scalar(self, node: Node, space: Space) -> list[Stmt]:
         """A member with one value per row."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnc.ir.expr import Expr, Load, rewrite
-from nnc.ir.loop import Buffer, Kernel, Program, Store
+from nnc.ir.loop import Buffer, Kernel, Program, Repeat, Step, Store
 from nnc.lang.dims import ZERO, Atom, Dim, Facts, dim_max, prove_nonneg
 from nnc.passes.schedule.merge import Stmts, loaded_from, map_stmts, stores_in
 
@@ -27,7 +28,7 @@ def memory(program: Program) -> Program:
         if name in sizes:
             births.setdefault(first, []).append(name)
             deaths.setdefault(last, []).append(name)
-    for step in range(len(program.steps)):
+    for step in sorted(births.keys() | deaths.keys()):
         for name in sorted(births.get(step, ()), key=lambda n: -slots.guess(sizes[n])):
             place[name] = slots.take(sizes[name])
         for name in deaths.get(step, ()):
@@ -36,13 +37,41 @@ def memory(program: Program) -> Program:
 
 
 def lifetimes(program: Program) -> dict[str, tuple[int, int]]:
-    """For each buffer's name the first and the last step that touches it."""
+    """For each buffer's name the first and the last moment that touches it.
+
+    Moments are the steps in order, those in loops counted once. What a loop shares with the outside
+    lives for all of the loop; the rest of its buffers is written anew in every turn.
+    """
     out: dict[str, tuple[int, int]] = {}
-    for i, step in enumerate(program.steps):
-        if isinstance(step, Kernel):
-            for b in touched(step.body):
-                out[b.name] = (out.get(b.name, (i, i))[0], i)
+    loops: list[tuple[int, int]] = []
+    for i, names in enumerate(_moments(program.steps, 0, loops)):
+        for n in names:
+            out[n] = (out.get(n, (i, i))[0], i)
+    for lo, hi in loops:  # the innermost first
+        for n, (first, last) in out.items():
+            if first < lo <= last or first <= hi < last:
+                out[n] = (min(first, lo), max(last, hi))
     return out
+
+
+def _moments(
+    steps: Sequence[Step], start: int, loops: list[tuple[int, int]]
+) -> Iterator[list[str]]:
+    """The names of the buffers that each moment touches; adds when loops begin and end."""
+    # As deep as loops are nested.
+    at = start
+    for step in steps:
+        if isinstance(step, Repeat):
+            test = [] if step.cond is None else [[step.cond.name]]
+            before = list(_moments(step.before, at, loops))
+            inner = [*before, *test]
+            inner += _moments(step.steps, at + len(inner), loops)
+            loops.append((at, at + len(inner) - 1))
+            yield from inner
+            at += len(inner)
+        else:
+            yield [b.name for b in touched(step.body)] if isinstance(step, Kernel) else []
+            at += 1
 
 
 def touched(stmts: Stmts) -> dict[Buffer, None]:
@@ -203,9 +232,15 @@ def _placed(
     def place(s: Store) -> tuple[Buffer, tuple[Expr, ...]]:
         return move(s.buffer), tuple(map(expr, s.index))
 
-    steps = tuple(
-        replace(s, body=map_stmts(s.body, expr, place)) if isinstance(s, Kernel) else s
-        for s in program.steps
-    )
+    def step(s: Step) -> Step:
+        if isinstance(s, Kernel):
+            return replace(s, body=map_stmts(s.body, expr, place))
+        if isinstance(s, Repeat):
+            inner, before = tuple(map(step, s.steps)), tuple(map(step, s.before))
+            cond = None if s.cond is None else move(s.cond)
+            return replace(s, steps=inner, before=before, cond=cond)
+        return s
+
+    steps = tuple(map(step, program.steps))
     buffers = tuple(move(b) for b in program.buffers if b.name in spans)
     return replace(program, steps=steps, buffers=buffers, arena=total)

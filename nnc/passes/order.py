@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nnc.ir.expr import Expr, Idx, Load, Op, Select, walk
-from nnc.ir.graph import Compute, Graph, Node, Update, operands, toposort, users
+from nnc.ir.graph import Compute, Graph, Loop, Node, Part, Update, operands, toposort, users
 from nnc.lang.dims import ONE, Dim
 
 MANY = 64  # nodes that depend on a written value, looked at one by one
@@ -32,11 +32,14 @@ class Launch:
     users: dict[Node, list[Node]]
 
 
-def launch(graph: Graph) -> Launch:
-    """Decides the order of a graph."""
+def launch(graph: Graph, body: bool = False) -> Launch:
+    """Decides the order of a graph.
+
+    `body`: of a loop; what is written there is not storage, and checks need not come before it.
+    """
     readers = users(graph.roots)  # in topological order
-    order: list[Node] = [n for n in readers if isinstance(n, Compute | Update)]
-    checks = _checking(order)
+    order: list[Node] = [n for n in readers if isinstance(n, Compute | Update | Loop)]
+    checks = [] if body else _checking(order)
     old = _replaced(graph)
     late = old.keys() - set(toposort(checks))
     height = _heights(order)
@@ -51,6 +54,8 @@ def _checking(order: list[Node]) -> list[Node]:
     done: set[object] = set()
     out: list[Node] = []
     for node in order:
+        if isinstance(node, Loop) and _checks_inside(node):
+            out.append(node)
         if not isinstance(node, Compute | Update):
             continue
         raxes = node.raxes if isinstance(node, Compute) else ()
@@ -63,6 +68,24 @@ def _checking(order: list[Node]) -> list[Node]:
         if fresh:
             out.append(node)
     return out
+
+
+def _checks_inside(loop: Loop) -> bool:
+    # As deep as loops are nested.
+    for node in loop.body:
+        loads = [e for e in walk(*exprs_of(node)) if isinstance(e, Load)]
+        if any(e.check is not None for e in loads):
+            return True
+        if isinstance(node, Update) and node.check is not None:
+            return True
+        if isinstance(node, Loop) and _checks_inside(node):
+            return True
+    return False
+
+
+def feeds(node: Node) -> tuple[Node, ...]:
+    """The operands; for the part of a loop the loop."""
+    return tuple(o.source if isinstance(o, Part) else o for o in operands(node))
 
 
 def exprs_of(node: Node) -> tuple[Expr, ...]:
@@ -122,22 +145,24 @@ def _heights(order: list[Node]) -> dict[Node, int]:
     """The longest path from each node to a root."""
     out = dict.fromkeys(order, 0)
     for node in reversed(order):
-        for o in operands(node):
+        for o in feeds(node):
             if o in out:
                 out[o] = max(out[o], out[node] + 1)
     return out
 
 
-def _replaced(graph: Graph) -> dict[Node, Node]:
-    """For each node that may write into a storage the version that is lost by it."""
-    out: dict[Node, Node] = {}
+def _replaced(graph: Graph) -> dict[Node, tuple[Node, ...]]:
+    """For each node that may write into a storage the versions that are lost by it."""
+    out: dict[Node, tuple[Node, ...]] = {}
     for w in graph.writes:
         node: Node = w.value
         while isinstance(node, Update):
-            out[node] = node.base
+            out[node] = (node.base,)
             node = node.base
-        if isinstance(node, Compute):
-            out[node] = w.target
+        if isinstance(node, Part):
+            node = node.source
+        if isinstance(node, Compute | Loop):
+            out[node] = (*out.get(node, ()), w.target)
     return out
 
 
@@ -149,7 +174,7 @@ class _Levels:
     readers: dict[Node, list[Node]]
     checks: list[Node]
     late: set[Node]
-    old: dict[Node, Node]
+    old: dict[Node, tuple[Node, ...]]
     level: dict[Node, int] = field(default_factory=dict)
 
     def run(self) -> dict[Node, int]:
@@ -166,7 +191,7 @@ class _Levels:
 
     def after_readers(self, node: Node, plain: dict[Node, int]) -> int:
         """The level after readers of the old version, less those that depend on the writer."""
-        others = [r for r in self.readers.get(self.old[node], ()) if r is not node]
+        others = [r for o in self.old[node] for r in self.readers.get(o, ()) if r is not node]
         below = self.dependent(node) if any(plain[r] > plain[node] for r in others) else set()
         if below is None:
             others = [r for r in others if plain[r] <= plain[node]]
@@ -190,7 +215,13 @@ class _Levels:
         level = self.level
 
         def final(n: Node) -> int:
-            if level[n] or not n.type.rank or n in fixed or not self.readers[n]:
+            if (
+                isinstance(n, Loop)
+                or level[n]
+                or not n.type.rank
+                or n in fixed
+                or not self.readers[n]
+            ):
                 return level[n]
             return min(level[u] for u in self.readers[n]) - 1
 
@@ -198,4 +229,4 @@ class _Levels:
 
 
 def _level(node: Node, level: dict[Node, int]) -> int:
-    return max((level[o] + 1 for o in operands(node) if o in level), default=0)
+    return max((level[o] + 1 for o in feeds(node) if o in level), default=0)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from nnc.ir.expr import Idx, Load, walk
-from nnc.ir.graph import Compute, Constant, Input, Node, Update
+from nnc.ir.expr import Expr, Idx, Load, walk
+from nnc.ir.graph import Compute, Constant, Input, Loop, Node, Part, Update, operands
 from nnc.ir.loop import Buffer
 from nnc.lang.dims import Dim
 from nnc.lang.types import TensorType
@@ -17,66 +17,42 @@ from nnc.passes.order import exprs_of
 STRIP_BYTES = 16384  # largest row strip that is kept beside the kernel
 
 
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Memory of a value: a buffer, or the slice of it at the leading indices `lead`."""
+
+    buffer: Buffer
+    lead: tuple[Expr, ...] = ()
+
+    @property
+    def type(self) -> TensorType:
+        whole = self.buffer.type
+        return TensorType(whole.dtype, whole.shape[len(self.lead) :])
+
+    def at(self, index: Sequence[Expr]) -> tuple[Expr, ...]:
+        """The index in the buffer."""
+        return (*self.lead, *index)
+
+
+Copy = tuple[Place, Place]  # from, to
+
+
 @dataclass
-class Storage:
-    """`buffers`: nodes with memory. `strips`: row-local arrays. Others are scalars of one kernel.
+class Repeated:
+    """A loop: where the first carried values must be copied, the memory of a turn."""
 
-    `copied`: updates that do not work in place: their base is copied into their buffer first.
-    `final`: (from, to) copies at the end, into inputs that could not be overwritten earlier.
-    """
-
-    args: tuple[Buffer, ...]
-    buffers: dict[Node, Buffer] = field(default_factory=dict)
-    strips: dict[Node, Buffer] = field(default_factory=dict)
-    private: set[Node] = field(default_factory=set)  # read by their own kernel only
-    copied: set[Node] = field(default_factory=set)
-    final: list[tuple[Buffer, Buffer]] = field(default_factory=list)
-    others: dict[Buffer, None] = field(default_factory=dict)
+    before: list[Copy]
+    rest: Storage
+    test: Storage | None = None
+    cond: Buffer | None = None
 
 
-def assign(fused: Fused) -> Storage:
-    """Buffers for all nodes of a fused graph."""
-    return _Assigner(fused).run()
+@dataclass
+class Shared:
+    """Of the whole Program: names in use, buffers that are not arguments."""
 
-
-class _Assigner:
-    def __init__(self, fused: Fused) -> None:
-        self.fused, self.graph = fused, fused.graph
-        self.users = fused.users
-        self.position: dict[Node, int] = {n: i for i, g in enumerate(fused.groups) for n in g.nodes}
-        self.names: set[str] = set()
-        self.roots = set(self.graph.roots)
-        checks = [self.position[n] for n in fused.checks if n in self.position]
-        self.last_check = max(checks, default=-1)
-        args = [
-            Buffer(self.named(x.name, "arg"), x.type, "arg", slot=i, span=x.span)
-            for i, x in enumerate(self.graph.inputs)
-        ]
-        for j, r in enumerate(self.graph.results):
-            name = self.named(f"result{j}", "result")
-            args.append(Buffer(name, r.type, "arg", slot=len(args), span=r.span))
-        self.out = Storage(tuple(args))
-
-    def run(self) -> Storage:
-        out, n = self.out, len(self.graph.inputs)
-        out.buffers |= zip(self.graph.inputs, out.args[:n], strict=True)
-        out.buffers |= zip(self.graph.results, out.args[n:], strict=True)
-        for w in self.graph.writes:
-            self.claim(w.target, w.value)
-        for group in self.fused.groups:
-            for node in group.nodes:
-                self.constants(node)
-                if isinstance(node, Update):
-                    self.update(node)
-                elif node not in out.buffers:
-                    self.compute(node, group)
-            if group.kind == "rows":
-                self.share(group)
-        for w in self.graph.writes:
-            home, source = out.buffers[w.target], out.buffers[w.value]
-            if home is not source:
-                out.final.append((source, home))
-        return out
+    names: set[str] = field(default_factory=set)
+    buffers: dict[Buffer, None] = field(default_factory=dict)
 
     def named(self, name: str, hint: str) -> str:
         base = re.sub(r"[^A-Za-z0-9_.]", "_", name) or hint
@@ -87,24 +63,96 @@ class _Assigner:
         self.names.add(name)
         return name
 
+
+@dataclass
+class Storage:
+    """`places`: nodes with memory. `strips`: row-local arrays. Others are scalars of one kernel.
+
+    `copied`: updates that do not work in place: their base is copied into their memory first.
+    `final`: copies at the end, into inputs that could not be overwritten earlier.
+    """
+
+    places: dict[Node, Place] = field(default_factory=dict)
+    strips: dict[Node, Buffer] = field(default_factory=dict)
+    private: set[Node] = field(default_factory=set)  # read by their own kernel only
+    copied: set[Node] = field(default_factory=set)
+    final: list[Copy] = field(default_factory=list)
+    loops: dict[Node, Repeated] = field(default_factory=dict)
+
+
+def assign(fused: Fused) -> tuple[Storage, tuple[Buffer, ...], tuple[Buffer, ...]]:
+    """Memory for all nodes of a fused graph; the arguments, and all other buffers."""
+    shared, graph = Shared(), fused.graph
+    args = [
+        Buffer(shared.named(x.name, "arg"), x.type, "arg", slot=i, span=x.span)
+        for i, x in enumerate(graph.inputs)
+    ]
+    for j, r in enumerate(graph.results):
+        name = shared.named(f"result{j}", "result")
+        args.append(Buffer(name, r.type, "arg", slot=len(args), span=r.span))
+    storage = _Assigner(fused, shared, [Place(b) for b in args]).run()
+    return storage, tuple(args), tuple(shared.buffers)
+
+
+class _Assigner:
+    """`places`: of the inputs, then of the results."""
+
+    def __init__(self, fused: Fused, shared: Shared, places: Sequence[Place]) -> None:
+        self.fused, self.graph, self.shared = fused, fused.graph, shared
+        self.users = fused.users
+        self.position: dict[Node, int] = {n: i for i, g in enumerate(fused.groups) for n in g.nodes}
+        self.fresh: set[Node] = set()  # values alone in memory of the arena
+        self.roots = set(self.graph.roots)
+        checks = [self.position[n] for n in fused.checks if n in self.position]
+        self.last_check = max(checks, default=-1)
+        self.out = Storage(
+            dict(zip((*self.graph.inputs, *self.graph.results), places, strict=True))
+        )
+
+    def run(self) -> Storage:
+        out = self.out
+        for w in self.graph.writes:
+            self.claim(w.target, w.value)
+        for group in self.fused.groups:
+            for node in group.nodes:
+                self.constants(node)
+                if isinstance(node, Loop):
+                    self.loop(node)
+                elif isinstance(node, Update):
+                    self.update(node)
+                elif node not in out.places:
+                    self.compute(node, group)
+            if group.kind == "rows":
+                self.share(group)
+        for w in self.graph.writes:
+            home, source = out.places[w.target], out.places[w.value]
+            if home is not source:
+                out.final.append((source, home))
+        return out
+
     def constants(self, node: Node) -> None:
         for e in walk(*exprs_of(node)):
-            if isinstance(e, Load) and isinstance(e.tensor, Constant):
-                self.constant(e.tensor)
-        if isinstance(node, Update) and isinstance(node.base, Constant):
+            if isinstance(e, Load):
+                self.constant(e.tensor)  # type: ignore[arg-type]
+        if isinstance(node, Update):
             self.constant(node.base)
+        if isinstance(node, Loop):
+            for o in operands(node):
+                self.constant(o)
 
-    def constant(self, c: Constant) -> None:
-        if c not in self.out.buffers:
-            name = self.named(c.name, "const")
-            self.out.buffers[c] = Buffer(name, c.type, "const", data=c.data, span=c.span)
-            self.out.others[self.out.buffers[c]] = None
+    def constant(self, c: Node) -> None:
+        if isinstance(c, Constant) and c not in self.out.places:
+            name = self.shared.named(c.name, "const")
+            buffer = Buffer(name, c.type, "const", data=c.data, span=c.span)
+            self.out.places[c] = Place(buffer)
+            self.shared.buffers[buffer] = None
 
-    def arena(self, node: Node) -> Buffer:
-        hint = (node.op or "t") if isinstance(node, Compute) else "updated"
-        buffer = Buffer(self.named(node.name, hint), node.type, "arena", span=node.span)
-        self.out.others[buffer] = None
-        return buffer
+    def arena(self, node: Node) -> Place:
+        hint = {Update: "updated", Input: "carry"}.get(type(node), "t")
+        hint = node.op or hint if isinstance(node, Compute) else hint
+        buffer = Buffer(self.shared.named(node.name, hint), node.type, "arena", span=node.span)
+        self.shared.buffers[buffer] = None
+        return Place(buffer)
 
     # ---- in place -----------------------------------------------------------------------------
 
@@ -115,12 +163,11 @@ class _Assigner:
             if node not in self.fused.inplace or self.position[node] <= self.last_check:
                 return
             node = node.base
-        if (
-            isinstance(node, Compute)
-            and node not in self.out.buffers
-            and self.may_overwrite(node, target)
-        ):
-            self.out.buffers[node] = self.out.buffers[target]
+        if node in self.out.places:
+            return
+        may = isinstance(node, Compute) and self.may_overwrite(node, target)
+        if may or (isinstance(node, Part) and self.may_run_in(node, target)):
+            self.out.places[node] = self.out.places[target]
 
     def may_overwrite(self, node: Compute, target: Input) -> bool:
         at = self.position[node]
@@ -160,12 +207,13 @@ class _Assigner:
 
     def update(self, node: Update) -> None:
         out, base = self.out, node.base
-        if node in out.buffers or not self.in_place(node):
+        if node in out.places or not self.in_place(node):
             out.copied.add(node)
-            if node not in out.buffers:
-                out.buffers[node] = self.arena(node)
+            if node not in out.places:
+                out.places[node] = self.arena(node)
+                self.fresh.add(node)
             return
-        out.buffers[node] = out.buffers[base]
+        out.places[node] = out.places[base]
 
     def in_place(self, node: Update) -> bool:
         base = node.base
@@ -220,6 +268,64 @@ class _Assigner:
                 return w.target is target and late
         return False
 
+    # ---- loops --------------------------------------------------------------------------------
+
+    def may_run_in(self, part: Part, target: Input) -> bool:
+        """Whether a loop may work in the memory of an input that its result replaces."""
+        loop = part.source
+        assert isinstance(loop, Loop), part
+        at = self.position[loop]
+        if loop not in self.fused.inplace or at <= self.last_check:
+            return False
+        if any(u is not loop and self.position[u] >= at for u in self.users.get(target, ())):
+            return False
+        others = (*loop.init[: part.index], *loop.init[part.index + 1 :])
+        return target not in others and target not in self.fused.turns[loop].captures
+
+    def loop(self, node: Loop) -> None:
+        """The carried values have one place each, that of the last version."""
+        turn, places = self.fused.turns[node], self.out.places
+        parts = {p.index: p for p in self.users[node] if isinstance(p, Part)}
+        before: list[Copy] = []
+        homes: list[Place] = []
+        for k, (carry, first) in enumerate(zip(node.carries, node.init, strict=True)):
+            part = parts.get(k)
+            home = None if part is None else places.get(part)
+            if home is None and self.ends_in(first, node) and places[first] not in homes:
+                home = places[first]
+            home = home or self.arena(carry)
+            if home is not places[first]:
+                before.append((places[first], home))
+            if part is not None and part not in places:
+                places[part] = home
+                self.fresh.add(part)
+            homes.append(home)
+        inputs = [*homes, *(places[c] for c in turn.captures)]
+        for p in parts.values():
+            if p not in places:
+                places[p] = self.arena(p)
+                self.fresh.add(p)
+        turn_index = (Idx(Dim.of(node.var)),)
+        results = [places[parts[k + len(node.carries)]] for k in turn.yields]
+        if node.reverse:
+            turn_index = (Idx(node.trip - 1 - Dim.of(node.var)),)
+        results = [Place(r.buffer, (*r.lead, *turn_index)) for r in results]
+        rest = _Assigner(turn.rest, self.shared, [*inputs, *results]).run()
+        self.out.loops[node] = out = Repeated(before, rest)
+        if turn.test is not None:
+            test = self.arena(turn.test.graph.results[0])
+            out.cond = test.buffer
+            out.test = _Assigner(turn.test, self.shared, [*inputs, test]).run()
+
+    def ends_in(self, value: Node, loop: Loop) -> bool:
+        """Whether nothing needs the value, or its memory, after the loop has begun."""
+        at = self.position[loop]
+        if value not in self.fresh or value in self.roots:
+            return False
+        if value in self.fused.turns[loop].captures:
+            return False
+        return all(u is loop or self.position[u] < at for u in self.users[value])
+
     # ---- other values -------------------------------------------------------------------------
 
     def compute(self, node: Node, group: Group) -> None:
@@ -235,30 +341,31 @@ class _Assigner:
             shape = tuple(a.extent for a in rest)
             count = TensorType(node.type.dtype, shape).bytes.const
             if count is not None and count <= STRIP_BYTES:
-                name = self.named(node.name, "strip")
+                name = self.shared.named(node.name, "strip")
                 self.out.strips[node] = Buffer(
                     name, TensorType(node.type.dtype, shape), "local", span=node.span
                 )
                 return
-        self.out.buffers[node] = self.arena(node)
+        self.out.places[node] = self.arena(node)
+        self.fresh.add(node)
 
     def share(self, group: Group) -> None:
         """A private row takes the memory of the member that reads it last, element by element."""
-        inputs = {self.out.buffers[x].name for x in self.graph.inputs}
+        inputs = {self.out.places[x].buffer for x in self.graph.inputs}
         order: dict[Node, int] = {n: i for i, n in enumerate(group.nodes)}
         taken: set[Node] = set()
         for node in reversed(group.nodes):
-            buffer = self.out.buffers.get(node)
-            if node not in self.out.private or buffer is None or not self.users[node]:
+            place = self.out.places.get(node)
+            if node not in self.out.private or place is None or not self.users[node]:
                 continue
             last = max(self.users[node], key=lambda u: order[u])
-            home = self.out.buffers.get(last)
-            if home is None or home.name in inputs or last in taken or home.type != buffer.type:
+            home = self.out.places.get(last)
+            if home is None or home.buffer in inputs or last in taken or home.type != place.type:
                 continue
             if self.overwrites(last, node):
                 taken.add(last)
-                self.out.buffers[node] = home
-                del self.out.others[buffer]
+                self.out.places[node] = home
+                del self.shared.buffers[place.buffer]
 
     def overwrites(self, reader: Node, node: Node) -> bool:
         """Whether a member reads another only at the place where it writes its own value."""

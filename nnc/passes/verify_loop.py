@@ -9,7 +9,19 @@ from dataclasses import dataclass, replace
 from nnc.ir.bounds import Obligation, axis_ranges, loop_facts, obligations, strides
 from nnc.ir.expr import Const, Expr, Idx, Load, Select, Var, names, rewrite, walk
 from nnc.ir.graph import Axis
-from nnc.ir.loop import Buffer, Contract, For, Kernel, Let, Program, Reduce, Stmt, Store
+from nnc.ir.loop import (
+    Buffer,
+    Contract,
+    For,
+    Kernel,
+    Let,
+    Program,
+    Reduce,
+    Repeat,
+    Step,
+    Stmt,
+    Store,
+)
 from nnc.ir.print_loop import print_kernel
 from nnc.ir.printer import print_expr
 from nnc.lang.dims import ONE, ZERO, Dim, Facts, prove_nonneg
@@ -27,11 +39,38 @@ def verify(program: Program, after: str) -> None:
     """
     written = {b.name for b in program.args} - {b.name for b in _results(program)}
     written |= {b.name for b in program.buffers if b.scope == "const"}
-    for kernel in program.kernels:
-        for text in _Checker(program, kernel, written).faults():
-            raise AssertionError(f"after {after}: {text}\n{print_kernel(kernel)}")
+    for text in _step_faults(program, program.steps, written, ()):
+        raise AssertionError(f"after {after}: {text}")
     for text in (*_unwritten(program, written), *_overlaps(program)):
         raise AssertionError(f"after {after}: {text} in {program.name}")
+
+
+def _step_faults(
+    program: Program, steps: Sequence[Step], written: set[str], turns: tuple[Repeat, ...]
+) -> Faults:
+    # As deep as loops are nested.
+    for s in steps:
+        match s:
+            case Kernel():
+                for text in _Checker(program, s, written, turns).faults():
+                    yield f"{text}\n{print_kernel(s)}"
+            case Repeat():
+                yield from _repeat_faults(program, s, turns)
+                inside = (*turns, s)
+                yield from _step_faults(program, s.before, written, inside)
+                if s.cond is not None and s.cond.name not in written:
+                    yield f"nothing writes the condition {s.cond.name}"
+                yield from _step_faults(program, s.steps, written, inside)
+
+
+def _repeat_faults(program: Program, s: Repeat, turns: tuple[Repeat, ...]) -> Faults:
+    known = {*program.dims, *(t.var for t in turns)}
+    if s.var in known or not s.trip.names <= known:
+        yield f"repeat {s.var} : {s.trip} inside of {', '.join(sorted(known))}"
+    if s.cond is not None and (s.cond.type.dtype != "bool" or s.cond.type.rank):
+        yield f"a condition of type {s.cond.type}"
+    if s.before and s.cond is None:
+        yield "a test without a condition"
 
 
 def _results(program: Program) -> tuple[Buffer, ...]:
@@ -63,9 +102,13 @@ class _Scope:
 
 
 class _Checker:
-    def __init__(self, program: Program, kernel: Kernel, written: set[str]) -> None:
-        self.facts, self.kernel, self.written = program.facts, kernel, written
-        self.dims = frozenset(program.dims)
+    def __init__(
+        self, program: Program, kernel: Kernel, written: set[str], turns: tuple[Repeat, ...] = ()
+    ) -> None:
+        self.kernel, self.written = kernel, written
+        around = (f for t in turns for f in (t.trip - 1, t.trip - 1 - Dim.of(t.var)))
+        self.facts = program.facts.plus(*around)
+        self.dims = frozenset(program.dims) | {t.var for t in turns}
         self.shapes = {b.name: b.type.shape for b in (*program.args, *program.buffers)}
         self.whole: dict[str, Dim] = {}  # inner variables of cut loops
         self.stores: list[tuple[Store, tuple[Expr, ...], _Scope]] = []
