@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from nnc.ir.expr import Expr, Load, Op, Select
-from nnc.ir.graph import Compute, Grad, Node, Part, Update, toposort
+from nnc.ir.graph import Compute, Grad, Loop, Node, Part, Update, operands, toposort
 from nnc.ir.scalar import SCALARS
 from nnc.lang.types import is_float
 
@@ -19,16 +19,40 @@ def depends(y: Node, x: Node) -> bool:
 
 
 def active(roots: Iterable[Node], wrt: Iterable[Node]) -> set[Node]:
-    """The nodes below `roots` that depend differentiably on one of `wrt` (those themselves too)."""
+    """The nodes below `roots` that depend differentiably on one of `wrt` (those themselves too).
+
+    Nodes and placeholders of loop bodies are among them.
+    """
     found = {w for w in wrt if is_float(w.type.dtype)}
-    for node in toposort(roots):
-        if is_float(node.type.dtype) and any(s in found for s in sources(node)):
-            found.add(node)
+    _spread(toposort(roots), found)
     return found
 
 
+def _spread(order: Iterable[Node], found: set[Node]) -> None:
+    """Adds what depends on found nodes; as deep as loops are nested."""
+    for node in order:
+        match node:
+            case Loop():
+                _spread_turns(node, found)
+            case Part(source=Loop() as loop, index=index):
+                if (*loop.carries, *loop.yields)[index] in found:
+                    found.add(node)
+            case _ if is_float(node.type.dtype) and any(s in found for s in sources(node)):
+                found.add(node)
+
+
+def _spread_turns(loop: Loop, found: set[Node]) -> None:
+    """Through the turns of a loop: what is carried into a turn may come from the one before."""
+    size = -1
+    while len(found) > size:
+        size = len(found)
+        starts = zip(loop.carries, loop.init, loop.next, strict=True)
+        found |= {c for c, start, end in starts if start in found or end in found}
+        _spread(loop.body, found)
+
+
 def sources(node: Node) -> tuple[Node, ...]:
-    """The operands through which a derivative flows, each once."""
+    """The operands through which a derivative flows, each once (of a loop: all it reads)."""
     match node:
         case Compute(op="argmax" | "argmin" | "any" | "all"):
             return ()
@@ -38,6 +62,8 @@ def sources(node: Node) -> tuple[Node, ...]:
             return tuple(dict.fromkeys((base, *_tensors(value))))
         case Part(source=source):
             return (source,)
+        case Loop():
+            return operands(node)
         case Grad(y=y, wrt=wrt, seed=seed):
             return (y, *wrt, *(() if seed is None else (seed,)))
     return ()

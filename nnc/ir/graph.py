@@ -7,12 +7,12 @@ inputs in ABI order, its results, and the final versions of the storage it write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 from nnc.diagnostics import NOWHERE, Span
-from nnc.ir.expr import Expr, Load, names, rewrite, walk
+from nnc.ir.expr import Expr, Load, names, rewrite, subst, walk
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.types import TensorType
 
@@ -272,8 +272,14 @@ def _loaded(*bodies: Expr) -> tuple[Node, ...]:
     return tuple(dict.fromkeys(found))  # type: ignore[arg-type]
 
 
-def toposort(roots: Iterable[Node]) -> list[Node]:
-    """All nodes reachable from the roots, operands first (deterministic, explicit stack)."""
+def toposort(
+    roots: Iterable[Node], reads: Callable[[Node], Sequence[Node]] | None = None
+) -> list[Node]:
+    """All nodes reachable from the roots, operands first (deterministic, explicit stack).
+
+    `reads`: the operands of a node, if they are others than `operands`.
+    """
+    reads = reads or operands
     done: set[Node] = set()
     order: list[Node] = []
     stack: list[tuple[Node, bool]] = [(r, False) for r in reversed(list(roots))]
@@ -286,7 +292,7 @@ def toposort(roots: Iterable[Node]) -> list[Node]:
             order.append(node)
         else:
             stack.append((node, True))
-            stack.extend((o, False) for o in reversed(operands(node)) if o not in done)
+            stack.extend((o, False) for o in reversed(reads(node)) if o not in done)
     return order
 
 
@@ -350,6 +356,22 @@ def with_outs(loop: Loop, outs: Sequence[Node]) -> Loop:
     return replace(loop, next=tuple(outs[:n]), yields=tuple(outs[n:m]), cond=cond)
 
 
+def renamed(node: Node, env: Mapping[str, Dim]) -> Node:
+    """The node with free names replaced in its expressions (those of a loop's body too)."""
+    if not node.used & env.keys():
+        return node
+    match node:
+        case Compute(body=body):
+            return replace(node, body=subst(body, env))
+        case Update(target=target, value=value, guard=guard):
+            guard = None if guard is None else subst(guard, env)
+            target = tuple(subst(t, env) for t in target)
+            return replace(node, target=target, value=subst(value, env), guard=guard)
+        case Loop():
+            return rebuilt(node, lambda n: n, lambda n: renamed(n, env))
+    return node
+
+
 def _reload(body: Expr, new: Callable[[Node], Node]) -> Expr:
     def one(e: Expr) -> Expr:
         if isinstance(e, Load):
@@ -398,14 +420,15 @@ def nodes(graph: Graph) -> Iterator[Node]:
 
 def all_nodes(graph: Graph) -> list[Node]:
     """The nodes of the graph and of the bodies of its loops; a body stands before its loop."""
-    return _with_bodies(toposort(graph.roots))
+    return with_bodies(toposort(graph.roots))
 
 
-def _with_bodies(order: Iterable[Node]) -> list[Node]:
+def with_bodies(order: Iterable[Node]) -> list[Node]:
+    """The nodes and those of the bodies of loops among them; a body stands before its loop."""
     # As deep as loops are nested.
     out: list[Node] = []
     for node in order:
         if isinstance(node, Loop):
-            out += _with_bodies(node.body)
+            out += with_bodies(node.body)
         out.append(node)
     return out

@@ -1,383 +1,130 @@
-"""Reverse-mode differentiation: every `Grad` becomes explicit `Compute`s and `Update`s.
+"""Reverse-mode differentiation: every `Grad` becomes explicit `Compute`s, `Update`s and `Loop`s.
 
-The derivative of one node is one rule: each load `T[e]` in the body of a `Compute` contributes to
-the cotangent of T a gather (`nnc.passes.gather`) of the cotangent of the load
-(`nnc.passes.adjoint`); where the places cannot be turned round (a table read at data-dependent
-rows) it is an accumulating `Update`, in a fixed order. Grads of grads work because inner ones are
-replaced first.
+One sweep from the results to the operands; the rule of one node is in `nnc.passes.vjp`, that of a
+run-time loop in `nnc.passes.reverse`. Grads of grads work because inner ones are replaced first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
-from nnc.ir.bounds import strides
+from nnc.ir.bounds import turn_facts
 from nnc.ir.dependence import active
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, as_dtype, loads, names, rewrite, subst, walk
 from nnc.ir.graph import (
-    Axis,
-    Compute,
     Grad,
     Graph,
+    Loop,
     Node,
     Part,
     Stop,
-    Update,
+    renamed,
     replace_operands,
     toposort,
+    transform,
+    with_bodies,
+    with_outs,
     with_roots,
 )
-from nnc.ir.scalar import add, const, mul, op, select
-from nnc.ir.share import share
-from nnc.lang.dims import Dim, Facts, dim_prod, dim_sum
-from nnc.lang.types import TensorType
-from nnc.passes.adjoint import Guard, Term, adjoints, condition, equal, guarded, inside
-from nnc.passes.gather import Gather, solve
+from nnc.lang.dims import Dim, Facts
+from nnc.passes.loops import Fresh, tidy
+from nnc.passes.reverse import pull_loop
+from nnc.passes.vjp import Share, fill, is_zero, node_of, pull, total
 
 
 def autodiff(graph: Graph) -> Graph:
-    """The graph without Grad, Part and Stop."""
-    new: dict[Node, Node] = {}
-    found: dict[Node, list[Node]] = {}
-    for node in toposort(graph.roots):
-        match node:
-            case Grad(y=y, wrt=wrt, seed=seed):
-                start = None if seed is None else new[seed]
-                found[node] = gradients([(new[y], start)], [new[w] for w in wrt], graph.facts)
-            case Part(source=source, index=index):
-                new[node] = found[source][index]
-            case _:
-                new[node] = replace_operands(node, new.__getitem__)
-    return without_stops(with_roots(graph, [new[r] for r in graph.roots]))
+    """The graph without Grad, Part of a Grad, and Stop; every loop has a variable of its own."""
+    expansion = _Expansion(Fresh())
+    expansion.block(toposort(graph.roots), graph.facts, {})
+    graph = with_roots(graph, [expansion.new[r] for r in graph.roots])
+    return without_stops(tidy(graph))
 
 
 def without_stops(graph: Graph) -> Graph:
-    new: dict[Node, Node] = {}
-    for node in toposort(graph.roots):
-        moved = replace_operands(node, new.__getitem__)
-        new[node] = moved.source if isinstance(moved, Stop) else moved
-    return with_roots(graph, [new[r] for r in graph.roots])
+    return transform(graph, lambda n: n.source if isinstance(n, Stop) else n)
+
+
+@dataclass
+class _Expansion:
+    """Replaces the Grads of a graph, operands first."""
+
+    fresh: Fresh
+    new: dict[Node, Node] = field(default_factory=dict)
+    found: dict[Node, list[Node]] = field(default_factory=dict)
+
+    def block(self, order: Iterable[Node], facts: Facts, env: Mapping[str, Dim]) -> None:
+        """The nodes of one scope; as deep as loops are nested. `env`: new names of turns."""
+        new = self.new
+        for node in order:
+            match node:
+                case Grad(y=y, wrt=wrt, seed=seed):
+                    start = None if seed is None else new[seed]
+                    wanted = [new[w] for w in wrt]
+                    self.found[node] = gradients([(new[y], start)], wanted, facts, self.fresh)
+                case Part(source=Grad() as source, index=index):
+                    new[node] = self.found[source][index]
+                case Loop():
+                    new[node] = self._loop(node, facts, env)
+                case _:
+                    new[node] = renamed(replace_operands(node, new.__getitem__), env)
+
+    def _loop(self, node: Loop, facts: Facts, env: Mapping[str, Dim]) -> Loop:
+        """The loop over a variable of its own."""
+        loop = replace(node, var=self.fresh(node.var))
+        self.new.update((c, c) for c in node.carries)
+        env = {**env, node.var: Dim.of(loop.var)}
+        self.block(node.body, turn_facts(loop, facts), env)
+        moved = with_outs(loop, [self.new[o] for o in node.outs])
+        return replace(moved, init=tuple(self.new[i] for i in node.init))
 
 
 def gradients(
-    ys: Sequence[tuple[Node, Node | None]], wrt: Sequence[Node], facts: Facts
+    ys: Sequence[tuple[Node, Node | None]],
+    wrt: Sequence[Node],
+    facts: Facts,
+    fresh: Fresh | None = None,
 ) -> list[Node]:
-    """For each of `wrt` its cotangent, given (y, cotangent of y); None stands for ones."""
-    roots = [y for y, _ in ys]
-    touched = active(roots, wrt)
-    pending: dict[Node, list[Node]] = {}
-    for y, seed in ys:
-        pending.setdefault(y, []).append(seed or _fill(y, 1))
-    done: dict[Node, Node] = {}
-    for node in reversed(toposort(roots)):
-        if node not in touched or node not in pending:
-            continue
-        done[node] = _total(node, pending.pop(node))
-        if not _is_zero(done[node]):
-            for operand, part in _pull(node, done[node], touched, facts):
-                pending.setdefault(operand, []).append(part)
-    return [done[w] if w in done else _fill(w, 0) for w in wrt]
+    """For each of `wrt` its cotangent, given (y, cotangent of y); None stands for ones.
 
-
-def _fill(like: Node, value: float) -> Compute:
-    """A tensor of one number with the type of another."""
-    axes = tuple(Axis(f"$i{j}", e) for j, e in enumerate(like.type.shape))
-    return Compute(type=like.type, axes=axes, body=const(value, like.type.dtype), span=like.span)
-
-
-def _is_zero(node: Node) -> bool:
-    return isinstance(node, Compute) and isinstance(node.body, Const) and node.body.value == 0
-
-
-def _total(node: Node, parts: Sequence[Node]) -> Node:
-    """The sum of the contributions to one cotangent."""
-    some = [p for p in parts if not _is_zero(p)]
-    if len(some) <= 1:
-        return (some or list(parts))[0]
-    axes = tuple(Axis(f"$i{j}", e) for j, e in enumerate(node.type.shape))
-    body = read(some[0], axes)
-    for p in some[1:]:
-        body = add(body, read(p, axes))
-    return Compute(type=node.type, axes=axes, body=body, span=node.span, name=_name(node))
-
-
-def _name(node: Node) -> str:
-    return f"d.{node.name}" if node.name else ""
-
-
-def read(node: Node, axes: Sequence[Axis]) -> Expr:
-    """`node[axes]`; a tensor of one number is that number."""
-    return _read_at(node, tuple(Idx(Dim.of(a.var)) for a in axes))
-
-
-def _read_at(node: Node, index: tuple[Expr, ...], **more: object) -> Expr:
-    if isinstance(node, Compute) and not node.op and isinstance(node.body, Const):
-        return node.body
-    return Load(node.type.dtype, node, index, **more)  # type: ignore[arg-type]
-
-
-# ---- one node ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """Loops with an expression in them whose loads get contributions."""
-
-    axes: tuple[Axis, ...]
-    root: Expr
-    seed: Term
-    facts: Facts
-    of: Compute | Update
-
-
-def _pull(
-    node: Node, cotangent: Node, touched: set[Node], facts: Facts
-) -> Iterator[tuple[Node, Node]]:
-    """The contributions of one node to the cotangents of its operands."""
-    match node:
-        case Compute():
-            yield from _pull_compute(node, cotangent, touched, facts)
-        case Update():
-            yield from _pull_update(node, cotangent, touched, facts)
-
-
-def _pull_compute(
-    node: Compute, cotangent: Node, touched: set[Node], facts: Facts
-) -> Iterator[tuple[Node, Node]]:
-    (body,) = share(node.body)
-    g = read(cotangent, node.axes)
-    seed, result = Term(None, g), None
-    match node.op:
-        case "max" | "min":
-            seed = Term(Guard(None, _is_extremum(node), True), g)
-        case "prod":
-            seed = Term(None, mul(g, read(_others(node), (*node.axes, *node.raxes))))
-        case "":
-            result = read(node, node.axes)
-    reader = _Reader((*node.axes, *node.raxes), body, seed, facts, node)
-    yield from _contributions(reader, result, touched, g)
-
-
-def _pull_update(
-    node: Update, cotangent: Node, touched: set[Node], facts: Facts
-) -> Iterator[tuple[Node, Node]]:
-    if node.base in touched:
-        zero = const(0, node.type.dtype)
-        masked = replace(node, base=cotangent, value=zero, name=_name(node.base))
-        yield node.base, cotangent if node.accumulate else masked
-    (value,) = share(node.value)
-    guard = None if node.guard is None else Guard(None, node.guard, True)
-    g = _read_at(cotangent, node.target, check=node.check)
-    reader = _Reader(node.axes, value, Term(guard, g), facts, node)
-    yield from _contributions(reader, None, touched, g)
-
-
-def _contributions(
-    reader: _Reader, result: Expr | None, touched: set[Node], g: Expr
-) -> Iterator[tuple[Node, Node]]:
-    wanted = adjoints(reader.root, reader.seed, lambda e: e.tensor in touched, result)
-    for c in wanted:
-        tensor: Node = c.load.tensor  # type: ignore[assignment]
-        way = solve(c.load, reader.axes, reader.facts)
-        if way is None:
-            yield tensor, _scatter(reader, c.load, c.term)
-        else:
-            yield tensor, _gather(reader, c.load, c.term, way, g)
-
-
-# ---- gather ------------------------------------------------------------------------------
-
-
-def _gather(reader: _Reader, load: Load, term: Term, way: Gather, g: Expr) -> Node:
-    """The contribution as a Compute over the elements of the tensor."""
-    tensor: Node = load.tensor  # type: ignore[assignment]
-    body, padded = _pad(guarded(term), way, g)
-    body = way.apply(body)
-    conditions = [c.expr for c in way.conditions if c.var not in padded]
-    data = [c for c in conditions if any(True for _ in loads(c))]
-    plain = [c for c in conditions if c not in data]
-    for c in reversed([*([_all(plain)] if plain else []), *data]):
-        body = select(c, body, const(0, body))
-    if not way.raxes and (copied := _copied(body, way.axes, tensor.type)):
-        return copied
-    return Compute(
-        type=tensor.type,
-        axes=way.axes,
-        raxes=way.raxes,
-        op="sum" if way.raxes else "",
-        body=body,
-        span=reader.of.span,
-        name=_name(tensor),
-    )
-
-
-def _all(conditions: Sequence[Expr]) -> Expr:
-    out = conditions[0]
-    for c in conditions[1:]:
-        out = op("and", out, c)
-    return out
-
-
-def _copied(body: Expr, axes: Sequence[Axis], type: TensorType) -> Node | None:
-    """The node of which the body is a plain copy."""
-    if isinstance(body, Load) and body.other is None and body.tensor.type == type:
-        bare = [e.dim.name if isinstance(e, Idx) else None for e in body.index]
-        if bare == [a.var for a in axes]:
-            return body.tensor  # type: ignore[return-value]
-    return None
-
-
-def _pad(body: Expr, way: Gather, g: Expr) -> tuple[Expr, set[str]]:
-    """Reads the cotangent as 0 outside instead of a condition on the solved variables: a window.
-
-    Allowed for variables that occur in nothing else, when the value is a multiple of the cotangent.
+    `fresh`: gives the variables of new loops; the caller tidies the graph at the end.
     """
-    wanted = {c.var for c in way.conditions} - {"", *way.digits}
-    if not wanted or not isinstance(g, Load) or g.check or not _is_multiple(body, g):
-        return body, set()
-    others: set[str] = set()
-    for e in _without(body, g):
-        others |= e.dim.names
-    padded = {v for v in wanted - others if _reads_bare(g, v)}
-    if not padded:
-        return body, set()
-    zero = const(0, g)
-    return rewrite(body, lambda e: replace(e, other=zero) if e is g else e), padded
+    roots = [y for y, _ in ys]
+    if fresh is None:
+        fresh = Fresh(n.var for n in with_bodies(toposort(roots)) if isinstance(n, Loop))
+    done, _ = sweep(ys, active(roots, wrt), frozenset(), facts, fresh)
+    return [done[w] if w in done else fill(w, 0) for w in wrt]
 
 
-def _reads_bare(g: Load, var: str) -> bool:
-    uses = [e for e in g.index if var in names((e,))]
-    return len(uses) == 1 and isinstance(uses[0], Idx) and uses[0].dim.name == var
-
-
-def _without(body: Expr, g: Load) -> Iterator[Idx]:
-    """The indices in `body` that are not those of the load g."""
-    hidden = rewrite(body, lambda e: Const(e.dtype, 0.0) if e is g else e)
-    return (e for e in walk(hidden) if isinstance(e, Idx))
-
-
-def _is_multiple(body: Expr, g: Expr) -> bool:
-    """Whether the body is g times something (through products, signs and conversions)."""
-    e = body
-    while e is not g:
-        match e:
-            case Op(fn="mul", args=(a, b)) if g in _factors(a) or g in _factors(b):
-                e = a if g in _factors(a) else b
-            case Op(fn="neg" | "cast" | "div", args=(a, *_)):
-                e = a
-            case _:
-                return False
-    return True
-
-
-def _factors(e: Expr) -> list[Expr]:
-    """The leaves of a tree of products."""
-    out: list[Expr] = []
-    todo = [e]
-    while todo:
-        x = todo.pop()
-        match x:
-            case Op(fn="mul", args=args):
-                todo += args
-            case Op(fn="neg" | "cast" | "div", args=(a, *_)):
-                todo.append(a)
-            case _:
-                out.append(x)
-    return out
-
-
-# ---- scatter -----------------------------------------------------------------------------
-
-
-def _scatter(reader: _Reader, load: Load, term: Term) -> Node:
-    """The contribution as an accumulating Update of zeros, after summing what shares a target."""
-    tensor: Node = load.tensor  # type: ignore[assignment]
-    within = None if load.other is None else inside(load)
-    used = names((*load.index, *(() if within is None else (within,))))
-    kept = tuple(a for a in reader.axes if a.var in used)
-    rest = tuple(a for a in reader.axes if a.var not in used)
-    value, guard = term.value, _both(condition(term.guard), within)
-    if rest:
-        part = guarded(term)
-        part = part if within is None else select(within, part, const(0, part))
-        inner = Compute(
-            type=TensorType(load.dtype, tuple(a.extent for a in kept)),
-            axes=kept,
-            raxes=rest,
-            op="sum",
-            body=part,
-            span=reader.of.span,
-        )
-        value, guard = read(inner, kept), within
-    return Update(
-        type=tensor.type,
-        base=_fill(tensor, 0),
-        axes=kept,
-        target=load.index,
-        value=value,
-        accumulate=True,
-        guard=guard,
-        check=load.check,
-        span=reader.of.span,
-        name=_name(tensor),
-    )
-
-
-def _both(a: Expr | None, b: Expr | None) -> Expr | None:
-    """`b` is evaluated only where `a` holds."""
-    if a is None or b is None:
-        return a if b is None else b
-    return select(a, b, Const("bool", False))
-
-
-# ---- reductions that are not sums --------------------------------------------------------
-
-
-def _position(axes: Sequence[Axis]) -> Dim:
-    steps = strides([a.extent for a in axes])
-    return dim_sum(s * Dim.of(a.var) for s, a in zip(steps, axes, strict=True))
-
-
-def _is_extremum(node: Compute) -> Expr:
-    """Whether the reduced variables are at the first extremal position."""
-    where = node.raxes[0], node.body
-    if len(node.raxes) > 1:
-        where = _flattened(node)
-    first = Compute(
-        type=TensorType("i32", node.type.shape),
-        axes=node.axes,
-        raxes=(where[0],),
-        op=f"arg{node.op}",
-        body=where[1],
-        span=node.span,
-    )
-    return op("eq", as_dtype(Idx(_position(node.raxes)), "i32"), read(first, node.axes))
-
-
-def _flattened(node: Compute) -> tuple[Axis, Expr]:
-    """One axis over all reduced positions in row-major order, and the body read along it."""
-    flat = Axis("$flat", dim_prod(a.extent for a in node.raxes))
-    at: dict[str, Dim] = {}
-    for i, (a, step) in enumerate(
-        zip(node.raxes, strides([a.extent for a in node.raxes]), strict=True)
-    ):
-        digit = Dim.of(flat.var) // step
-        at[a.var] = digit if i == 0 else digit % a.extent
-    return flat, subst(node.body, at)
-
-
-def _others(node: Compute) -> Compute:
-    """For each reduced position the product of the body at all others (zeros are legal)."""
-    again = tuple(Axis(f"{a.var}_other", a.extent) for a in node.raxes)
-    pairs = [(Dim.of(a.var), Dim.of(b.var)) for a, b in zip(node.raxes, again, strict=True)]
-    there = subst(node.body, {a.name or "": b for a, b in pairs})
-    axes = (*node.axes, *node.raxes)
-    return Compute(
-        type=TensorType(node.type.dtype, tuple(a.extent for a in axes)),
-        axes=axes,
-        raxes=again,
-        op="prod",
-        body=select(equal(pairs), const(1, there), there),
-        span=node.span,
-    )
+def sweep(
+    ys: Sequence[tuple[Node, Node | None]],
+    touched: set[Node],
+    leaves: frozenset[Node],
+    facts: Facts,
+    fresh: Fresh,
+) -> tuple[dict[Node, Node], dict[Node, list[Node | Share]]]:
+    """From the results down: the cotangents of touched nodes, and the contributions to `leaves`."""
+    pending: dict[Node, list[Node | Share]] = {}
+    for y, seed in ys:
+        pending.setdefault(y, []).append(seed or fill(y, 1))
+    done: dict[Node, Node] = {}
+    results: dict[Node, dict[int, Node]] = {}  # of loops
+    for node in reversed(toposort([y for y, _ in ys])):
+        if isinstance(node, Loop):
+            parts = results.get(node)
+            if parts:
+                for operand, part in pull_loop(node, parts, touched, facts, fresh, sweep):
+                    pending.setdefault(operand, []).append(part)
+            continue
+        if node not in touched or node not in pending or node in leaves:
+            continue
+        done[node] = total(node, [node_of(p) for p in pending.pop(node)])
+        if is_zero(done[node]):
+            continue
+        if isinstance(node, Part) and isinstance(node.source, Loop):
+            known = results.setdefault(node.source, {})
+            before = [known[node.index]] if node.index in known else []
+            known[node.index] = total(node, [*before, done[node]])
+            continue
+        for operand, share in pull(node, done[node], touched, facts):
+            pending.setdefault(operand, []).append(share)
+    return done, {n: pending[n] for n in leaves if n in pending and n in touched}

@@ -1,0 +1,347 @@
+"""The derivative of one node: from its cotangent what it contributes to those of its operands.
+
+Each load `T[e]` in the body of a `Compute` contributes to the cotangent of T a gather
+(`nnc.passes.gather`) of the cotangent of the load (`nnc.passes.adjoint`); where the places cannot
+be turned round (a table read at data-dependent rows) it is an accumulating `Update`, in a fixed
+order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from nnc.diagnostics import Span
+from nnc.ir.bounds import strides
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, as_dtype, loads, names, rewrite, subst, walk
+from nnc.ir.graph import Axis, Compute, Node, Update
+from nnc.ir.scalar import add, const, mul, op, select
+from nnc.ir.share import share
+from nnc.lang.dims import Dim, Facts, dim_prod, dim_sum
+from nnc.lang.types import TensorType
+from nnc.passes.adjoint import Guard, Term, adjoints, condition, equal, guarded, inside
+from nnc.passes.gather import Gather, solve
+
+
+def fill(like: Node, value: float) -> Compute:
+    """A tensor of one number with the type of another."""
+    axes = tuple(Axis(f"$i{j}", e) for j, e in enumerate(like.type.shape))
+    return Compute(type=like.type, axes=axes, body=const(value, like.type.dtype), span=like.span)
+
+
+def is_zero(node: Node) -> bool:
+    return isinstance(node, Compute) and isinstance(node.body, Const) and node.body.value == 0
+
+
+def total(node: Node, parts: Sequence[Node]) -> Node:
+    """The sum of the contributions to one cotangent."""
+    some = [p for p in parts if not is_zero(p)]
+    if len(some) <= 1:
+        return (some or list(parts))[0]
+    axes = tuple(Axis(f"$i{j}", e) for j, e in enumerate(node.type.shape))
+    body = read(some[0], axes)
+    for p in some[1:]:
+        body = add(body, read(p, axes))
+    return Compute(type=node.type, axes=axes, body=body, span=node.span, name=name_of(node))
+
+
+def name_of(node: Node) -> str:
+    return f"d.{node.name}" if node.name else ""
+
+
+def read(node: Node, axes: Sequence[Axis]) -> Expr:
+    """`node[axes]`; a tensor of one number is that number."""
+    return read_at(node, tuple(Idx(Dim.of(a.var)) for a in axes))
+
+
+def read_at(node: Node, index: tuple[Expr, ...], **more: object) -> Expr:
+    if isinstance(node, Compute) and not node.op and isinstance(node.body, Const):
+        return node.body
+    return Load(node.type.dtype, node, index, **more)  # type: ignore[arg-type]
+
+
+# ---- one node ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Loops with an expression in them whose loads get contributions."""
+
+    axes: tuple[Axis, ...]
+    root: Expr
+    seed: Term
+    facts: Facts
+    span: Span
+
+
+def pull(
+    node: Node, cotangent: Node, touched: set[Node], facts: Facts
+) -> Iterator[tuple[Node, Node | Share]]:
+    """The contributions of one node to the cotangents of its operands."""
+    match node:
+        case Compute():
+            yield from _pull_compute(node, cotangent, touched, facts)
+        case Update():
+            yield from _pull_update(node, cotangent, touched, facts)
+
+
+def _pull_compute(
+    node: Compute, cotangent: Node, touched: set[Node], facts: Facts
+) -> Iterator[tuple[Node, Node | Share]]:
+    (body,) = share(node.body)
+    g = read(cotangent, node.axes)
+    seed, result = Term(None, g), None
+    match node.op:
+        case "max" | "min":
+            seed = Term(Guard(None, _is_extremum(node), True), g)
+        case "prod":
+            seed = Term(None, mul(g, read(_others(node), (*node.axes, *node.raxes))))
+        case "":
+            result = read(node, node.axes)
+    reader = Reader((*node.axes, *node.raxes), body, seed, facts, node.span)
+    yield from _contributions(reader, result, touched, g)
+
+
+def _pull_update(
+    node: Update, cotangent: Node, touched: set[Node], facts: Facts
+) -> Iterator[tuple[Node, Node | Share]]:
+    if node.base in touched:
+        zero = const(0, node.type.dtype)
+        masked = replace(node, base=cotangent, value=zero, name=name_of(node.base))
+        yield node.base, cotangent if node.accumulate else masked
+    (value,) = share(node.value)
+    guard = None if node.guard is None else Guard(None, node.guard, True)
+    g = read_at(cotangent, node.target, check=node.check)
+    reader = Reader(node.axes, value, Term(guard, g), facts, node.span)
+    yield from _contributions(reader, None, touched, g)
+
+
+def _contributions(
+    reader: Reader, result: Expr | None, touched: set[Node], g: Expr
+) -> Iterator[tuple[Node, Share]]:
+    for c in adjoints(reader.root, reader.seed, lambda e: e.tensor in touched, result):
+        yield c.load.tensor, Share(reader, c.load, c.term, g)  # type: ignore[misc]
+
+
+@dataclass(frozen=True)
+class Share:
+    """What the reads `load` in the loops of `reader` contribute to the cotangent of their tensor.
+
+    `term`: the cotangent of the load; `g`: that of the reader.
+    """
+
+    reader: Reader
+    load: Load
+    term: Term
+    g: Expr
+
+    def node(self) -> Node:
+        """The contribution as a tensor."""
+        way = self.way()
+        if way is None:
+            return _scatter(self.reader, self.load, self.term)
+        return _gather(self.reader, self.load, self.term, way, self.g)
+
+    def way(self) -> Gather | None:
+        return solve(self.load, self.reader.axes, self.reader.facts)
+
+
+def node_of(part: Node | Share) -> Node:
+    return part.node() if isinstance(part, Share) else part
+
+
+# ---- gather ------------------------------------------------------------------------------
+
+
+def _gather(reader: Reader, load: Load, term: Term, way: Gather, g: Expr) -> Node:
+    """The contribution as a Compute over the elements of the tensor."""
+    tensor: Node = load.tensor  # type: ignore[assignment]
+    body, padded = _pad(guarded(term), way, g)
+    body = way.apply(body)
+    conditions = [c.expr for c in way.conditions if c.var not in padded]
+    data = [c for c in conditions if any(True for _ in loads(c))]
+    plain = [c for c in conditions if c not in data]
+    for c in reversed([*([_all(plain)] if plain else []), *data]):
+        body = select(c, body, const(0, body))
+    if not way.raxes and (copied := _copied(body, way.axes, tensor.type)):
+        return copied
+    return Compute(
+        type=tensor.type,
+        axes=way.axes,
+        raxes=way.raxes,
+        op="sum" if way.raxes else "",
+        body=body,
+        span=reader.span,
+        name=name_of(tensor),
+    )
+
+
+def _all(conditions: Sequence[Expr]) -> Expr:
+    out = conditions[0]
+    for c in conditions[1:]:
+        out = op("and", out, c)
+    return out
+
+
+def _copied(body: Expr, axes: Sequence[Axis], type: TensorType) -> Node | None:
+    """The node of which the body is a plain copy."""
+    if isinstance(body, Load) and body.other is None and body.tensor.type == type:
+        bare = [e.dim.name if isinstance(e, Idx) else None for e in body.index]
+        if bare == [a.var for a in axes]:
+            return body.tensor  # type: ignore[return-value]
+    return None
+
+
+def _pad(body: Expr, way: Gather, g: Expr) -> tuple[Expr, set[str]]:
+    """Reads the cotangent as 0 outside instead of a condition on the solved variables: a window.
+
+    Allowed for variables that occur in nothing else, when the value is a multiple of the cotangent.
+    """
+    wanted = {c.var for c in way.conditions} - {"", *way.digits}
+    if not wanted or not isinstance(g, Load) or g.check or not _is_multiple(body, g):
+        return body, set()
+    others: set[str] = set()
+    for e in _without(body, g):
+        others |= e.dim.names
+    padded = {v for v in wanted - others if _reads_bare(g, v)}
+    if not padded:
+        return body, set()
+    zero = const(0, g)
+    return rewrite(body, lambda e: replace(e, other=zero) if e is g else e), padded
+
+
+def _reads_bare(g: Load, var: str) -> bool:
+    uses = [e for e in g.index if var in names((e,))]
+    return len(uses) == 1 and isinstance(uses[0], Idx) and uses[0].dim.name == var
+
+
+def _without(body: Expr, g: Load) -> Iterator[Idx]:
+    """The indices in `body` that are not those of the load g."""
+    hidden = rewrite(body, lambda e: Const(e.dtype, 0.0) if e is g else e)
+    return (e for e in walk(hidden) if isinstance(e, Idx))
+
+
+def _is_multiple(body: Expr, g: Expr) -> bool:
+    """Whether the body is g times something (through products, signs and conversions)."""
+    e = body
+    while e is not g:
+        match e:
+            case Op(fn="mul", args=(a, b)) if g in _factors(a) or g in _factors(b):
+                e = a if g in _factors(a) else b
+            case Op(fn="neg" | "cast" | "div", args=(a, *_)):
+                e = a
+            case _:
+                return False
+    return True
+
+
+def _factors(e: Expr) -> list[Expr]:
+    """The leaves of a tree of products."""
+    out: list[Expr] = []
+    todo = [e]
+    while todo:
+        x = todo.pop()
+        match x:
+            case Op(fn="mul", args=args):
+                todo += args
+            case Op(fn="neg" | "cast" | "div", args=(a, *_)):
+                todo.append(a)
+            case _:
+                out.append(x)
+    return out
+
+
+# ---- scatter -----------------------------------------------------------------------------
+
+
+def _scatter(reader: Reader, load: Load, term: Term) -> Node:
+    """The contribution as an accumulating Update of zeros, after summing what shares a target."""
+    tensor: Node = load.tensor  # type: ignore[assignment]
+    within = None if load.other is None else inside(load)
+    used = names((*load.index, *(() if within is None else (within,))))
+    kept = tuple(a for a in reader.axes if a.var in used)
+    rest = tuple(a for a in reader.axes if a.var not in used)
+    value, guard = term.value, _both(condition(term.guard), within)
+    if rest:
+        part = guarded(term)
+        part = part if within is None else select(within, part, const(0, part))
+        inner = Compute(
+            type=TensorType(load.dtype, tuple(a.extent for a in kept)),
+            axes=kept,
+            raxes=rest,
+            op="sum",
+            body=part,
+            span=reader.span,
+        )
+        value, guard = read(inner, kept), within
+    return Update(
+        type=tensor.type,
+        base=fill(tensor, 0),
+        axes=kept,
+        target=load.index,
+        value=value,
+        accumulate=True,
+        guard=guard,
+        check=load.check,
+        span=reader.span,
+        name=name_of(tensor),
+    )
+
+
+def _both(a: Expr | None, b: Expr | None) -> Expr | None:
+    """`b` is evaluated only where `a` holds."""
+    if a is None or b is None:
+        return a if b is None else b
+    return select(a, b, Const("bool", False))
+
+
+# ---- reductions that are not sums --------------------------------------------------------
+
+
+def _position(axes: Sequence[Axis]) -> Dim:
+    steps = strides([a.extent for a in axes])
+    return dim_sum(s * Dim.of(a.var) for s, a in zip(steps, axes, strict=True))
+
+
+def _is_extremum(node: Compute) -> Expr:
+    """Whether the reduced variables are at the first extremal position."""
+    where = node.raxes[0], node.body
+    if len(node.raxes) > 1:
+        where = _flattened(node)
+    first = Compute(
+        type=TensorType("i32", node.type.shape),
+        axes=node.axes,
+        raxes=(where[0],),
+        op=f"arg{node.op}",
+        body=where[1],
+        span=node.span,
+    )
+    return op("eq", as_dtype(Idx(_position(node.raxes)), "i32"), read(first, node.axes))
+
+
+def _flattened(node: Compute) -> tuple[Axis, Expr]:
+    """One axis over all reduced positions in row-major order, and the body read along it."""
+    flat = Axis("$flat", dim_prod(a.extent for a in node.raxes))
+    at: dict[str, Dim] = {}
+    for i, (a, step) in enumerate(
+        zip(node.raxes, strides([a.extent for a in node.raxes]), strict=True)
+    ):
+        digit = Dim.of(flat.var) // step
+        at[a.var] = digit if i == 0 else digit % a.extent
+    return flat, subst(node.body, at)
+
+
+def _others(node: Compute) -> Compute:
+    """For each reduced position the product of the body at all others (zeros are legal)."""
+    again = tuple(Axis(f"{a.var}_other", a.extent) for a in node.raxes)
+    pairs = [(Dim.of(a.var), Dim.of(b.var)) for a, b in zip(node.raxes, again, strict=True)]
+    there = subst(node.body, {a.name or "": b for a, b in pairs})
+    axes = (*node.axes, *node.raxes)
+    return Compute(
+        type=TensorType(node.type.dtype, tuple(a.extent for a in axes)),
+        axes=axes,
+        raxes=again,
+        op="prod",
+        body=select(equal(pairs), const(1, there), there),
+        span=node.span,
+    )
