@@ -339,12 +339,39 @@ def test_an_index_error_in_a_loop_leaves_storage_alone() -> None:
         assert failure.value.value == 5 and failure.value.extent == 5
 
 
-# ---- many turns ---------------------------------------------------------------------------------
+# ---- many turns, large turns --------------------------------------------------------------------
 
 
 def test_many_small_turns() -> None:
     g, _ = rnn()
-    sizes = {"B": 2, "T": 3000}
-    values = sample(g.inputs, sizes)
-    agree(g, [{"B": 2, "T": 2}, sizes])
-    assert values["x"].shape == (3000, 2, 6)
+    agree(g, [{"B": 2, "T": 2}, {"B": 2, "T": 3000}])
+
+
+def test_turns_on_all_threads() -> None:
+    """Kernels large enough for several threads, and small ones that depend on them."""
+    x = inp("x", "T", "B")
+    over = axes(i="B")
+    s, m = carry("s", "B"), carry("m")
+    last = idx("B").dim - 1 - idx("$i").dim
+    turned = add(mul(load(s, last), load(m)), load(x, "$t.0", "$i"))
+    new = comp(op("sin", turned), over)
+    mean = comp(op("div", load(comp(load(new, "$i"), (), "max", over)), Const("f64", 2.0)))
+    out = loop("$t.0", "T", [(s, zeros("B"), new), (m, zeros(), mean)], [new, mean])
+    sizes = [{"B": 5, "T": 3}, {"B": 50_000, "T": 1}, {"B": 50_000, "T": 6}, {"B": 900, "T": 60}]
+    agree(graph(out, [x], ["B", "T"]), sizes)
+    agree(rnn(40)[0], [{"B": 2, "T": 2}, {"B": 64, "T": 7}])
+
+
+def test_nested_turns_on_all_threads() -> None:
+    agree(nested(), [NESTED[0], {"B": 60_000, "T": 3, "U": 3}])
+
+
+def test_while_on_all_threads() -> None:
+    x = inp("x", "B")
+    over = axes(i="B")
+    s = carry("s", "B")
+    top = comp(op("abs", load(s, "$i")), (), "max", over)
+    small = comp(op("lt", load(top), Const("f64", 40.0)))
+    double = comp(mul(load(s, "$i"), Const("f64", 1.5)), over)
+    g = graph(loop("$t.0", "T", [(s, x, double)], cond=small), [x], ["B", "T"])
+    agree(g, [{"B": 5, "T": 30}, {"B": 90_000, "T": 30}, {"B": 90_000, "T": 2}])

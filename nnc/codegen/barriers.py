@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nnc.codegen import flow
@@ -10,7 +11,18 @@ from nnc.codegen.emit import Emitter
 from nnc.codegen.indices import Indices
 from nnc.codegen.loops import stores
 from nnc.ir.expr import Expr, Load, walk
-from nnc.ir.loop import Buffer, Contract, For, Kernel, Let, Reduce, Stmt, Store
+from nnc.ir.loop import (
+    Buffer,
+    Contract,
+    For,
+    Kernel,
+    Let,
+    Reduce,
+    Repeat,
+    Stmt,
+    Store,
+    kernels_of,
+)
 from nnc.lang.dims import Facts, prove_nonneg
 
 
@@ -39,23 +51,32 @@ class Plan:
         self.recent, self.older = [], []
         self.alone, self.skipped = "true", "false"
 
-    def barrier_before(self, kernel: Kernel, small: str) -> None:
-        em, access = self.s.em, accesses(kernel)
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Inside of a loop that `barrier_before` was asked about."""
+        saved = self.recent, self.older, self.alone, self.skipped
+        self.passed()
+        yield
+        self.recent, self.older, self.alone, self.skipped = saved
+
+    def barrier_before(self, step: Kernel | Repeat, small: str) -> None:
+        """Emits what is needed before a step that, if `small`, runs on thread 0."""
+        em, access = self.s.em, accesses(step)
         needed = "true" if self.conflict(access, self.recent) else "false"
         if needed == "false" and self.skipped != "false" and self.conflict(access, self.older):
             needed = self.skipped
         if needed != "false":
-            serial = _and(em, self.alone, small)
-            wanted = _and(em, needed, flow.negate(em, serial))
+            serial = conjunction(em, self.alone, small)
+            wanted = conjunction(em, needed, flow.negate(em, serial))
             if wanted != "false":
                 with flow.when(em, wanted):
                     em.line("call void @nnrt_barrier(i32 %tid, i32 %nt)")
             self.older = [] if wanted == "true" else self.older + self.recent
             self.recent = []
             self.skipped = flow.negate(em, wanted)
-            self.alone = _or(em, wanted, self.alone)
+            self.alone = disjunction(em, wanted, self.alone)
         self.recent.append(access)
-        self.alone = _and(em, self.alone, small)
+        self.alone = conjunction(em, self.alone, small)
 
     def conflict(self, a: Access, before: list[Access]) -> bool:
         return any(
@@ -76,7 +97,7 @@ class Plan:
         return not any(prove_nonneg(d, self.facts) for d in apart)
 
 
-def _and(em: Emitter, a: str, b: str) -> str:
+def conjunction(em: Emitter, a: str, b: str) -> str:
     if "false" in (a, b):
         return "false"
     if a == "true":
@@ -84,8 +105,8 @@ def _and(em: Emitter, a: str, b: str) -> str:
     return a if b == "true" else em.op(f"and i1 {a}, {b}", "and")
 
 
-def _or(em: Emitter, a: str, b: str) -> str:
-    return flow.negate(em, _and(em, flow.negate(em, a), flow.negate(em, b)))
+def disjunction(em: Emitter, a: str, b: str) -> str:
+    return flow.negate(em, conjunction(em, flow.negate(em, a), flow.negate(em, b)))
 
 
 def is_parallel(kernel: Kernel) -> bool:
@@ -96,9 +117,14 @@ def is_parallel(kernel: Kernel) -> bool:
     )
 
 
-def accesses(kernel: Kernel) -> Access:
-    """The buffers outside of the kernel that it reads and writes, each name once."""
-    reads: dict[str, Buffer] = {}
+def accesses(step: Kernel | Repeat) -> Access:
+    """The buffers outside of kernels that it reads and writes, each name once."""
+    if isinstance(step, Repeat):
+        inner = [accesses(k) for k in kernels_of((step,))]
+        read = {b.name: b for a in inner for b in a.reads}
+        write = {b.name: b for a in inner for b in a.writes}
+        return Access(tuple(read.values()), tuple(write.values()))
+    kernel, reads = step, dict[str, Buffer]()
     for e in walk(*expressions(kernel.body)):
         if isinstance(e, Load):
             assert isinstance(e.tensor, Buffer), e

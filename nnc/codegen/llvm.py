@@ -16,13 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from nnc.codegen import contract, flow, vecmath
-from nnc.codegen.barriers import is_parallel
+from nnc.codegen.barriers import disjunction
 from nnc.codegen.indices import Indices
 from nnc.codegen.leaf import Leaves
 from nnc.codegen.loops import written
 from nnc.codegen.registers import MEMORY, literal, round_bf16
 from nnc.codegen.scopes import FRAME, Value
-from nnc.codegen.spmd import Spmd, enclosing, total_work
+from nnc.codegen.spmd import Spmd, all_small, enclosing, total_work
 from nnc.codegen.target import Target
 from nnc.diagnostics import Span
 from nnc.ir.loop import Buffer, Contract, Kernel, Program, Repeat, Stmt
@@ -226,7 +226,7 @@ class _Emission:
             em.line(f"store {type_} {value}, ptr {place}")
         work = s.uniform(total_work(self.program.steps)).text
         small = flow.compare(em, "slt", work, str(_SMALL_PROGRAM))
-        alone = "true" if not any(is_parallel(k) for k in self.program.kernels) else small
+        alone = disjunction(em, all_small(s, self.program.kernels), small)
         threads = flow.select(em, alone, "i64", "1", threads)
         count = threads
         if flow.const(threads) is None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from nnc.codegen import flow
-from nnc.codegen.barriers import Plan, is_parallel
+from nnc.codegen.barriers import Plan, conjunction, is_parallel
 from nnc.codegen.indices import Indices
-from nnc.ir.loop import Buffer, Commit, Kernel, Repeat, Step
+from nnc.ir.loop import Buffer, Commit, Kernel, Repeat, Step, kernels_of
 from nnc.lang.dims import ONE, ZERO, Dim
 
 _SMALL = 1 << 15  # scalar operations: kernels of fewer run on one thread
@@ -20,7 +21,8 @@ class Spmd:
         self.s, self.em, self.symbol, self.checked = scopes, scopes.em, symbol, checked
         self.plan = Plan(scopes, scopes.facts)
         self.number = 0  # of the next kernel
-        self.turns: tuple[str, ...] = ()  # of the loops around
+        self.loops: tuple[Repeat, ...] = ()  # around
+        self.turns: tuple[str, ...] = ()  # their variables
 
     def emit(self, steps: tuple[Step, ...]) -> str:
         self.steps(steps)
@@ -41,10 +43,7 @@ class Spmd:
                     self.number += 1
 
     def launch(self, kernel: Kernel, name: str) -> None:
-        em, small = self.em, "true"
-        if is_parallel(kernel):
-            work = self.s.uniform(kernel.work).text
-            small = flow.compare(em, "slt", work, str(_SMALL))
+        em, small = self.em, all_small(self.s, (kernel,), self.loops)
         self.plan.barrier_before(kernel, small)
         turns = "".join(f", i64 {t}" for t in self.turns)
         if small == "false":
@@ -79,25 +78,65 @@ class Spmd:
         em.label(go_on)
 
     def repeat(self, loop: Repeat) -> None:
-        """Barriers around every turn, and around the reading of its condition."""
-        em, s, outside = self.em, self.s, self.turns
-        done = em.fresh("repeated")
-        self.barrier()
-        with s.counted("0", s.uniform(loop.trip).text) as turn, s.bound(loop.var, turn, loop.trip):
-            self.turns = (*outside, turn)
+        """A loop of small kernels runs on thread 0 without barriers, any other on all threads."""
+        em, first = self.em, self.number
+        small = all_small(self.s, kernels_of((loop,)), self.loops)
+        self.plan.barrier_before(loop, small)
+        if small != "false":
+            mine = em.op("icmp eq i32 %tid, 0", "mine")
+            with flow.when(em, conjunction(em, mine, small)), self.s.scope():
+                self.alone(loop)
+        if small != "true":
+            self.number = first
+            with flow.when(em, flow.negate(em, small)), self.s.scope(), self.plan.turn():
+                self.together(loop)
+
+    def alone(self, loop: Repeat) -> None:
+        with self.turn(loop) as done:
+            self.steps_alone(loop.before)
+            if loop.cond is not None:
+                self.go_on(self.condition(loop.cond), done)
+            self.steps_alone(loop.steps)
+
+    def steps_alone(self, steps: tuple[Step, ...]) -> None:
+        turns = "".join(f", i64 {t}" for t in self.turns)
+        for step in steps:
+            if isinstance(step, Repeat):
+                self.alone(step)
+            elif isinstance(step, Kernel):
+                name = f"@{self.symbol}.k{self.number}"
+                self.em.line(f"call void {name}(ptr %frame, i32 0, i32 1{turns})")
+                self.number += 1
+
+    def together(self, loop: Repeat) -> None:
+        """Barriers between the turns, and around the reading of the condition."""
+        with self.turn(loop) as done:
             self.steps(loop.before)
             if loop.cond is not None:
                 self.barrier()
                 more = self.condition(loop.cond)
                 self.barrier()
-                go_on = em.fresh("turn")
-                em.line(f"br i1 {more}, label %{go_on}, label %{done}")
-                em.label(go_on)
+                self.go_on(more, done)
             self.steps(loop.steps)
             self.barrier()
+
+    @contextmanager
+    def turn(self, loop: Repeat) -> Iterator[str]:
+        """Around the steps of one turn; gives the label behind the loop."""
+        em, s, outside = self.em, self.s, (self.loops, self.turns)
+        done = em.fresh("repeated")
+        with s.counted("0", s.uniform(loop.trip).text) as turn, s.bound(loop.var, turn, loop.trip):
+            self.loops, self.turns = (*self.loops, loop), (*self.turns, turn)
+            yield done
         em.line(f"br label %{done}")
         em.label(done)
-        self.turns = outside
+        self.loops, self.turns = outside
+
+    def go_on(self, more: str, done: str) -> None:
+        """Leaves the loop where the condition does not hold."""
+        em, inside = self.em, self.em.fresh("turn")
+        em.line(f"br i1 {more}, label %{inside}, label %{done}")
+        em.label(inside)
 
     def condition(self, b: Buffer) -> str:
         """The bool scalar in a buffer."""
@@ -109,6 +148,15 @@ class Spmd:
             place = flow.offset(em, s.frame_field("arena"), s.uniform(b.offset).text, "i8")
         byte = em.op(f"load i8, ptr {place}", "cond")
         return em.op(f"icmp ne i8 {byte}, 0", "more")
+
+
+def all_small(s: Indices, kernels: Iterable[Kernel], loops: tuple[Repeat, ...] = ()) -> str:
+    """Whether thread 0 runs these kernels, inside of the loops, alone: an i1 operand."""
+    out, known = "true", {t.var for t in loops}
+    for work in dict.fromkeys(at_most(k.work, known) for k in kernels if is_parallel(k)):
+        small = flow.compare(s.em, "slt", s.uniform(work).text, str(_SMALL))
+        out = conjunction(s.em, out, small)
+    return out
 
 
 def enclosing(steps: tuple[Step, ...]) -> list[tuple[Repeat, ...]]:
@@ -127,11 +175,17 @@ def _kernels(
                 yield from _kernels((*before, *inner), (*turns, step))
 
 
+def at_most(work: Dim, known: set[str]) -> Dim:
+    """Work without a kernel's own loop variables: where inner loops shrink, their longest."""
+    inner = {n for n in work.names if n.startswith("$")} - known
+    return work.subst(dict.fromkeys(inner, ZERO))
+
+
 def total_work(steps: tuple[Step, ...]) -> Dim:
     """Scalar operations of a whole run, at most."""
     out = ZERO
     for kernel, turns in _kernels(steps, ()):
-        work, times = kernel.work, ONE
+        work, times = at_most(kernel.work, {t.var for t in turns}), ONE
         for t in reversed(turns):
             work, times = work.subst({t.var: t.trip - 1}), times.subst({t.var: t.trip - 1}) * t.trip
         out = out + work * times
