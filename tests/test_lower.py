@@ -202,7 +202,7 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """All loops are long: they are cut, and reductions are split."""
     for name, value in {"LONG": 4, "PIECE": 4, "ROWS": 2, "FEW": 100, "LANES": 2}.items():
         monkeypatch.setattr(partials, name, value)
-    for name, value in {"CHUNK": 3, "REDUCED_CHUNK": 2, "SHORT": 2}.items():
+    for name, value in {"CHUNK": 3, "REDUCED_CHUNK": 2, "SHORT": 2, "TILE": 2}.items():
         monkeypatch.setattr(schedule_nest, name, value)
     monkeypatch.setattr(storage, "STRIP_BYTES", 16)
 
@@ -254,6 +254,14 @@ def test_half_precision_accumulates_in_f32() -> None:
     x = inp("x", "B", "T", dtype="f16")
     p = check(graph([whole(x)], [x], ["B", "T"]), SIZES, kernels=2)
     assert [b.type.dtype for b in p.buffers] == ["f32"]
+
+
+def test_transposed_reads_are_tiled() -> None:
+    x, y = inp("x", "B", "T"), inp("y", "T", "B")
+    turned = comp(add(load(x, "$j", "$i"), load(y, "$i", "$j")), axes(i="T", j="B"))
+    p = check(graph([turned], [x, y], ["B", "T"]), {"B": 35, "T": 18}, kernels=1)
+    kinds = [kind for kind, _ in loops(p.kernels[0])]
+    assert kinds == ["parallel", "parallel", "serial", "vector"]
 
 
 # ---- what the checker catches -------------------------------------------------------------------

@@ -10,11 +10,12 @@ from nnc.ir.graph import Axis
 from nnc.ir.loop import For, Reduce, Stmt
 from nnc.lang.dims import Dim, dim_min, dim_prod
 from nnc.passes.schedule.contraction import unit_stride
-from nnc.passes.schedule.merge import Stmts, Views, merge, substitute
+from nnc.passes.schedule.merge import Stmts, Views, exprs_in, merge, substitute
 
 CHUNK = 1024  # elements of a long vector loop that one thread takes at a time
 REDUCED_CHUNK = 64  # the same where every element is a reduction or a serial loop
 SHORT = 8  # a reduced axis of fewer elements does not run over the lanes
+TILE = 16  # rows and columns of the tiles of a transposed read
 ENOUGH = 64  # iterations of parallel loops that need no more
 
 
@@ -39,7 +40,13 @@ def nest(
     lane = _lane(axes, stmts)
     outer = [a for a in axes if a is not lane]
     heavy = bool(serial) or any(isinstance(s, Reduce) for s in stmts)
-    if lane is not None and parallel:
+    across = None if heavy or lane is None else _across(lane, outer, stmts)
+    if lane is not None and parallel and across is not None:
+        outer.remove(across)
+        inner, rows, stmts = _pieces(across, TILE, stmts, used)
+        lane, columns, stmts = _pieces(lane, TILE, stmts, used)
+        outer, serial = [*outer, rows, columns], (inner,)
+    elif lane is not None and parallel:
         lane, chunk, stmts = _cut(lane, outer, stmts, heavy, used)
         outer += [] if chunk is None else [chunk]
     if lane is not None:
@@ -116,12 +123,38 @@ def _cut(
         return lane, None, stmts
     if length is not None and outer and outside is None and length <= 4 * chunk:
         return lane, None, stmts
-    name = f"{lane.var}o"
+    return _pieces(lane, chunk, stmts, used)
+
+
+def _pieces(axis: Axis, size: int, stmts: Stmts, used: set[str]) -> tuple[Axis, Axis, Stmts]:
+    """`(inner, outer)` loops of an axis cut into pieces, and the code over both."""
+    name = f"{axis.var}o"
     while name in used:
         name += "o"
-    pieces = Axis(name, (lane.extent + (chunk - 1)) // chunk)
-    start = Dim.of(name) * chunk
-    whole = length is not None and length % chunk == 0
-    left = Dim.of(chunk) if whole else dim_min(Dim.of(chunk), lane.extent - start)
-    stmts = substitute(stmts, {lane.var: start + lane.var})
-    return Axis(lane.var, left), pieces, stmts
+    used.add(name)
+    length = axis.extent.const
+    pieces = Axis(name, (axis.extent + (size - 1)) // size)
+    start = Dim.of(name) * size
+    whole = length is not None and length % size == 0
+    left = Dim.of(size) if whole else dim_min(Dim.of(size), axis.extent - start)
+    stmts = substitute(stmts, {axis.var: start + axis.var})
+    return Axis(axis.var, left), pieces, stmts
+
+
+def _across(lane: Axis, outer: Sequence[Axis], stmts: Stmts) -> Axis | None:
+    """A loop along which some load walks with unit stride and jumps along the lanes (transposed).
+
+    Then both loops are cut into square tiles that stay in the cache.
+    """
+    if not _longer(lane, TILE):
+        return None
+    for e in walk(*exprs_in(stmts)):
+        if isinstance(e, Load) and unit_stride(e, lane.var) is False:
+            for a in outer:
+                if unit_stride(e, a.var) and _longer(a, TILE):
+                    return a
+    return None
+
+
+def _longer(a: Axis, size: int) -> bool:
+    return a.extent.const is None or a.extent.const >= size
