@@ -11,6 +11,7 @@ import llvmlite
 
 from nnc.codegen import contract, llvm, objects
 from nnc.codegen.pool import pool_module
+from nnc.codegen.spmd import total_work
 from nnc.codegen.target import Target, host
 from nnc.diagnostics import Diagnostic, Diagnostics, Source
 from nnc.errors import CompileError
@@ -19,13 +20,13 @@ from nnc.ir.loop import Program
 from nnc.ir.print_loop import print_program
 from nnc.ir.printer import print_graph
 from nnc.ir.signature import Differentiated, Manifest, Native, Support
-from nnc.lang.dims import Dim, dim_sum
+from nnc.lang.dims import Dim
 from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.lang.elaborate.exports import elaborate
 from nnc.lang.printer import print_file
 from nnc.lang.units import STD, Loader, Unit, nearest
 from nnc.passes.autodiff import autodiff
-from nnc.passes.fuse import fuse, print_fused
+from nnc.passes.fuse import Fused, fuse, print_fused
 from nnc.passes.lower import lower
 from nnc.passes.memory import memory
 from nnc.passes.simplify import simplify
@@ -134,13 +135,40 @@ def optimise(graph: Graph) -> Graph:
     return graph
 
 
-def schedule(graph: Graph) -> Program:
-    """A Graph without gradients as a Program with its memory planned."""
-    program = lower(fuse(graph))
+def schedule(graph: Graph, fused: Fused | None = None) -> Program:
+    """A Graph without gradients as a Program with its memory planned; `fused`: if at hand."""
+    program = lower(fused or fuse(graph))
     verify_program(program, "lower")
     program = memory(program)
     verify_program(program, "memory")
     return program
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """One export with its kernels: what `nnc explain`, `plan` and `profile` report about."""
+
+    built: Built
+    graph: Graph  # simplified
+    fused: Fused
+    program: Program
+
+    @property
+    def name(self) -> str:
+        return self.built.graph.name
+
+
+def scheduled(path: str, overrides: Overrides | None = None) -> list[Scheduled]:
+    """Every export of a file up to its Program; CompileError with all diagnostics."""
+    checked = check(path, overrides)
+    if checked.errors or checked.elaborated is None:
+        raise CompileError(checked.diagnostics)
+    out = []
+    for built in checked.elaborated.exports:
+        graph = optimise(built.graph)
+        fused = fuse(graph)
+        out.append(Scheduled(built, graph, fused, schedule(graph, fused)))
+    return out
 
 
 # ---- back end ---------------------------------------------------------------------------------
@@ -167,7 +195,7 @@ class _Objects:
             program.dims,
             program.arena,
             module.scratch,
-            _work(program),
+            work_of(program),
             tuple((s.place, s.text) for s in module.sites),
         )
 
@@ -195,8 +223,9 @@ def object_key(text: str, target: Target) -> str:
     return blake2b("\0".join(parts).encode(), digest_size=24).hexdigest()
 
 
-def _work(program: Program) -> Dim:
-    return dim_sum(k.work for k in program.kernels)
+def work_of(program: Program) -> Dim:
+    """About how many scalar operations a run takes."""
+    return total_work(program.steps)
 
 
 def compile_file(

@@ -7,7 +7,8 @@ from functools import partial
 from pathlib import Path
 
 from nnc import compiler
-from nnc.compiler import Checked, Compiled
+from nnc.compiler import Checked, Compiled, Scheduled
+from nnc.diagnostics import Source
 from nnc.errors import ArgumentError, LoadError
 from nnc.runtime.cache import fetch
 from nnc.runtime.model import Model
@@ -17,7 +18,7 @@ Overrides = Mapping[str, Mapping[str, object]]
 
 def check_file(path: str | Path, overrides: Overrides | None = None) -> Checked:
     """The diagnostics of a file. LoadError when it cannot be read."""
-    _readable(path)
+    read_file(path)
     return compiler.check(str(path), overrides)
 
 
@@ -29,7 +30,7 @@ def compile_file(
     tests: bool = False,
 ) -> Compiled:
     """Compiles every export. CompileError or LoadError."""
-    _readable(path)
+    read_file(path)
     return compiler.compile_file(str(path), overrides, cache=fetch if cache else None, tests=tests)
 
 
@@ -47,7 +48,7 @@ def dump(compiled: Compiled, name: str, stage: str) -> str:
 
 def dump_file(path: str | Path, name: str, stage: str, overrides: Overrides | None = None) -> str:
     """The text of one export at one stage."""
-    _readable(path)
+    read_file(path)
     _known_stage(stage)
     try:
         return compiler.dump(str(path), name, stage, overrides)
@@ -57,10 +58,16 @@ def dump_file(path: str | Path, name: str, stage: str, overrides: Overrides | No
         raise ArgumentError(f"{path} exports no {name!r}") from None
 
 
-def _readable(path: str | Path) -> None:
-    """LoadError unless the file is UTF-8 text."""
+def schedule_file(path: str | Path, overrides: Overrides | None = None) -> list[Scheduled]:
+    """Every export with its kernels and memory. CompileError or LoadError."""
+    read_file(path)
+    return compiler.scheduled(str(path), overrides)
+
+
+def read_file(path: str | Path) -> Source:
+    """The text of a file; LoadError unless it is UTF-8 text."""
     try:
-        compiler.read(str(path))
+        return compiler.read(str(path))
     except UnicodeDecodeError as error:
         raise LoadError(f"{path} is not UTF-8 text (byte {error.start})") from None
     except OSError as error:

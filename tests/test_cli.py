@@ -217,6 +217,9 @@ COMMANDS = {
     "run": ["f"],
     "train": [],
     "test": [],
+    "explain": [],
+    "plan": ["f"],
+    "fmt": [],
 }
 
 
@@ -235,7 +238,7 @@ def test_a_file_without_permission(nn: Any, folder: Path) -> None:
     assert "ermission" in nn("check", "secret.nn")[2]
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c != "check"])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ("check", "fmt")])
 def test_a_broken_model(nn: Any, command: str) -> None:
     code, _, err = nn(command, "broken.nn", *COMMANDS[command])
     assert code == 1 and err.startswith("error[E") and "yy" in err

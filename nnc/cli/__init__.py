@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 STAGES = ("syntax", "graph", "autodiff", "simplify", "fuse", "loops", "llvm", "asm")
+SIZED = ("plan", "profile")  # commands that take run-time sizes: `--B 8`
 _FORMAT = argparse.RawDescriptionHelpFormatter
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command. Mistakes of the user go to stderr as text, never as a traceback."""
     try:
-        code = _run(_parser().parse_args(argv))
+        code = _run(_arguments(argv))
         sys.stdout.flush()
         return code
     except BrokenPipeError:
@@ -26,6 +27,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command not in SIZED:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.sizes = rest  # of `--B 8`: which names there are is known later
+    return args
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -62,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     _call(commands)
     _train(commands)
     _test(commands)
+    _explain(commands)
+    _plan(commands)
+    _fmt(commands)
     return parser
 
 
@@ -77,12 +90,21 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _command(commands: Commands, name: str, help_: str, more: str = "") -> argparse.ArgumentParser:
     text = help_[0].upper() + help_[1:] + "."
     return commands.add_parser(
-        name, help=help_, description=text, epilog=more, formatter_class=_FORMAT
+        name,
+        help=help_,
+        description=text,
+        epilog=more,
+        formatter_class=_FORMAT,
+        allow_abbrev=name not in SIZED,
     )
 
 
 def _model(parser: argparse.ArgumentParser, what: str = "a .nn file") -> None:
     parser.add_argument("model", help=what)
+    _define(parser)
+
+
+def _define(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-D",
         dest="define",
@@ -194,3 +216,36 @@ def _test(commands: Commands) -> None:
     )
     _model(parser)
     parser.add_argument("--no-gradients", action="store_true", help="only the `test` blocks")
+
+
+def _explain(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "explain",
+        "say what a line became and why, or what an error code means",
+        "nnc explain E0302             an entry of the manual of errors\n"
+        "nnc explain model.nn          the kernels of every export\n"
+        "nnc explain model.nn:12       those that compute something of line 12\n"
+        "nnc explain model.nn --at std/nn.nn:7     ... of a line of another file",
+    )
+    parser.add_argument("what", metavar="MODEL[:LINE] | CODE")
+    parser.add_argument("--at", metavar="FILE:LINE", help="a line of an imported file")
+    _define(parser)
+
+
+def _plan(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "plan",
+        "say how much memory a call takes, by source line",
+        "nnc plan gpt2.nn train_step --B 8 --T 1024\n\nWithout sizes it prints the formulas.",
+    )
+    _model(parser)
+    parser.add_argument("function", metavar="FUNC")
+    parser.add_argument("--threads", type=int)
+
+
+def _fmt(commands: Commands) -> None:
+    parser = _command(commands, "fmt", "rewrite a file in the standard layout")
+    parser.add_argument("model", help="a .nn file")
+    parser.add_argument("--check", action="store_true", help="change nothing; 1 if it would")

@@ -31,6 +31,18 @@ def run(args: argparse.Namespace) -> int:
             return call(args)
         case "train":
             return train(args)
+        case "fmt":
+            from nnc.cli.formatting import fmt
+
+            return fmt(args)
+        case "explain":
+            from nnc.cli.explain import explain
+
+            return explain(args)
+        case "plan":
+            from nnc.cli.plan import plan
+
+            return plan(args)
         case _:
             from nnc.cli.testing import test
 

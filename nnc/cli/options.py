@@ -54,3 +54,22 @@ def load_model(args: argparse.Namespace) -> Any:
         raise ArgumentError("--threads must be at least 1")
     modules: dict[str, Any] = dict(overrides(args.define))
     return load(args.model, threads=getattr(args, "threads", None), **modules)
+
+
+def sizes(rest: list[str]) -> dict[str, int]:
+    """`--B 8 --T=1024` as a table."""
+    out: dict[str, int] = {}
+    items = list(rest)
+    while items:
+        flag, equals, value = items.pop(0).partition("=")
+        name = flag.removeprefix("--")
+        if not flag.startswith("--") or not name.isidentifier():
+            raise ArgumentError(f"unrecognized argument {flag!r}: a size is --NAME NUMBER")
+        if not equals:
+            value = items.pop(0) if items else ""
+        if not value.isascii() or not value.isdecimal() or len(value) > 18:
+            raise ArgumentError(f"--{name} {value}: a size is a whole number, like --{name} 8")
+        if name in out:
+            raise ArgumentError(f"--{name} is given twice")
+        out[name] = int(value)
+    return out

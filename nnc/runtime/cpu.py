@@ -118,13 +118,22 @@ class Entry:
         context = self._context
         if need > self._size:
             self._size = 0
-            self._workspace = aligned(need, zero=False)
+            try:
+                self._workspace = aligned(need, zero=False)
+            except DeviceError as error:
+                raise DeviceError(f"{error}\n  {self._plan(need)}") from None
             self._size = need
             context[0] = pointer(self._workspace)
         context[1] = threads
         context[2] = 0
         if self._function(*self._pointers):
             raise self._index_error(*(int(x) for x in context[2:5]))
+
+    def _plan(self, need: int) -> str:
+        """Which call asks for how much, and the command that shows it line by line."""
+        sizes = [f"--{n} {d}" for n, d in zip(self.native.dims, self.dims, strict=False)]
+        call = " ".join([self.native.symbol.removeprefix("nn_"), *sizes])
+        return f"workspace: {need} bytes\n  help: nnc plan MODEL.nn {call}"
 
     def _index_error(self, site: int, value: int, extent: int) -> IndexError:
         place, text = self.native.sites[site - 1] if site else ("?", "?")

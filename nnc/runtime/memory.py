@@ -58,7 +58,7 @@ def rounded(nbytes: int) -> int:
 
 def aligned(nbytes: int, *, zero: bool = True) -> NDArray[np.uint8]:
     """Bytes that begin at a multiple of 64. DeviceError when the machine has fewer."""
-    if nbytes > _physical():
+    if nbytes > physical():
         raise DeviceError(_too_big(nbytes))
     try:
         raw = (np.zeros if zero else np.empty)(nbytes + ALIGNMENT, np.uint8)
@@ -97,9 +97,10 @@ def human(nbytes: int) -> str:
 
 
 @cache
-def _physical() -> int:
+def physical() -> int:
+    """Bytes of memory that the machine has."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _too_big(nbytes: int) -> str:
-    return f"this needs {human(nbytes)} of memory, the machine has {human(_physical())}"
+    return f"this needs {human(nbytes)} of memory, the machine has {human(physical())}"

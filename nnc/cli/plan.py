@@ -1,0 +1,148 @@
+"""`nnc plan`: the memory of one call, as formulas and numbers, by source line.
+
+What the runtime allocates for a call is its workspace (the arena, then each thread's scratch); the
+arguments and results are the caller's arrays.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from nnc import driver
+from nnc.cli.explain import where
+from nnc.cli.options import overrides, sizes
+from nnc.codegen import llvm
+from nnc.codegen.target import host
+from nnc.compiler import Scheduled, work_of
+from nnc.errors import ArgumentError, ShapeError, nearest
+from nnc.ir.loop import Buffer
+from nnc.ir.signature import ExportSig
+from nnc.lang.dims import Dim, dim_sum
+from nnc.passes.memory import rounded
+from nnc.runtime.cpu import cpu_count
+from nnc.runtime.memory import human, physical
+from nnc.runtime.modules import SERIAL
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one call: formulas in the run-time sizes. `values`: what shares the arena."""
+
+    arguments: Dim
+    results: Dim
+    arena: Dim
+    scratch: int  # for each thread
+    values: tuple[Buffer, ...]
+
+    def workspace(self, threads: int) -> Dim:
+        return self.arena + threads * self.scratch
+
+    def total(self, threads: int) -> Dim:
+        return self.arguments + self.results + self.workspace(threads)
+
+
+def plan(args: argparse.Namespace) -> int:
+    """Prints formulas; with sizes also bytes, largest values first."""
+    env = sizes(args.sizes)
+    found = chosen(args.model, args.function, overrides(args.define))
+    threads = cpu_count() if args.threads is None else args.threads
+    if threads < 1:
+        raise ArgumentError("--threads must be at least 1")
+    if env or not found.program.dims:
+        check_sizes(found.built.signature, found.program.dims, env)
+        threads = 1 if work_of(found.program).evaluate(env) < SERIAL else threads
+        rows = _numbers(memory_plan(found), env, threads)
+    else:
+        rows = _formulas(memory_plan(found), threads)
+    print("\n".join(rows))
+    return 0
+
+
+def chosen(path: str, function: str, given: Mapping[str, Mapping[str, object]]) -> Scheduled:
+    """One export of a file; ArgumentError when there is none of this name."""
+    found = {s.name: s for s in driver.schedule_file(path, given)}
+    if function not in found:
+        raise ArgumentError(f"{path} exports no {function!r}{nearest(function, found)}")
+    return found[function]
+
+
+def memory_plan(found: Scheduled) -> MemoryPlan:
+    program = found.program
+    count = len(program.args) - program.results
+    module = llvm.emit(program, host(), found.built.signature.symbol)
+    return MemoryPlan(
+        dim_sum(b.bytes for b in program.args[:count]),
+        dim_sum(b.bytes for b in program.args[count:]),
+        rounded(program.arena),
+        module.scratch,
+        tuple(b for b in program.buffers if b.scope == "arena"),
+    )
+
+
+def check_sizes(sig: ExportSig, dims: tuple[str, ...], env: Mapping[str, int]) -> None:
+    """ArgumentError for unknown or missing names, ShapeError for sizes that a call would refuse."""
+    for name in env:
+        if name not in dims:
+            known = ", ".join(dims) or "none"
+            raise ArgumentError(f"{sig.name} has no size {name} (its sizes: {known})")
+    missing = [n for n in dims if n not in env]
+    if missing:
+        flags = " ".join(f"--{n} 8" for n in missing)
+        raise ArgumentError(f"the size of {', '.join(missing)} is missing: add {flags}")
+    asked = {a.name for a in sig.args if a.kind == "dim"}  # these may be 0
+    for name, size in env.items():
+        if size < 1 and name not in asked:
+            raise ShapeError(f"{sig.name}: {name} must be at least 1, got {size}")
+    for check in sig.checks:
+        value = check.dim.evaluate(env)
+        if value < 0 or (check.equal and value):
+            raise ShapeError(f"{sig.name}: these sizes do not fulfil {check.text} ({check.place})")
+
+
+def _formulas(found: MemoryPlan, threads: int) -> list[str]:
+    rows = [
+        ("arguments", found.arguments),
+        ("results", found.results),
+        (_workspace(threads), found.workspace(threads)),
+        ("all", found.total(threads)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    head = [f"{name:{width}}  {formula} bytes" for name, formula in rows]
+    return [*head, *_table([(where(b.span), b.name, str(b.bytes)) for b in found.values])]
+
+
+def _numbers(found: MemoryPlan, env: Mapping[str, int], threads: int) -> list[str]:
+    rows = [
+        ("arguments", found.arguments),
+        ("results", found.results),
+        (_workspace(threads), found.workspace(threads)),
+        ("all", found.total(threads)),
+    ]
+    numbers = [(name, dim.evaluate(env), dim) for name, dim in rows]
+    width = max(len(name) for name, _, _ in numbers)
+    digits = max(len(f"{n:,}") for _, n, _ in numbers)
+    out = [f"{name:{width}}  {n:>{digits},} bytes = {dim}" for name, n, dim in numbers]
+    total = numbers[-1][1]
+    verdict = "fits" if total <= physical() else "does not fit"
+    out.append(f"{human(total)} of {human(physical())}: {verdict}")
+    values = sorted(found.values, key=lambda b: -b.bytes.evaluate(env))
+    table = [(where(b.span), b.name, str(b.bytes), f"{b.bytes.evaluate(env):,}") for b in values]
+    together = sum(b.bytes.evaluate(env) for b in values)
+    if values:
+        arena = found.arena.evaluate(env)
+        out += ["", f"values in the workspace: {together:,} bytes share {arena:,} bytes"]
+    return [*out, *_table(table)[1:]]
+
+
+def _workspace(threads: int) -> str:
+    return "workspace, 1 thread" if threads == 1 else f"workspace, {threads} threads"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    if not rows:
+        return []
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in rows]
+    return ["", *(f"  {line.rstrip()}" for line in lines)]
