@@ -139,13 +139,14 @@ def render(d: Diagnostic) -> str:
     pad = " " * width
     out = [f"{d.severity}[{d.code}]: {escape(d.message)}", f"{pad}--> {d.at.place}", f"{pad} |"]
     blocks = list(_blocks(d.span.source, labels))
-    column = max((_tail_column(rows, d) for _, rows in blocks), default=0)
+    columns = [_tail_column(rows, d) for _, rows in blocks]
     for i, (source, rows) in enumerate(blocks):
+        near = [c for c in columns if columns[i] <= c <= columns[i] + 20]
         if source is not d.span.source:
             out.append(f"{pad}::: {rows[0].span.place}")
         elif i:
             out.append(f"{pad} |")
-        out += _quote(source, rows, d, width, column)
+        out += _quote(source, rows, d, width, max(near))
     out += [f"{pad} = {escape(note)}" for note in d.notes]
     if d.help:
         out.append(f"{pad} help: {escape(d.help)}")

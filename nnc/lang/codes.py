@@ -216,6 +216,9 @@ E0504 `!` without an effect
 E0601 no dependence
     The loss was not computed from this version of the variable, so its gradient would be zero
     everywhere. Usually the variable was written in between: take the gradient first.
+E0602 an adjoint that does not fit its function
+    An `adjoint` names every input, the results and their derivatives, and returns one value for
+    each differentiable input, of the input's type.
 E0603 the gradient of something that is not one number
     `grad(y, x)` needs one float `y`. Reduce the tensor first: `mean(...)` or `total(...)`.
 E0604 something without a gradient

@@ -29,6 +29,7 @@ class Unit:
     tests: list[ast.TestDef] = field(default_factory=list)
     specializations: list[ast.Specialize] = field(default_factory=list)
     used: set[str] = field(default_factory=set)
+    failed: set[str] = field(default_factory=set)  # names whose import is a reported mistake
 
     def find(self, name: str) -> tuple[Unit, Definition] | None:
         """The definition that `name` means at the top of this file."""
@@ -61,6 +62,7 @@ class Loader:
     units: dict[Path, Unit] = field(default_factory=dict)
     loading: list[tuple[Path, str]] = field(default_factory=list)
     sources: list[Source] = field(default_factory=list)
+    cyclic: set[Definition] = field(default_factory=set)  # modules reported to contain themselves
 
     def load(self, path: Path, name: str, source: Source) -> Unit | None:
         """Parses and links one file; None when it does not parse."""
@@ -112,6 +114,8 @@ class Loader:
     def _import(self, unit: Unit, decl: ast.Import) -> None:
         target = self._find(unit, decl)
         if target is None:
+            last = decl.alias or decl.module.split(".")[-1]
+            unit.failed |= {n.id for n in decl.names} or {last}
             return
         if not decl.names:
             unit.aliases[decl.alias or decl.module.split(".")[-1]] = target
@@ -121,6 +125,7 @@ class Loader:
                 near = nearest(name.id, list(target.defs))
                 text = f"did you mean `{near}`?" if near else _offer(target)
                 self._error("E0806", f"`{decl.module}` has no `{name.id}`", name.span, help=text)
+                unit.failed.add(name.id)
             else:
                 unit.imports[name.id] = (target, found, name)
 
@@ -134,7 +139,8 @@ class Loader:
             path = unit.path.parent.joinpath(*parts).with_suffix(".nn")
             known = [p.stem for p in sorted(unit.path.parent.glob("*.nn"))]
             known += [f"std.{p.stem}" for p in sorted(STD.glob("*.nn"))]
-            shown = str(path)
+            beside = Path(unit.file.source.name).parent
+            shown = str(beside.joinpath(*parts).with_suffix(".nn"))
         if not path.is_file():
             self._missing(decl, known, shown)
             return None
@@ -161,10 +167,13 @@ class Loader:
         return self.load(path, decl.module, Source(shown, text))
 
     def _missing(self, decl: ast.Import, known: list[str], shown: str) -> None:
-        near = nearest(decl.module, known)
+        near = nearest(decl.module, known, 0.75)
         text = f"did you mean `{near}`?" if near else f"nnc looks for {shown}"
-        if decl.module.split(".")[0] in ("numpy", "torch", "keras", "tensorflow", "math", "np"):
-            text = "Python packages cannot be imported; the functions of .nn files need no import"
+        if decl.module.split(".")[0] == "std":
+            text = f"the library has {', '.join(k for k in known if k.startswith('std.'))}"
+        homes = [h for n in decl.names for h in _homes(n.id)]
+        if len(homes) == len(decl.names) > 0 and len(set(homes)) == 1:
+            text = f"`from {homes[0]} import {', '.join(n.id for n in decl.names)}`"
         self._error("E0805", f"there is no file for `{decl.module}`", decl.module_span, help=text)
 
     def _error(
@@ -187,10 +196,21 @@ def _offer(unit: Unit) -> str:
     return f"it defines {', '.join(unit.defs)}" if unit.defs else "it defines nothing"
 
 
-def nearest(name: str, known: list[str]) -> str | None:
+def _homes(name: str) -> list[str]:
+    """The modules of the standard library that define a name."""
+    out = []
+    for path in sorted(STD.glob("*.nn")):
+        file = _library(f"std/{path.name}", path.read_text(encoding="utf-8"))
+        names = {getattr(d, "name", None) for d in file.decls} if file is not None else set()
+        if name in names:
+            out.append(f"std.{path.stem}")
+    return out
+
+
+def nearest(name: str, known: list[str], cutoff: float = 0.6) -> str | None:
     """The known name most like `name`, if one is near."""
     lower = {k.lower(): k for k in known}
     if name.lower() in lower:
         return lower[name.lower()]
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    found = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
     return found[0] if found else None

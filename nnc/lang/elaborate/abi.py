@@ -61,7 +61,7 @@ def argument(cx: Context, frame: Frame, p: ast.Param, abi: Abi) -> None:
         case kind:
             raise fail(
                 "E0315",
-                f"an exported function cannot take a `{kind}`",
+                f"an exported function cannot take `{kind}`",
                 p.span,
                 help="tensors, sizes (`n: dim`), modules and `params(M)` can be passed in",
             )

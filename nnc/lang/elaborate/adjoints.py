@@ -47,7 +47,7 @@ def _rename(frame: Frame, old: str, new: str) -> None:
 
 
 def _check_names(func: ast.FuncDef, d: ast.AdjointDef) -> None:
-    place = (Label(func.name_span, "declared here", aside=True),)
+    place = (Label(func.name_span, "declared here"),)
     n, want = len(d.inputs), len(func.params)
     if n != want:
         text = f"the adjoint names {counted(n, 'input')}, `{d.name}` takes {want}"

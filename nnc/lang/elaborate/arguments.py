@@ -31,7 +31,7 @@ def paired(
 ) -> list[tuple[ast.Param, Given | None]]:
     """Each parameter with its argument (None: its default)."""
     names = [p.name for p in func.params]
-    place = (Label(func.name_span, f"takes {', '.join(names) or 'nothing'}", aside=True),)
+    place = (Label(func.name_span, f"takes {', '.join(names) or 'nothing'}"),)
     by: dict[str, Given] = {}
     for i, g in enumerate(given):
         if g.name is None and i >= len(names):
@@ -48,6 +48,11 @@ def paired(
     if missing:
         raise fail("E0802", f"`{shown}` needs {', '.join(missing)}", e.span, labels=place)
     return [(p, by.get(p.name)) for p in func.params]
+
+
+def bang_text(call: ast.Call) -> str:
+    """The call with `!`."""
+    return f"{call.func.span.text}!({', '.join(a.span.text for a in call.args)})"
 
 
 def near_help(name: str, names: Sequence[str]) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nnc.diagnostics import Span
+from nnc.diagnostics import Label, Span
 from nnc.ir.expr import Const, Expr, Idx, Load, Op
 from nnc.ir.graph import Constant
 from nnc.ir.scalar import SCALARS, cast
@@ -16,8 +16,9 @@ from nnc.lang.elaborate.broadcasting import (
     fits,
     free_dtype,
     same_dtype,
+    typed,
 )
-from nnc.lang.elaborate.context import Context, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import (
     AxisRef,
     Bool,
@@ -105,6 +106,9 @@ def lift(
     trees = [v for v in settled if isinstance(v, Tree)]
     if not trees:
         return None
+    for o, v in zip(operands, settled, strict=True):
+        if isinstance(v, Tensor | WeakTensor) and v.shape:
+            raise _tree_and_tensor(cx, operands, o, v)
     keys = list(trees[0].leaves)
     for other, operand in zip(settled, operands, strict=True):
         if isinstance(other, Tree) and list(other.leaves) != keys:
@@ -117,6 +121,22 @@ def lift(
         ]
         leaves[key] = fn(*row)
     return Tree(leaves, trees[0].of)
+
+
+def _tree_and_tensor(
+    cx: Context, operands: Sequence[Operand], o: Operand, v: Tensor | WeakTensor
+) -> Mistake:
+    """A tree has many shapes: only numbers spread over its leaves."""
+    tree = next(p for p in operands if isinstance(cx.tensor(p.value), Tree | Module))
+    module = cx.tensor(tree.value)
+    shown = describe(v)
+    if isinstance(module, Module):
+        text = f"`{tree.span.text}` is a module, not a tensor"
+        label = Label(o.span, shown)
+        help = f"call it: `{tree.span.text}({o.span.text})`"
+        return fail("E0203", text, tree.span, module.inst.id, (label,), help=help)
+    text = "a tree and a tensor do not combine; numbers spread over the leaves"
+    return fail("E0203", text, o.span, shown, (Label(tree.span, "a tree"),))
 
 
 def _other_leaves(cx: Context, a: Tree, b: Tree, span: Span) -> Exception:
@@ -154,6 +174,10 @@ def elementwise(
     if lifted is not None:
         return lifted
     values: list[Arithmetic] = [settle(cx, o) for o in operands]
+    if SCALARS[fn].rule == "logic":
+        for o, v in zip(operands, values, strict=True):
+            if not isinstance(v, Tensor) or v.dtype != "bool":
+                raise _not_bool(fn, o, v)
     dtype = common_dtype(cx, operands, values, span)
     if fn == "div" and is_int(dtype):
         dtype = cx.frame.real
@@ -171,6 +195,12 @@ def elementwise(
     if not compares and not any(isinstance(v, Tensor) for v in values):
         return WeakTensor(shape, weak_kind(values, SCALARS[fn].rule == "float"), at)
     return cx.compute(shape, lambda i: at(dtype, i), span, origins=origins)
+
+
+def _not_bool(fn: str, o: Operand, v: Arithmetic) -> Mistake:
+    text = typed(v, o.span) if isinstance(v, Tensor) else describe(v)
+    what = f"`{fn}` needs a bool, this is {v.dtype if isinstance(v, Tensor) else describe(v)}"
+    return fail("E0203", what, o.span, text, help=f"compare: `{o.span.text} != 0`")
 
 
 def weak_kind(values: Sequence[Value], real: bool = False) -> str:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
+from nnc.lang.elaborate.arguments import near_help
+from nnc.lang.elaborate.broadcasting import typed
 from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
+from nnc.lang.elaborate.habits import (
+    CASTS,
+    FUNCTIONS,
+    LIBRARIES,
+    METHODS,
+    MODULE_METHODS,
+    NAMES,
+    layer_help,
+)
 from nnc.lang.elaborate.members import member, member_names
 from nnc.lang.elaborate.names import in_file
 from nnc.lang.elaborate.values import (
@@ -20,41 +33,34 @@ from nnc.lang.elaborate.values import (
     WeakTensor,
     describe,
 )
-from nnc.lang.units import nearest
 
 
 def attribute(cx: Context, e: ast.Attr) -> Value:
+    """`net.fc1`, `file.name`, `x.T`."""
+    if isinstance(e.value, ast.Name) and e.value.id in LIBRARIES and cx.lookup(e.value.id) is None:
+        raise _library(cx, e.value, e.name)
     base = cx.tensor(cx.eval(e.value))
     match base:
         case Unknown():
             raise Poisoned
         case UnitRef(unit=unit):
             found = in_file(cx, unit, e.name) or cx.prelude(e.name)
-            if found is None:
-                near = nearest(e.name, unit.names)
-                raise fail(
-                    "E0804",
-                    f"`{unit.name}` has no `{e.name}`",
-                    e.name_span,
-                    help=f"did you mean `{near}`?" if near else None,
-                )
-            return found
+            if found is not None:
+                return found
+            raise _no_member(e, f"`{unit.name}` has no `{e.name}`", unit.names)
         case Module():
             found = member(cx, base, e.name) or base.inst.args.get(e.name)
             if found is not None:
                 return found
-            near = nearest(e.name, [*member_names(base.inst), *base.inst.args])
-            raise fail(
-                "E0804",
-                f"{base.inst.id} has no member `{e.name}`",
-                e.name_span,
-                help=f"did you mean `{near}`?" if near else None,
-            )
-        case ModuleType():
+            names = [*member_names(base.inst), *base.inst.args]
+            text = f"`{e.value.span.text}`, a {base.inst.id}, has no member `{e.name}`"
+            raise _no_member(e, text, names, MODULE_METHODS.get(e.name))
+        case ModuleType(defn=defn):
             inst = cx.instantiate(base, [], e.value.span)
             found = member(cx, Module(inst, ""), e.name)
             if found is not None:
                 return found
+            raise _no_member(e, f"{defn.name} has no member `{e.name}`", member_names(inst))
         case Tensor() if e.name == "T":
             return transpose(cx, base, e.span)
         case Tensor() | Weak() | WeakTensor():
@@ -64,37 +70,34 @@ def attribute(cx: Context, e: ast.Attr) -> Value:
     raise fail("E0804", f"{describe(base)} has no `{e.name}`", e.name_span)
 
 
-METHODS = {
-    "shape": "sizes have names: declare them, `x: real[B, T]`, and use `B`",
-    "size": "sizes have names: declare them, `x: real[B, T]`, and use `B`",
-    "view": "an axis is split by a tuple: `y[b, h, e] = x[b, (h, e:K)]`",
-    "reshape": "an axis is split by a tuple: `y[b, h, e] = x[b, (h, e:K)]`",
-    "flatten": "axes are merged by a tuple: `y[b, (c, i, j)] = x[b, c, i, j]`",
-    "transpose": "`x.T`, or index it: `y[i, j] = x[j, i]`",
-    "permute": "index it: `y[i, k, j] = x[i, j, k]`",
-    "unsqueeze": "`x[:, None]` adds an axis of 1",
-    "squeeze": "`x[:, 0]` drops an axis",
-    "backward": "`grad(loss, net)` is an expression",
-    "detach": "`stop(x)`",
-    "item": "a scalar is used as it is",
-    "dtype": "`f32(x)` converts; the dtype is part of the declared type",
-}
+def _library(cx: Context, base: ast.Name, name: str) -> Mistake:
+    """`nn.Linear`, `np.exp`."""
+    inside = set(cx.prelude_names)
+    help = layer_help(name, cx.std_homes, inside) or NAMES.get(name)
+    if name in inside:
+        help = f"functions need no prefix: `{name}(...)`"
+    elif help is not None and help.startswith("`from"):
+        help = f"no prefix is needed: {help}"
+    return fail("E0801", f"`{base.id}` is not defined", base.span, help=help)
+
+
+def _no_member(e: ast.Attr, text: str, names: Sequence[str], help: str | None = None) -> Mistake:
+    return fail("E0804", text, e.name_span, help=help or near_help(e.name, names))
 
 
 def _no_attribute(e: ast.Attr, base: Value) -> Mistake:
     help = METHODS.get(e.name)
-    functions = ("sum", "mean", "max", "min", "exp", "log", "abs", "sqrt", "prod", "argmax", "var")
-    if e.name in functions:
+    if e.name in FUNCTIONS:
         help = f"`{e.name}({e.value.span.text})`"
-    if e.name in ("float", "int", "half", "double", "to", "type", "astype"):
+    if e.name in CASTS:
+        help = f"`{CASTS[e.name]}({e.value.span.text})`"
+    if e.name in ("to", "type", "astype"):
         help = f"`f32({e.value.span.text})`"
-    return fail(
-        "E0804",
-        f"a tensor has no `{e.name}`",
-        e.name_span,
-        labels=((Label(e.value.span, describe(base)),)),
-        help=help,
-    )
+    if e.name == "detach":
+        help = f"`stop({e.value.span.text})`"
+    shown = typed(base, e.span) if isinstance(base, Tensor) else describe(base)
+    place = Label(e.value.span, shown)
+    return fail("E0804", f"a tensor has no `{e.name}`", e.name_span, labels=(place,), help=help)
 
 
 def transpose(cx: Context, x: Tensor, span: Span) -> Tensor:

@@ -9,7 +9,7 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, Facts, exact_div, prove_nonneg
 from nnc.lang.elaborate.context import Binder, Context, Mistake, Poisoned, fail
-from nnc.lang.elaborate.values import Tensor, Unknown, Value, WeakTensor
+from nnc.lang.elaborate.values import Tensor, Unknown, Value, WeakTensor, axes_word, counted
 from nnc.lang.elaborate.walks import syntax
 from nnc.lang.units import nearest
 
@@ -77,8 +77,8 @@ def _binders(item: ast.Expr) -> Iterator[tuple[str, Span, bool, ast.Expr | None]
                 "E0407",
                 "an index name is expected here",
                 item.span,
-                help="the left side names one index for each axis: `y[i, j] = ...`; "
-                "`y[...] := ...` writes into a tensor that exists",
+                help="the left side of `=` names an index for each axis, `y[i, j] = ...`; "
+                "to write into a tensor that exists, use `:=`",
             )
 
 
@@ -147,6 +147,10 @@ def no_range(cx: Context, r: Range, scope: Sequence[ast.Expr]) -> Exception:
     uses = [n for n in syntax(*scope) if isinstance(n, ast.Index)]
     if any(isinstance(_quiet(cx, n.value), Unknown) for n in uses):
         return Poisoned()
+    for use in uses:
+        shape = _base_shape(cx, use.value)
+        if shape is not None and _slots_needed(cx, use.items) > len(shape):
+            return too_many(use, shape)
     bound = list(cx.frame.binders)
     near = nearest(r.name, bound) if not r.pack else None
     return fail(
@@ -154,30 +158,47 @@ def no_range(cx: Context, r: Range, scope: Sequence[ast.Expr]) -> Exception:
         f"index `{r.name}` has no range",
         r.span,
         notes=_bound(cx),
-        help=f"did you mean `{near}`?" if near else _range_help(r, uses),
+        help=f"did you mean `{near}`?" if near else _range_help(cx, r, uses),
     )
 
 
-def _range_help(r: Range, uses: Sequence[ast.Index]) -> str:
+def _slots_needed(cx: Context, items: Sequence[ast.Expr]) -> int:
+    """How many axes indices take at least."""
+    bound = [cx.frame.binders.get(i.name) for i in items if isinstance(i, ast.Rest)]
+    packs = sum(len(b.vars) for b in bound if b is not None)
+    return packs + sum(1 for i in items if not isinstance(i, ast.NoneLit | ast.Rest))
+
+
+def too_many(node: ast.Index, shape: Sequence[Dim]) -> Mistake:
+    """More indices than axes."""
+    count = sum(1 for i in node.items if not isinstance(i, ast.NoneLit))
+    text = f"{counted(count, 'index', 'indices')} for {axes_word(len(shape))}"
+    has = f"has [{', '.join(map(str, shape))}]"
+    return fail("E0405", text, node.span, labels=(Label(node.value.span, has),))
+
+
+def _range_help(cx: Context, r: Range, uses: Sequence[ast.Index]) -> str:
     for use in uses:
-        for item in use.items:
-            names = [n for n in syntax(item) if isinstance(n, ast.Name) and n.id == r.name]
-            if names and not isinstance(item, ast.Name):
-                return f"`{item.span.text}` does not say how far it goes: give it one, `{r.name}:N`"
+        shape = _base_shape(cx, use.value)
+        for item, axis, _ in _slots(cx, use.items, len(shape or ()), {}):
+            found = any(isinstance(n, ast.Name) and n.id == r.name for n in syntax(item))
+            if found and not isinstance(item, ast.Name):
+                size = shape[axis] if shape is not None and axis < len(shape) else "N"
+                if isinstance(item, ast.Tuple):
+                    return f"one size of `{item.span.text}` may be left open: give `{r.name}:N`"
+                text = f"`{item.span.text}` does not say how far it goes: give it a range"
+                return f"{text}, `{r.name}:{size}`"
     return f"it is not used on the right; give it one: `{r.name}:N`"
 
 
 def unbound(cx: Context, name: str, span: Span) -> Mistake:
     """An index name on the right that nothing binds."""
-    inner = [n for n, b in cx.frame.binders.items() if b.where != LEFT]
-    inner = [n for n in inner if len(n) == 1]
-    what = cx.frame.binders[inner[-1]].where if inner else ""
-    also = f"`{what}[{', '.join(inner)}, {name}](...)`"
-    help = (
-        f"did you mean `{inner[-1]}`? To reduce over {name} as well, write {also}"
-        if inner
-        else None
-    )
+    inner = [n for n, b in cx.frame.binders.items() if b.where != LEFT and len(n) == 1]
+    help = f"to sum over {name}, write `sum[{name}](...)`"
+    if inner:
+        what = cx.frame.binders[inner[-1]].where
+        also = f"`{what}[{', '.join(inner)}, {name}](...)`"
+        help = f"did you mean `{inner[-1]}`? To reduce over {name} as well, write {also}"
     return fail("E0401", f"index `{name}` has no range", span, notes=_bound(cx), help=help)
 
 

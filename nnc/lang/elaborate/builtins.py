@@ -59,12 +59,9 @@ NAMES = frozenset(
 def call(cx: Context, name: str, e: ast.Call) -> Value:
     """A built-in applied."""
     if e.bang and name not in RANDOM:
-        raise fail(
-            "E0504",
-            f"`{name}` neither writes state nor draws random numbers",
-            e.func.span,
-            help=f"`{name}(...)` without `!`",
-        )
+        args = ", ".join(a.span.text for a in e.args)
+        text = f"`{name}` neither writes state nor draws random numbers"
+        raise fail("E0504", text, e.func.span, help=f"`{name}({args})`")
     if name in ("max", "min") and sum(a.name is None for a in e.args) == 2:
         return _scalar(cx, name, e)
     if name in REDUCTIONS:

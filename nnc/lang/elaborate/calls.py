@@ -8,6 +8,7 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.elaborate.arguments import Given, arguments, paired
 from nnc.lang.elaborate.binding import Binding
+from nnc.lang.elaborate.broadcasting import grouped
 from nnc.lang.elaborate.builtins import call
 from nnc.lang.elaborate.clauses import where_clauses
 from nnc.lang.elaborate.context import Active, Context, Frame, Mistake, Poisoned, fail
@@ -28,6 +29,7 @@ from nnc.lang.elaborate.values import (
     Tensor,
     Unknown,
     Value,
+    Weak,
     describe,
 )
 from nnc.lang.types import DTYPES, DType, is_float
@@ -74,11 +76,14 @@ def _made_here(cx: Context, defn: ast.ModuleDef, e: ast.Call) -> Mistake:
 
 def _not_callable(cx: Context, func: Value, e: ast.Call) -> Mistake:
     help = None
-    if isinstance(func, Tensor):
-        inside = ", ".join(a.span.text for a in e.args)
+    inside = ", ".join(a.span.text for a in e.args)
+    product = f"did you forget an operator: `{e.func.span.text} * {grouped(inside)}`?"
+    if isinstance(func, Weak) and len(e.args) == 1:
+        help = product
+    if isinstance(func, Tensor) and func.shape:
         help = f"an index stands in brackets: `{e.func.span.text}[{inside}]`"
         if len(e.args) == 1 and isinstance(cx.tensor(_quiet(cx, e.args[0].value)), Tensor):
-            help = f"did you forget an operator: `{e.func.span.text} * ({inside})`?"
+            help = product
     return fail("E0803", f"{describe(func)} cannot be called", e.func.span, help=help)
 
 
@@ -136,7 +141,7 @@ def _may_bang(cx: Context, e: ast.Call) -> None:
 
 
 def _called_at(cx: Context) -> tuple[Label, ...]:
-    return (Label(cx.calls[-1].span, "called here", aside=True),) if cx.calls else ()
+    return (Label(cx.calls[-1].span, "called here"),) if cx.calls else ()
 
 
 def _path(cx: Context, fn: Function) -> str:

@@ -65,7 +65,7 @@ def _proved(b: Binding, fact: Dim, equal: bool, text: str, place: Span) -> None:
         b.call.span,
         f"here: {clause}",
         (Label(place, "required here"),),
-        help=None if false else "add it to the `where` of this function",
+        help=None if false else f"`where {clause}` in the signature of the caller would say so",
     )
 
 

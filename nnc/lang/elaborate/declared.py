@@ -10,6 +10,7 @@ from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.context import Context, Frame, Poisoned, fail
+from nnc.lang.elaborate.habits import TYPES
 from nnc.lang.elaborate.members import leaves, tree_argument
 from nnc.lang.elaborate.values import (
     UNKNOWN,
@@ -63,6 +64,8 @@ def module_type(cx: Context, t: ast.TypeExpr | None) -> Instance | None:
         help = f"did you mean `{near}`?" if near else None
         if len(homes) == 1:
             help = f"`from {homes[0]} import {name}`"
+        if name in TYPES:
+            help = f"`{TYPES[name]}`"
         raise fail("E0801", f"there is no type `{name}`", t.name_span, help=help)
     if isinstance(value, Unknown):
         raise Poisoned

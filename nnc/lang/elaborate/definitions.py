@@ -11,7 +11,7 @@ from nnc.ir.scalar import cast
 from nnc.lang import ast
 from nnc.lang.dims import Dim, dim_prod
 from nnc.lang.elaborate.binders import LEFT, bind, declare_binders
-from nnc.lang.elaborate.broadcasting import fits, free_dtype
+from nnc.lang.elaborate.broadcasting import fits, free_dtype, typed
 from nnc.lang.elaborate.context import Binder, Context, Poisoned, fail
 from nnc.lang.elaborate.values import (
     Bool,
@@ -56,8 +56,8 @@ def define(cx: Context, target: ast.Index, rhs: ast.Expr) -> Tensor:
     return out
 
 
-def element_value(cx: Context, rhs: ast.Expr) -> Expr:
-    """The right side of an index statement: one number."""
+def element_value(cx: Context, rhs: ast.Expr, real: bool = False) -> Expr:
+    """The right side of an index statement: one number (`real`: literals become real)."""
     value = cx.tensor(cx.eval(rhs))
     match value:
         case Tensor(shape=()):
@@ -65,16 +65,16 @@ def element_value(cx: Context, rhs: ast.Expr) -> Expr:
         case Tensor():
             raise fail(
                 "E0405",
-                "the right side of an index statement must be a single number",
+                "one number is expected here, this still has axes",
                 rhs.span,
-                str(value.type),
+                typed(value, rhs.span),
                 help="index every axis of it",
             )
         case Weak():
             fits(value, free_dtype(cx, [value]), rhs.span)
-            return value.make(free_dtype(cx, [value]))
+            return value.make(cx.frame.real if real else free_dtype(cx, [value]))
         case WeakTensor(shape=()):
-            return value.at(free_dtype(cx, [value]), ())
+            return value.at(cx.frame.real if real else free_dtype(cx, [value]), ())
         case Bool(value=b) if b is not None:
             return scalar(cast(Idx(Dim.of(int(b))), "bool")).at(())
         case Unknown() | Nothing():

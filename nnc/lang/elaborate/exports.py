@@ -55,6 +55,8 @@ def elaborate(
         test_graphs(loader, unit, overrides, out)
     if diagnostics.errors:  # what is not used may only seem so
         diagnostics.items[:] = diagnostics.errors
+    files = list(dict.fromkeys(d.at.source for d in diagnostics.items))
+    diagnostics.items.sort(key=lambda d: (files.index(d.at.source), d.at.line, d.at.column))
     return out
 
 

@@ -18,6 +18,8 @@ from nnc.lang.elaborate.values import (
     UNKNOWN,
     Bool,
     Builtin,
+    Function,
+    Module,
     ModuleList,
     ModuleType,
     Nothing,
@@ -130,12 +132,12 @@ def _index(cx: Context, e: ast.Index) -> Value:
                 e.span,
                 help=f"`{name}[i](x[i])`",
             )
-    raise fail(
-        "E0803",
-        f"{describe(base)} cannot be indexed",
-        e.value.span,
-        help="module parameters are given in parentheses" if isinstance(base, ModuleType) else None,
-    )
+    inside = ", ".join(i.span.text for i in e.items)
+    called = f"`{e.value.span.text}({inside})`" if isinstance(base, CALLABLE) else None
+    raise fail("E0803", f"{describe(base)} cannot be indexed", e.value.span, help=called)
+
+
+CALLABLE = (Builtin, Function, Module, ModuleType)
 
 
 def _fill(cx: Context, name: str, e: ast.Index) -> Value:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim
+from nnc.lang.elaborate.arguments import near_help
 from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
 from nnc.lang.elaborate.members import elaborate_members
 from nnc.lang.elaborate.values import (
@@ -21,15 +22,16 @@ from nnc.lang.elaborate.values import (
     Text,
     Tree,
     TreeParam,
+    Unknown,
     Value,
     Weak,
     WeakTensor,
+    counted,
     describe,
     integer,
     number,
 )
 from nnc.lang.types import DTYPES
-from nnc.lang.units import nearest
 
 
 def instantiate(cx: Context, which: ModuleType, args: Sequence[ast.Arg], span: Span) -> Instance:
@@ -66,8 +68,7 @@ def _cached(cx: Context, inst: Instance, span: Span) -> Instance:
     if not cx.generic and key in cx.instances:
         return cx.instances[key]
     if any(i.defn is inst.defn and i.id == inst.id for i, _ in cx.building):
-        names = " builds ".join([*(i.id for i, _ in cx.building), inst.id])
-        raise fail("E0809", f"{inst.id} contains itself", span, notes=(names,))
+        raise _contains_itself(cx, inst, span)
     if len(cx.building) > 64:
         raise fail("E0809", "modules are nested more than 64 deep", span)
     cx.instances[key] = inst
@@ -79,28 +80,32 @@ def _cached(cx: Context, inst: Instance, span: Span) -> Instance:
     return inst
 
 
+def _contains_itself(cx: Context, inst: Instance, span: Span) -> Exception:
+    """One message for a cycle of modules, wherever it is met first."""
+    chain = [i.defn for i, _ in cx.building]
+    chain = chain[chain.index(inst.defn) :]
+    if cx.loader.cyclic & set(chain):
+        return Poisoned()
+    cx.loader.cyclic |= set(chain)
+    names = " builds ".join([*(d.name for d in chain), inst.defn.name])
+    text = f"a {inst.defn.name} contains a {inst.defn.name}"
+    return fail("E0809", text, span, notes=(names,), help="a list repeats: `[Block(D) for l in L]`")
+
+
 def _match(
     cx: Context, defn: ast.ModuleDef, args: Sequence[ast.Arg], span: Span
 ) -> dict[str, ast.Arg]:
     given: dict[str, ast.Arg] = {}
     names = [p.name for p in defn.params]
-    place = (Label(defn.name_span, f"`{defn.name}` is declared here"),)
+    place = (Label(defn.name_span, f"takes {', '.join(names) or 'nothing'}"),)
     for i, arg in enumerate(args):
         if arg.name is None and i >= len(names):
-            raise fail(
-                "E0802", f"`{defn.name}` takes {len(names)} parameters", arg.span, labels=place
-            )
+            what = f"`{defn.name}` takes {counted(len(names), 'parameter')}, {len(args)} are given"
+            raise fail("E0802", what, arg.span, labels=place)
         name = arg.name if arg.name is not None else names[i]
         if name not in names:
-            near = nearest(name, names)
-            help = f"did you mean `{near}`?" if near else f"it has {', '.join(names) or 'none'}"
-            raise fail(
-                "E0802",
-                f"`{defn.name}` has no parameter `{name}`",
-                arg.span,
-                labels=place,
-                help=help,
-            )
+            text, help = f"`{defn.name}` has no parameter `{name}`", near_help(name, names)
+            raise fail("E0802", text, arg.name_span or arg.span, labels=place, help=help)
         if name in given:
             raise fail("E0802", f"`{name}` is given twice", arg.span)
         given[name] = arg
@@ -117,7 +122,12 @@ def _parameter(
     defn: ast.ModuleDef,
 ) -> tuple[Value, bool]:
     if arg is not None:
-        return static(cx, arg.value), False
+        value = static(cx, arg.value)
+        bare = p.default is None and p.type is None
+        if bare and not isinstance(value, Unknown) and getattr(value, "dim", None) is None:
+            text = f"`{p.name}` of `{defn.name}` is a size"
+            raise fail("E0309", text, arg.value.span, describe(value), (_declared(p),))
+        return value, False
     if isinstance(forced, dict) and p.name in forced:
         return from_python(forced[p.name], span), False
     if p.default is None:
@@ -129,6 +139,10 @@ def _parameter(
         )
     with cx.in_frame(frame), cx.outside_loops():
         return static(cx, p.default), True
+
+
+def _declared(p: ast.Param) -> Label:
+    return Label(p.name_span, "declared here")
 
 
 def _drop_defaults(cx: Context, frame: Frame, defn: ast.ModuleDef, inst: Instance) -> None:

@@ -129,12 +129,10 @@ def _tree_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Value:
             leaf = settle(cx, Operand(value, span), "a tree")
             tree = Tree({"": leaf}, None)
         case _:
-            raise fail(
-                "E0301",
-                f"`{b.shown}` takes a tree, this is {describe(value)}",
-                span,
-                labels=(declared(p),),
-            )
+            text = f"`{b.shown}` takes a tree, this is {describe(value)}"
+            scalar = isinstance(value, Tensor) and not value.shape
+            help = f"a gradient? `grad({span.text}, net)`" if scalar else None
+            raise fail("E0301", text, span, labels=(declared(p),), help=help)
     if isinstance(p.type, ast.AppliedTypeExpr) and not cx.generic:
         with cx.in_frame(b.frame):
             want = tree_argument(cx, p.type)
@@ -150,7 +148,11 @@ def _tree_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Value:
 
 
 def _same_tree(inst: Instance, tree: Tree) -> bool:
-    return [x.key for x in leaves(inst) if x.storage == "param"] == list(tree.leaves)
+    want = [(x.key, x.type) for x in leaves(inst) if x.storage == "param"]
+    if [key for key, _ in want] != list(tree.leaves):
+        return False
+    pairs = zip(want, tree.leaves.values(), strict=True)
+    return all(not isinstance(v, Tensor) or v.shape == t.shape for (_, t), v in pairs if t)
 
 
 def _module_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Value:

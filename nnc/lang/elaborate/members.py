@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from nnc.diagnostics import Span
+from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.elaborate.clauses import comparison_facts
 from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
@@ -29,6 +30,7 @@ from nnc.lang.elaborate.values import (
     describe,
 )
 from nnc.lang.types import DTYPES, TensorType
+from nnc.lang.units import STD
 
 
 @dataclass(frozen=True)
@@ -55,17 +57,44 @@ def elaborate_members(cx: Context, inst: Instance) -> None:
             try:
                 _member(cx, inst, m)
             except Mistake as mistake:
+                if elsewhere := _from_library(cx, inst, mistake):
+                    raise elsewhere from None
                 cx.report(mistake)
-                if isinstance(m, ast.MemberDecl):
-                    inst.members[m.name] = UNKNOWN
+                _fail(inst, m)
             except Poisoned:
-                if isinstance(m, ast.MemberDecl):
-                    inst.members[m.name] = UNKNOWN
+                _fail(inst, m)
+
+
+def _fail(inst: Instance, m: ast.Member) -> None:
+    """After a mistake the member stands for anything."""
+    if isinstance(m, ast.MemberDecl | ast.ParamDecl | ast.StateDecl):
+        inst.members.setdefault(m.name, UNKNOWN)
+
+
+def _from_library(cx: Context, inst: Instance, mistake: Mistake) -> Mistake | None:
+    """A mistake inside the library is one of the user's line that builds the library's module."""
+    d = mistake.diagnostic
+    library = Path(inst.unit.path).resolve().is_relative_to(STD)
+    users = [(i, s) for i, s in cx.building if s.source is not d.span.source]
+    if not library or not users:
+        return None
+    which, span = users[-1]
+    label = Label(d.span, d.text or "here")
+    text = f"{which.id} cannot be built: {d.message}"
+    return fail(d.code, text, span, labels=(label,), notes=d.notes, help=d.help)
 
 
 def _fresh(inst: Instance, name: str, span: Span) -> None:
     if name in inst.leaves or name in inst.members or name in inst.methods or name in inst.args:
-        raise fail("E0807", f"`{name}` is declared twice in {inst.defn.name}", span)
+        spans = [
+            m.name_span
+            for m in inst.defn.members
+            if not isinstance(m, ast.Assert) and m.name == name
+        ]
+        spans += [p.name_span for p in inst.defn.params if p.name == name]
+        first = tuple(Label(s, "first declared here") for s in spans if s != span)
+        text = f"`{name}` is declared twice in {inst.defn.name}"
+        raise fail("E0807", text, span, labels=first[:1])
 
 
 def _member(cx: Context, inst: Instance, m: ast.Member) -> None:
@@ -89,12 +118,9 @@ def _declared(value: Value, span: Span) -> Value | Sub | SubList:
         case Module(inst=sub):
             return Sub(sub, span)
         case ModuleType():
-            raise fail(
-                "E0802",
-                f"`{value.defn.name}` is a module type",
-                span,
-                help=f"`{span.text}()` makes a sub-module",
-            )
+            needed = [p.name for p in value.defn.params if p.default is None]
+            help = f"`{span.text}({', '.join(needed)})` makes a sub-module"
+            raise fail("E0802", f"`{value.defn.name}` is a module type", span, help=help)
         case Seq(items=None, like=like):
             return SubList(None, like.inst if isinstance(like, Module) else None, span)
         case Seq(items=items) if items is not None and all(isinstance(i, Module) for i in items):
@@ -135,7 +161,8 @@ def _leaf(cx: Context, m: ast.ParamDecl | ast.StateDecl) -> LeafDecl | None:
             raise fail("E0309", f"an axis of size {d}", text.span)
     total = TensorType(dtype, shape).bytes.const
     if total is not None and total > 2**63 - 1:
-        raise fail("E0314", f"`{m.name}` has {total} bytes, more than 2^63 - 1", m.type.span)
+        says = f"{TensorType(dtype, shape)}, that is {total:.2e} bytes"
+        raise fail("E0314", f"`{m.name}` is larger than 2^63 - 1 bytes", m.type.span, says)
     return LeafDecl(m.name, m, TensorType(dtype, shape), None, storage, m.key)
 
 

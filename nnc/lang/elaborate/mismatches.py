@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
-from nnc.lang.dims import ONE, Dim
+from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.broadcasting import grouped, size_origin, typed
 from nnc.lang.elaborate.context import Context, Mistake, fail
@@ -29,7 +29,7 @@ def wrong_dtype(b: Binding, p: ast.Param, v: Tensor, dtype: DType, span: Span) -
 
 def declared(p: ast.Param, text: str = "") -> Label:
     """The declaration of a parameter."""
-    return Label(p.span, text or "declared here", aside=True)
+    return Label(p.span, text or "declared here")
 
 
 def written(p: ast.Param) -> str:
@@ -81,8 +81,30 @@ def wrong_size(
     where = f"{given} features" if last else f"{given} on axis {axis}"
     text = f"{v.type}{_size_text(cx, v, axis, span)}"
     label, replacement = _takes(b, p, pattern, want, size)
+    replacement = _other_axes(p, v, want, axis, span) or replacement
     message = f"`{b.shown}` is given {where} but takes {takes}"
     return fail("E0301", message, span, text, (label,), help=replacement)
+
+
+def _other_axes(p: ast.Param, v: Tensor, want: Dim, axis: int, span: Span) -> str | None:
+    """Help when the axes are not flattened, or stand in another order."""
+    text = grouped(span.text)
+    rank = len(v.shape)
+    letters = [c for c in "bijkluvw" if c != span.text][:rank]
+    dims = p.type.dims or () if isinstance(p.type, ast.TensorTypeExpr) else ()
+    packed = any(isinstance(d, ast.Rest) for d in dims)
+    if packed and axis == rank - 1:
+        for start in range(1, axis):
+            if dim_prod(v.shape[start:]) == want:
+                left = ", ".join([*letters[:start], f"({', '.join(letters[start:])})"])
+                return f"flatten first: `flat[{left}] = {text}[{', '.join(letters)}]`"
+    hits = [i for i, d in enumerate(v.shape) if d == want and i > 0]
+    if len(hits) == 1 and axis > 0 and not packed:
+        order = [i for i in range(rank) if i != hits[0]]
+        order.insert(axis, hits[0])
+        left = ", ".join(letters[i] for i in order)
+        return f"axis {hits[0]} has {want}: `y[{left}] = {text}[{', '.join(letters)}]` reorders"
+    return None
 
 
 def _size_text(cx: Context, v: Tensor, axis: int, span: Span) -> str:
@@ -102,7 +124,8 @@ def _takes(
         known = _declared_at(cx, want, b.call.span)
         size_text = known if word == str(want) and known else f"{word} = {known or want}"
         label = Label(place, f"takes {written(p)}   {size_text}", aside=True)
-        if arg is None or (size.name is None and size.const is None):
+        params = {q.name for q in cx.frame.module.defn.params} if cx.frame.module else set()
+        if arg is None or not size.names <= params:
             return label, None
         words = [str(size) if a is arg else a.span.text for a in member.value.args]
         if arg.name is not None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from nnc.diagnostics import Span
+from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.context import Context, Mistake, fail
+from nnc.lang.elaborate.habits import LIBRARIES, NAMES, layer_help
 from nnc.lang.elaborate.members import member, member_names
 from nnc.lang.elaborate.values import (
+    UNKNOWN,
     Bool,
     Function,
     Module,
@@ -58,6 +60,8 @@ def _in_module(cx: Context, name: str) -> Value | None:
 
 def in_file(cx: Context, unit: Unit, name: str) -> Value | None:
     found = unit.find(name)
+    if found is None and name in unit.failed:
+        return UNKNOWN
     if found is None:
         return UnitRef(unit.aliases[name]) if name in unit.aliases else None
     where, definition = found
@@ -80,18 +84,18 @@ def _constant(name: str) -> Value | None:
 def undefined(cx: Context, name: str, span: Span) -> Mistake:
     """An unknown name, with the nearest known one or the import line as help."""
     frame = cx.frame
+    if name in frame.half:
+        where = Label(frame.half[name], "assigned here")
+        text = f"`{name}` is assigned in one branch only"
+        both = "assign it before the `if`, or in both branches"
+        return fail("E0801", text, span, labels=(where,), help=both)
     known = [*frame.binders, *frame.vars, *frame.dims, *frame.unit.names]
     if frame.module is not None:
         known += [*frame.module.args, *member_names(frame.module)]
+    help = layer_help(name, cx.std_homes, set(cx.prelude_names)) or NAMES.get(name)
     near = nearest(name, known) or nearest(name, cx.prelude_names)
-    homes = cx.std_homes.get(name, [])
-    help = None
-    if len(homes) == 1:
-        help = f"`from {homes[0]} import {name}`"
-    elif name == "self":
-        help = "there is no `self`: members are used by their bare names"
-    elif near:
+    if help is None and name in LIBRARIES:
+        help = "layers and functions need no prefix: `from std.nn import Linear`, `exp(x)`"
+    elif help is None and near:
         help = f"did you mean `{near}`?"
-    elif name in ("np", "numpy", "torch", "tf", "keras", "F", "jnp"):
-        help = "the functions of .nn files need no library: `exp(x)`, `sum(x, over=1)`, ..."
     return fail("E0801", f"`{name}` is not defined", span, help=help)

@@ -174,7 +174,9 @@ def matmul(cx: Context, a: Operand, b: Operand, span: Span) -> Value:
     x, w = settle(cx, a, "a tensor"), settle(cx, b, "a tensor")
     for o, v in ((a, x), (b, w)):
         if not isinstance(v, Tensor | WeakTensor) or not v.shape:
-            raise fail("E0307", "`@` needs tensors with at least one axis", o.span, describe(v))
+            help = f"`{grouped(a.span.text)} * {grouped(b.span.text)}`"
+            what = "`@` needs tensors with at least one axis"
+            raise fail("E0307", what, o.span, describe(v), help=help)
     dtype = common_dtype(cx, [a, b], [x, w], span)
     x, w = adapt(cx, x, dtype, a.span), adapt(cx, w, dtype, b.span)
     assert isinstance(x, Tensor) and isinstance(w, Tensor)

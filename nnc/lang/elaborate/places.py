@@ -5,6 +5,7 @@ from __future__ import annotations
 from nnc.diagnostics import Label, Span
 from nnc.ir.graph import Input
 from nnc.lang import ast
+from nnc.lang.elaborate.arguments import bang_text
 from nnc.lang.elaborate.arith import adapt
 from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
 from nnc.lang.elaborate.reads import planned
@@ -58,7 +59,7 @@ def read_only(cx: Context, name: str, span: Span) -> Mistake:
         "E0503",
         f"`{name}` is an argument and not `inout`",
         span,
-        labels=(Label(declared, "declared here", aside=True),),
+        labels=(Label(declared, "declared here"),),
         help=f"declare it `inout {declared.text}`",
     )
 
@@ -94,3 +95,12 @@ def _part(cx: Context, whole: Stored, e: ast.Index, items: tuple[ast.Expr, ...])
         tuple(plan.origins),
     )
     return Stored(whole.key, view)
+
+
+def without_bang(cx: Context, what: str, span: Span) -> Mistake:
+    """An effect in a function that was called without `!`."""
+    if not cx.calls:
+        return fail("E0502", what, span, help="call the function with `!`")
+    call = cx.calls[-1].call
+    label = Label(call.span, "called without `!`", aside=True)
+    return fail("E0502", what, span, labels=(label,), help=f"`{bang_text(call)}`")

@@ -8,8 +8,9 @@ from nnc.ir.expr import Const, Expr, Idx, Load, Op
 from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.dims import ZERO, Dim
-from nnc.lang.elaborate.arguments import take
+from nnc.lang.elaborate.arguments import bang_text, take
 from nnc.lang.elaborate.context import Context, fail
+from nnc.lang.elaborate.places import without_bang
 from nnc.lang.elaborate.values import Value
 from nnc.lang.types import TensorType
 
@@ -17,20 +18,12 @@ from nnc.lang.types import TensorType
 def random_tensor(cx: Context, name: str, e: ast.Call) -> Value:
     """`uniform!([B, T])`, `normal!([B, T])`: functions of seed, call path, step and element."""
     frame = cx.frame
-    if not e.bang and frame.train is False:
-        raise fail(
-            "E0502",
-            f"`{name}` draws random numbers: the call needs `!`",
-            e.func.span,
-            help=f"`{name}!(...)`",
-        )
+    if not e.bang:
+        text, help = f"`{name}` draws random numbers: the call needs `!`", f"`{bang_text(e)}`"
+        raise fail("E0502", text, e.func.span, help=help)
     if not (frame.train or frame.exported or frame.train is None or frame.initializing):
-        raise fail(
-            "E0502",
-            "random numbers in a function that was called without `!`",
-            e.func.span,
-            help="call the function with `!`",
-        )
+        what = "this draws random numbers in a function that was called without `!`"
+        raise without_bang(cx, what, e.func.span)
     (arg,) = take(e, name, ["shape"])
     shape = shape_list(cx, arg)
     seed, step = rng_inputs(cx)

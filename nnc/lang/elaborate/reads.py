@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nnc.diagnostics import Label, Span
+from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Idx, Load, Op, names
 from nnc.ir.scalar import cast
 from nnc.lang import ast
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, exact_div, extremes
 from nnc.lang.elaborate.arith import adapt, as_tensor
-from nnc.lang.elaborate.binders import size_of, unbound
-from nnc.lang.elaborate.broadcasting import free_dtype
+from nnc.lang.elaborate.binders import size_of, too_many, unbound
+from nnc.lang.elaborate.broadcasting import free_dtype, typed
 from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
 from nnc.lang.elaborate.names import undefined
 from nnc.lang.elaborate.values import (
@@ -22,7 +22,6 @@ from nnc.lang.elaborate.values import (
     Value,
     Weak,
     WeakTensor,
-    axes_word,
     describe,
     named,
 )
@@ -86,17 +85,12 @@ def planned(
     if sum(isinstance(i, ast.Rest) and i.name == "..." for i in items) > 1:
         raise fail("E0405", "`...` may stand once", node.span)
     if count > rank:
-        raise _too_many(count, base, node)
+        raise too_many(node, base.shape)
     for item in items:
         _read_item(cx, base, item, plan, rank - count, node, guarded)
     for axis in range(len(plan.source), rank):
         keep(base, axis, plan)
     return plan
-
-
-def _too_many(count: int, base: Tensor, node: ast.Index) -> Mistake:
-    what = f"{count} ind{'ex' if count == 1 else 'ices'} for {axes_word(len(base.shape))}"
-    return fail("E0405", what, node.span, labels=(Label(node.value.span, str(base.type)),))
 
 
 def keep(base: Tensor, axis: int, plan: Plan) -> None:
@@ -168,10 +162,11 @@ def _index_value(cx: Context, item: ast.Expr, size: Dim) -> Expr | Tensor:
             return as_tensor(cx, value, item.span) if value.shape else value.at("i64", ())
         case Unknown():
             raise Poisoned
-    help = "`i32(...)` converts"
+    help = f"`i32({item.span.text})` cuts off the fraction"
     if isinstance(value, Tensor) and value.dtype == "bool":
         help = f"there are no masks as indices: `where({item.span.text}, ..., 0)` keeps the shape"
-    raise fail("E0405", "an index must be an integer", item.span, describe(value), help=help)
+    shown = typed(value, item.span) if isinstance(value, Tensor) else describe(value)
+    raise fail("E0405", "an index must be an integer", item.span, shown, help=help)
 
 
 def is_loose(cx: Context, name: str) -> bool:
@@ -266,18 +261,24 @@ def _radix(
     full = [s for s in sizes if s is not None]
     product = dim_prod(full)
     if product != total:
-        raise fail(
-            "E0406",
-            f"this tuple has {product} positions, the axis has {total}",
-            item.span,
-            labels=(Label(item.span, " * ".join(map(str, full))),),
-        )
+        raise _radix_mistake(full, product, total, axis, item)
     index_dim = ZERO
     for value, size, digit in zip(values, full, digits, strict=True):
         if not _inside(cx, value, size):
             raise fail("E0406", f"this digit can leave 0 ... {size - 1}", digit.span)
         index_dim = index_dim * size + value
     return Idx(index_dim)
+
+
+def _radix_mistake(
+    sizes: Sequence[Dim], product: Dim, total: Dim, axis: int, item: ast.Expr
+) -> Mistake:
+    shown = " * ".join(str(s) if str(s).isalnum() else f"({s})" for s in sizes)
+    text = f"this tuple has {product} positions, the axis has {total}"
+    help = f"declare axis {axis} as `{product}`" if total.name else None
+    if "//" in shown:
+        help = "`/` in a size says that it is exact, `//` that it may leave a rest"
+    return fail("E0406", text, item.span, f"{shown}, but axis {axis} has {total}", help=help)
 
 
 def _slice(
@@ -301,13 +302,7 @@ def _slice(
         (size - high, f"ends after {size}"),
     ):
         if not cx.proves(p):
-            sure = cx.proves(-p - 1) or p.const is not None
-            raise fail(
-                "E0402",
-                f"this slice {what if sure else 'may be one that ' + what}",
-                item.span,
-                f"axis {axis} has {size}",
-            )
+            raise _slice_mistake(cx, p, what, size, axis, item)
     plan.source.append((len(plan.shape), low))
     plan.shape.append(high - low)
     plan.letters.append(base.letters[axis] if axis < len(base.letters) else "")
@@ -315,6 +310,14 @@ def _slice(
     text = f"{high - low} of the {size} " + (old.text if old else "positions")
     text = ("first " if lower is None else "last " if upper is None else "") + text
     plan.origins.append(Origin(text, old.span if old else item.span, True))
+
+
+def _slice_mistake(cx: Context, p: Dim, what: str, size: Dim, axis: int, item: ast.Expr) -> Mistake:
+    """A slice that leaves the axis, or may leave it."""
+    sure = cx.proves(-p - 1)
+    text = f"this slice {what if sure else 'may be one that ' + what}"
+    help = None if sure else f"`where {p} >= 0` in the signature would rule that out"
+    return fail("E0402", text, item.span, f"axis {axis} has {size}", help=help)
 
 
 def _bound(cx: Context, e: ast.Expr, size: Dim) -> Dim:

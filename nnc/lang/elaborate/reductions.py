@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnc.diagnostics import Span
-from nnc.ir.expr import Expr, Op
+from nnc.ir.expr import Const, Expr, Op, Select
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.elaborate.arith import elementwise
 from nnc.lang.elaborate.binders import bind, declare_binders
+from nnc.lang.elaborate.broadcasting import typed
 from nnc.lang.elaborate.context import Context, fail
 from nnc.lang.elaborate.definitions import element_value
-from nnc.lang.elaborate.values import Operand, Tensor, Value, integer
+from nnc.lang.elaborate.values import Operand, Tensor, Value, axes_word, integer
 from nnc.lang.types import is_float
 
 COMPOSITE = ("mean", "var", "logsumexp")
@@ -41,7 +42,7 @@ def reduce_indexed(cx: Context, op: str, node: ast.Call, items: Sequence[ast.Exp
     ranges = declare_binders(cx, items, [body_ast])
     binders, extents = bind(cx, ranges, op)
     with cx.bound(binders, extents):
-        body = element_value(cx, body_ast)
+        body = element_value(cx, body_ast, op in COMPOSITE)
     raxes = list(extents.items())
     return reduced(cx, op, raxes, body, node.span, body_ast.span)
 
@@ -65,11 +66,22 @@ def reduced(
         centred = Op(body.dtype, "sub", (body, mean.at(())))
         square = Op(body.dtype, "mul", (centred, centred))
         return reduced(cx, "mean", raxes, square, span, at)
-    top = cx.node((), raxes, "max", body, span)
+    top = _finite_top(cx, cx.node((), raxes, "max", body, span), span)
     shifted = Op(body.dtype, "exp", (Op(body.dtype, "sub", (body, top.at(()))),))
     total_ = Operand(cx.node((), raxes, "sum", shifted, span), span)
     log = elementwise(cx, "log", [total_], span)
     return elementwise(cx, "add", [Operand(log, span), Operand(top, span)], span)
+
+
+def _finite_top(cx: Context, top: Value, span: Span) -> Tensor:
+    """The largest value, or 0 where it is infinite: `inf - inf` would be no number."""
+    assert isinstance(top, Tensor)
+
+    def body(i: tuple[Expr, ...]) -> Expr:
+        e = top.at(i)
+        return Select(e.dtype, Op("bool", "isfinite", (e,)), e, Const(e.dtype, 0.0))
+
+    return cx.compute(top.shape, body, span, origins=top.origins)
 
 
 def _check_reducible(cx: Context, op: str, dtype: str, at: Span) -> None:
@@ -102,12 +114,11 @@ def reduce_whole(
     rank = len(x.shape)
     chosen = tuple(range(rank)) if axes is None else tuple(sorted(axes))
     if op in ("argmax", "argmin") and len(chosen) != 1:
-        raise fail(
-            "E0407",
-            f"`{op}` reduces over one axis of {x.type}",
-            span,
-            help=f"say which: `{op}({operand.span.text}, over=...)`",
-        )
+        last = x.shape[-1].name if x.shape else None
+        axis = last if last and x.shape.count(x.shape[-1]) == 1 else len(x.shape) - 1
+        what = f"`{op}` reduces over one axis, this has {axes_word(len(x.shape))}"
+        help = f"say which: `{op}({operand.span.text}, over={axis})`" if x.shape else None
+        raise fail("E0407", what, operand.span, typed(x, span), help=help)
     _check_reducible(cx, op, x.dtype, operand.span)
     if op == "mean":
         total = reduce_whole(cx, "sum", operand, axes, keep, span)
@@ -127,12 +138,14 @@ def reduce_whole(
 def _logsumexp(
     cx: Context, operand: Operand, chosen: Sequence[int], keep: bool, span: Span
 ) -> Value:
-    top = reduce_whole(cx, "max", operand, chosen, True, span)
+    top = _finite_top(cx, reduce_whole(cx, "max", operand, chosen, True, span), span)
     shifted = elementwise(cx, "sub", [operand, Operand(top, span)], span)
     e = Operand(elementwise(cx, "exp", [Operand(shifted, span)], span), span)
     total = Operand(reduce_whole(cx, "sum", e, chosen, keep, span), span)
     log = elementwise(cx, "log", [total], span)
-    last = top if keep else reduce_whole(cx, "max", operand, chosen, False, span)
+    if keep:
+        return elementwise(cx, "add", [Operand(log, span), Operand(top, span)], span)
+    last = _finite_top(cx, reduce_whole(cx, "max", operand, chosen, False, span), span)
     return elementwise(cx, "add", [Operand(log, span), Operand(last, span)], span)
 
 

@@ -28,7 +28,7 @@ from nnc.lang.elaborate.values import (
     counted,
     describe,
 )
-from nnc.lang.types import DTYPES, TensorType
+from nnc.lang.types import DTYPES, DType, TensorType, is_float, is_int
 
 
 def returned(cx: Context, stmt: ast.Return) -> Value:
@@ -73,7 +73,7 @@ def conform(
     """A value as a declared type; `says`: how messages begin (`` `f` returns``)."""
     if isinstance(value, Unknown):
         return value
-    declared = (Label(t.span, "declared here", aside=True),)
+    declared = (Label(t.span, "declared here"),)
     match t:
         case ast.TupleTypeExpr(items=items):
             n = len(value.items) if isinstance(value, Tuple) else 1
@@ -110,7 +110,7 @@ def _tree(cx: Context, value: Value, says: str, span: Span, declared: tuple[Labe
 def _tensor(cx: Context, value: Value, t: ast.TensorTypeExpr, says: str, span: Span) -> Value:
     if isinstance(value, Tuple):
         what = f"{says} {counted(len(value.items), 'value')}, one is declared"
-        raise fail("E0303", what, span, labels=(Label(t.span, "declared here", aside=True),))
+        raise fail("E0303", what, span, labels=(Label(t.span, "declared here"),))
     dtype = cx.frame.real if t.name == "real" else t.name
     settled = settle(cx, Operand(value, span), "a tensor")
     if isinstance(settled, Tree):
@@ -123,8 +123,8 @@ def _tensor(cx: Context, value: Value, t: ast.TensorTypeExpr, says: str, span: S
             f"{says} {settled.dtype}, {t.name} is declared",
             span,
             typed(settled, span),
-            (Label(t.span, "declared here", aside=True),),
-            help=f"`{t.name}({span.text})`",
+            (Label(t.span, "declared here"),),
+            help=f"`{t.name}({span.text})`" + _quotient(settled, dtype, span),
         )
     tensor = adapt(cx, settled, dtype, span)
     assert isinstance(tensor, Tensor)
@@ -133,6 +133,11 @@ def _tensor(cx: Context, value: Value, t: ast.TensorTypeExpr, says: str, span: S
     place = result_place(t, cx.calls[-1].span if cx.calls else t.span, cx.frame)
     origins = result_origins(cx.frame, t.dims or ())
     return replace(tensor, letters=(), origins=origins, place=place)
+
+
+def _quotient(value: Tensor, dtype: DType, span: Span) -> str:
+    divided = is_int(dtype) and is_float(value.dtype) and " / " in span.text
+    return "; `//` is the quotient of integers" if divided else ""
 
 
 def _check_shape(
@@ -168,7 +173,7 @@ def _wrong_shape(
         f"{says} {got or describe(value)}, {t.span.text} is declared",
         span,
         typed(value, span) if isinstance(value, Tensor) else "",
-        (Label(t.span, "declared here", aside=True),),
+        (Label(t.span, "declared here"),),
         notes,
         help=_help(got, want, span) if got is not None else None,
     )

@@ -99,7 +99,7 @@ def _solve(b: Binding, name: str, pattern: ast.Expr, size: Dim, span: Span) -> N
                 f"`{b.shown}` needs an axis that is a multiple of {a}",
                 span,
                 str(size),
-                (Label(pattern.span, "declared here", aside=True),),
+                (Label(pattern.span, "declared here"),),
             )
         if from_size.const is None:
             b.cx.require(from_size % a, True, f"{from_size} % {a} == 0", span)

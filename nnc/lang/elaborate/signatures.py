@@ -9,8 +9,9 @@ from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.elaborate.clauses import constraint
-from nnc.lang.elaborate.context import Context, Frame, fail
+from nnc.lang.elaborate.context import Context, Frame, Mistake, fail
 from nnc.lang.elaborate.declared import kind_of, module_type, opaque_tree
+from nnc.lang.elaborate.habits import TYPES
 from nnc.lang.elaborate.members import StoredLeaf, leaves, tree_argument
 from nnc.lang.elaborate.sizes import quantified
 from nnc.lang.elaborate.values import (
@@ -95,12 +96,7 @@ def tensor_param(cx: Context, frame: Frame, p: ast.Param, t: ast.TensorTypeExpr)
     """A declared tensor argument: names in its shape become sizes, a pack one axis."""
     dtype = frame.real if t.name == "real" else t.name
     if dtype not in DTYPES:
-        raise fail(
-            "E0801",
-            f"there is no dtype `{t.name}`",
-            t.name_span,
-            help=f"{', '.join(d for d in DTYPES)}",
-        )
+        raise no_dtype(t)
     shape = tuple(_declared_size(cx, frame, d, p) for d in t.dims or ())
     origins = declared_origins(f"{p.name}", shape, p.name_span)
     node = Input(type=TensorType(dtype, shape), span=p.span, name=p.name)
@@ -111,6 +107,13 @@ def tensor_param(cx: Context, frame: Frame, p: ast.Param, t: ast.TensorTypeExpr)
         return Stored(p.name)
     frame.read_only[p.name] = p.span
     return replace(of_node(node, (), origins), place=place)
+
+
+def no_dtype(t: ast.TensorTypeExpr) -> Mistake:
+    """An unknown word before `[...]`."""
+    meant = TYPES.get(t.name, "").partition("[")[0]
+    help = f"`{meant}`" if meant else f"the dtypes are {' '.join(DTYPES)}"
+    return fail("E0801", f"there is no dtype `{t.name}`", t.name_span, help=help)
 
 
 def _declared_size(cx: Context, frame: Frame, d: ast.Expr, p: ast.Param) -> Dim:

@@ -10,7 +10,7 @@ from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import adapt, as_tensor, module_tree
 from nnc.lang.elaborate.broadcasting import free_dtype, typed
 from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
-from nnc.lang.elaborate.places import place, read_only
+from nnc.lang.elaborate.places import place, read_only, without_bang
 from nnc.lang.elaborate.updates import Writing, updated, writing
 from nnc.lang.elaborate.values import (
     Module,
@@ -37,7 +37,7 @@ def may_define(cx: Context, name: str, span: Span) -> None:
             "E0503",
             f"`{name}` is `inout`: it is written with `:=`",
             span,
-            labels=(Label(frame.inout[name], "declared here", aside=True),),
+            labels=(Label(frame.inout[name], "declared here"),),
             help=f"`{name} := ...`",
         )
     if frame.module is not None and name in frame.module.leaves and name not in frame.vars:
@@ -46,7 +46,7 @@ def may_define(cx: Context, name: str, span: Span) -> None:
             "E0503",
             f"`{name}` is a {leaf.storage} of the module",
             span,
-            labels=(Label(leaf.decl.name_span, "declared here", aside=True),),
+            labels=(Label(leaf.decl.name_span, "declared here"),),
             help=f"`{name} := ...` writes it; use another name for a local value",
         )
 
@@ -143,21 +143,10 @@ def _writable(cx: Context, key: str, target: Span) -> None:
         frame.train is not False or frame.exported or slot.kind in ("arg", "local")
     ):
         return
-    raise _without_bang(cx, key, target) if slot.writable else _read_only(cx, key, target)
-
-
-def _without_bang(cx: Context, key: str, target: Span) -> Mistake:
-    """A state is written in a call without `!`."""
-    call = cx.calls[-1].call if cx.calls else None
-    labels = [Label(call.span, "called without `!`", aside=True)] if call is not None else []
-    help = f"`{bang_text(call)}`" if call is not None else "call it with `!`"
+    if not slot.writable:
+        raise _read_only(cx, key, target)
     what = f"this writes `{key}` in a function that was called without `!`"
-    return fail("E0502", what, target, labels=labels, help=help)
-
-
-def bang_text(call: ast.Call) -> str:
-    """The call with `!`."""
-    return f"{call.func.span.text}!({', '.join(a.span.text for a in call.args)})"
+    raise without_bang(cx, what, target)
 
 
 def _read_only(cx: Context, key: str, target: Span) -> Mistake:

@@ -28,7 +28,8 @@ def where(cx: Context, e: ast.Call) -> Value:
     def one(t: Operand, p: Operand, q: Operand) -> Value:
         mask = settle(cx, t)
         if not isinstance(mask, Tensor) or mask.dtype != "bool":
-            raise fail("E0203", "`where` needs a bool condition", c.span, describe(mask))
+            help = f"compare: `{c.span.text} != 0`" if isinstance(mask, Tensor) else None
+            raise fail("E0203", "`where` needs a bool condition", c.span, describe(mask), help=help)
         left, right = settle(cx, p), settle(cx, q)
         dtype = common_dtype(cx, [p, q], [left, right], e.span)
         shape, origins = broadcast(cx, [t, p, q], [mask, left, right], e.span, "where")

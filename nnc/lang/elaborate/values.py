@@ -390,9 +390,9 @@ def axes_word(rank: int) -> str:
     return "a number" if rank == 0 else "1 axis" if rank == 1 else f"{rank} axes"
 
 
-def counted(n: int, noun: str) -> str:
+def counted(n: int, noun: str, many: str = "") -> str:
     """`1 value`, `2 values`."""
-    return f"{n} {noun}{'' if n == 1 else 's'}"
+    return f"{n} {noun if n == 1 else many or noun + 's'}"
 
 
 def axis_word(rank: int, axis: int, name: str) -> str:
