@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from nnc.ir.expr import Expr, Load, Op, Select
-from nnc.ir.graph import Compute, Grad, Loop, Node, Part, Update, operands, toposort
+from nnc.ir.graph import Compute, Custom, Grad, Loop, Node, Part, Update, operands, toposort
 from nnc.ir.scalar import SCALARS
 from nnc.lang.types import is_float
 
@@ -62,6 +62,8 @@ def sources(node: Node) -> tuple[Node, ...]:
             return tuple(dict.fromkeys((base, *_tensors(value))))
         case Part(source=source):
             return (source,)
+        case Custom(inputs=inputs):
+            return inputs
         case Loop():
             return operands(node)
         case Grad(y=y, wrt=wrt, seed=seed):

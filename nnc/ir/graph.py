@@ -199,7 +199,21 @@ class Stop(Value):
     source: Node
 
 
-Node = Input | Constant | Compute | Update | Grad | Loop | Part | Stop
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Custom(Value):
+    """The value of `source` with derivatives of its own (an `adjoint`). Removed by autodiff.
+
+    `grads[i]` is the cotangent of `inputs[i]`, an expression of the placeholder `dout` (an Input of
+    kind "cotangent", the cotangent of this value).
+    """
+
+    source: Node
+    inputs: tuple[Node, ...]
+    dout: Input
+    grads: tuple[Node, ...]
+
+
+Node = Input | Constant | Compute | Update | Grad | Loop | Part | Stop | Custom
 
 
 @dataclass(frozen=True)
@@ -241,6 +255,8 @@ def operands(node: Node) -> tuple[Node, ...]:
             return tuple(dict.fromkeys((*init, *node.captures)))
         case Part(source=source) | Stop(source=source):
             return (source,)
+        case Custom(source=source, inputs=inputs, grads=grads):
+            return tuple(dict.fromkeys((source, *inputs, *grads)))
     return ()
 
 
@@ -330,6 +346,11 @@ def replace_operands(node: Node, new: Callable[[Node], Node]) -> Node:
             return replace(node, source=moved)
         case Stop(source=source):
             return replace(node, source=new(source))
+        case Custom(source=source, inputs=inputs, grads=grads):
+            moves = tuple(new(i) for i in inputs)
+            return replace(
+                node, source=new(source), inputs=moves, grads=tuple(new(g) for g in grads)
+            )
         case Loop(init=init):
             return rebuilt(replace(node, init=tuple(new(i) for i in init)), new)
     return node

@@ -17,6 +17,7 @@ from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, walk
 from nnc.ir.graph import (
     Axis,
     Compute,
+    Custom,
     Constant,
     Graph,
     Input,
@@ -127,7 +128,7 @@ def _node(
             return array
         case Constant(data=data):
             return np.array(data, dtype=dtype).reshape(shape)
-        case Stop(source=source):
+        case Stop(source=source) | Custom(source=source):
             return values[source]
         case Compute():
             return _compute(node, dims, values)

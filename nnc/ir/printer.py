@@ -23,6 +23,7 @@ from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Tensor, Var, childre
 from nnc.ir.graph import (
     Axis,
     Compute,
+    Custom,
     Constant,
     Grad,
     Graph,
@@ -212,6 +213,10 @@ def _node_lines(node: Node, name: str, name_of: NameOf) -> list[str]:
             text = f"part {index} of {name_of(source)}"
         case Stop(source=source):
             text = f"stop({name_of(source)})"
+        case Custom(source=source, inputs=inputs, grads=grads):
+            pairs = zip(inputs, grads, strict=True)
+            rules = ", ".join(f"d{name_of(i)} = {name_of(g)}" for i, g in pairs)
+            text = f"custom({name_of(source)}; {rules})"
         case Input(kind=kind):
             text = kind
         case Loop():

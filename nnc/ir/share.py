@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, walk, with_children
-from nnc.ir.graph import Compute, Constant, Node, Update
+from nnc.ir.graph import Compute, Constant, Node, Part, Update
 from nnc.lang.dims import Dim
 
 
@@ -85,4 +85,6 @@ def node_key(node: Node, numbering: Numbering) -> Hashable:
             return ("update", node.base, extents, exprs, flags)
         case Constant(data=data):
             return ("constant", node.type, tuple(map(repr, data)))
+        case Part(source=source, index=index):
+            return ("part", source, index)
     return ("node", node)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from nnc.ir.bounds import turn_facts
 from nnc.ir.dependence import active
 from nnc.ir.graph import (
+    Custom,
     Grad,
     Graph,
     Loop,
@@ -41,7 +42,7 @@ def autodiff(graph: Graph) -> Graph:
 
 
 def without_stops(graph: Graph) -> Graph:
-    return transform(graph, lambda n: n.source if isinstance(n, Stop) else n)
+    return transform(graph, lambda n: n.source if isinstance(n, Stop | Custom) else n)
 
 
 @dataclass
@@ -125,6 +126,19 @@ def sweep(
             before = [known[node.index]] if node.index in known else []
             known[node.index] = total(node, [*before, done[node]])
             continue
+        if isinstance(node, Custom):
+            for operand, grad in zip(node.inputs, node.grads, strict=True):
+                pending.setdefault(operand, []).append(_given(grad, node.dout, done[node]))
+            continue
         for operand, share in pull(node, done[node], touched, facts):
             pending.setdefault(operand, []).append(share)
     return done, {n: pending[n] for n in leaves if n in pending and n in touched}
+
+
+def _given(root: Node, placeholder: Node, cotangent: Node) -> Node:
+    """A custom derivative for an actual cotangent."""
+    new: dict[Node, Node] = {placeholder: cotangent}
+    for node in toposort([root]):
+        if node not in new:
+            new[node] = replace_operands(node, new.__getitem__)
+    return new[root]

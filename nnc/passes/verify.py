@@ -12,6 +12,7 @@ from nnc.ir.graph import (
     REDUCTIONS,
     Axis,
     Compute,
+    Custom,
     Constant,
     Grad,
     Graph,
@@ -119,6 +120,13 @@ def _faults(node: Node, scope: _Scope) -> Faults:
         if not d.names <= scope.dims:
             yield f"unknown dims in the shape {node.type}"
     match node:
+        case Input(kind="cotangent"):
+            pass
+        case Custom(source=source, inputs=inputs, dout=dout, grads=grads):
+            if not node.type == source.type == dout.type:
+                yield f"a custom derivative changes {source.type} to {node.type}"
+            if [i.type for i in inputs] != [g.type for g in grads]:
+                yield "a custom derivative has not the types of its inputs"
         case Input(kind="carry"):
             if node not in scope.carries:
                 yield f"the placeholder {node.name} outside of its loop"

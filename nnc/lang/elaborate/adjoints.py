@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nnc.diagnostics import Label, Span
+from nnc.ir.graph import Custom, Input, Node
 from nnc.lang import ast
 from nnc.lang.elaborate.arguments import near_help
-from nnc.lang.elaborate.context import Context, Frame, Mistake, fail
+from nnc.lang.elaborate.arith import adapt
+from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
 from nnc.lang.elaborate.declared import kind_of, opaque_type
 from nnc.lang.elaborate.signatures import symbolic_param, symbolic_where
-from nnc.lang.elaborate.values import Module, Tensor, Tuple, Unknown, Value, counted, describe
+from nnc.lang.elaborate.values import (
+    Module,
+    Tensor,
+    Tuple,
+    Unknown,
+    Value,
+    counted,
+    describe,
+    of_node,
+)
 from nnc.lang.types import is_float
 
 
@@ -100,3 +113,60 @@ def _wrong(d: ast.AdjointDef, p: ast.Param, got: Value, span: Span) -> Mistake:
     label = Label(p.span, f"so its gradient must be {declared}")
     text = f"the adjoint of `{d.name}` returns the wrong type for `{p.name}`"
     return fail("E0602", text, span, shown, (label,))
+
+
+def with_adjoint(cx: Context, frame: Frame, d: ast.AdjointDef, result: Value, span: Span) -> Value:
+    """The result of a call with the derivative that the adjoint gives. `frame`: of the call."""
+    func = frame.func
+    assert func is not None
+    if isinstance(result, Unknown):
+        return result
+    if not isinstance(result, Tensor) or cx.ranges:
+        what = "of several results" if isinstance(result, Tuple) else "inside index notation"
+        raise fail("E0901", f"an adjoint {what} is not compiled yet", span)
+    value = cx.materialized(result, span)
+    assert value.node is not None
+    dout = Input(type=value.type, span=d.span, name=d.outputs[1].id, kind="cotangent")
+    inner = replace(frame, vars=dict(frame.vars), result=None, returned=False)
+    given = {n.id: frame.vars.get(p.name) for p, n in zip(func.params, d.inputs, strict=True)}
+    inner.vars = {n: v for n, v in given.items() if v is not None}
+    inner.vars |= {d.outputs[0].id: value, d.outputs[1].id: of_node(dout)}
+    inputs: list[Node] = []
+    for v in given.values():
+        t = None if v is None else _differentiable(cx, v)
+        if t is not None:
+            node = cx.materialized(t, span).node
+            assert node is not None
+            inputs.append(node)
+    grads: list[Node] = []
+    with cx.in_frame(inner):
+        cx.execute(d.body[:-1])
+        last = d.body[-1]
+        assert isinstance(last, ast.Return), last
+        values = [cx.eval(v) for v in last.values]
+        if len(values) == 1 and isinstance(values[0], Tuple):
+            values = list(values[0].items)
+        for v, node in zip(values, inputs, strict=True):
+            grads.append(_cotangent(cx, v, node, last.span))
+    custom = Custom(
+        type=value.type,
+        span=span,
+        source=value.node,
+        inputs=tuple(inputs),
+        dout=dout,
+        grads=tuple(grads),
+    )
+    return replace(of_node(custom), letters=result.letters, origins=result.origins)
+
+
+def _cotangent(cx: Context, value: Value, of: Node, span: Span) -> Node:
+    """A returned gradient as a node of the input's type (numbers fill it)."""
+    tensor = adapt(cx, value, of.type.dtype, span)
+    if not isinstance(tensor, Tensor):
+        raise Poisoned
+    if not tensor.shape and of.type.shape:
+        one = tensor
+        tensor = cx.compute(of.type.shape, lambda i: one.at(()), span)
+    node = cx.materialized(tensor, span).node
+    assert node is not None
+    return node

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
+from nnc.lang.elaborate.adjoints import with_adjoint
 from nnc.lang.elaborate.arguments import Given, arguments, paired
 from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.broadcasting import grouped
@@ -205,8 +206,6 @@ def _opaque(b: Binding) -> Value:
 
 def _inline(b: Binding, fn: Function) -> Value:
     cx, func = b.cx, b.func
-    if fn.owner is None and func.name in fn.unit.adjoints:
-        raise Poisoned  # reported where the adjoint stands
     path = fn.owner.path if fn.owner is not None else None
     if any(c.func is func and c.path == path for c in cx.calls) or len(cx.calls) > 100:
         raise recursive(func, b.call.span)
@@ -214,7 +213,10 @@ def _inline(b: Binding, fn: Function) -> Value:
     try:
         with cx.in_frame(b.frame):
             cx.execute(func.body)
-            return finish(cx, func)
+            result = finish(cx, func)
+            if fn.owner is None and func.name in fn.unit.adjoints:
+                return with_adjoint(cx, b.frame, fn.unit.adjoints[func.name], result, b.call.span)
+            return result
     finally:
         cx.calls.pop()
 
