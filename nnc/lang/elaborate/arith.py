@@ -75,7 +75,12 @@ def module_tree(cx: Context, module: Module) -> Tree:
         for key, s in cx.store.items()
         if key.startswith(prefix) and s.kind == "param"
     }
-    return Tree(leaves, module.inst)
+    tree = Tree(leaves, module.inst)
+    if module.cast is None:
+        return tree
+    cast = convert(cx, Operand(tree, module.inst.defn.span), module.cast, module.inst.defn.span)
+    assert isinstance(cast, Tree)
+    return cast
 
 
 def literal_tensor(items: Sequence[Value], span: Span) -> WeakTensor:

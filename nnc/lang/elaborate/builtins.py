@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -31,7 +32,7 @@ from nnc.lang.elaborate.values import (
     number,
     weak_op,
 )
-from nnc.lang.types import DTYPES
+from nnc.lang.types import DTYPES, is_float
 
 RANDOM = ("uniform", "normal")
 
@@ -83,6 +84,8 @@ def call(cx: Context, name: str, e: ast.Call) -> Value:
         "rank": rank,
         "size": size,
         "zeros_like": zeros_like,
+        "cast": _cast,
+        "recompute": _recompute,
     }
     if name in table:
         return table[name](cx, e)
@@ -96,6 +99,24 @@ def call(cx: Context, name: str, e: ast.Call) -> Value:
             help=f"`{name}[{', '.join(a.span.text for a in e.args)}]`",
         )
     raise fail("E0901", f"`{name}` is not compiled yet", e.func.span)
+
+
+def _cast(cx: Context, e: ast.Call) -> Value:
+    """`cast(net, bf16)`: the module with every `real` leaf read as bf16; also of a tree or tensor."""
+    x, to = take(e, "cast", ["x", "dtype"])
+    if not isinstance(to, ast.Name) or to.id not in DTYPES or not is_float(to.id):
+        floats = ", ".join(d for d in DTYPES if is_float(d) and d != "real")
+        raise fail("E0203", "`cast` takes a float dtype", to.span, help=f"one of {floats}")
+    value = cx.tensor(cx.eval(x))
+    if isinstance(value, Module):
+        return Module(replace(value.inst, real=to.id), value.path, value.name, to.id)
+    return convert(cx, Operand(value, x.span), to.id, e.span)
+
+
+def _recompute(cx: Context, e: ast.Call) -> Value:
+    """`recompute(f(x))`: the same value."""
+    (x,) = take(e, "recompute", ["x"])
+    return cx.eval(x)
 
 
 def _scalar(cx: Context, name: str, e: ast.Call) -> Value:

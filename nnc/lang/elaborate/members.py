@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
+from nnc.lang.elaborate.arith import convert
 from nnc.lang.elaborate.clauses import comparison_facts
 from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import (
@@ -19,6 +20,7 @@ from nnc.lang.elaborate.values import (
     Module,
     ModuleList,
     ModuleType,
+    Operand,
     Seq,
     Stored,
     Sub,
@@ -238,13 +240,13 @@ def member(cx: Context, owner: Module, name: str) -> Value | None:
             declared = {m.name for m in inst.defn.members if isinstance(m, ast.ParamDecl)}
             return UNKNOWN if inst.generic and name in declared else None
         case Sub(inst=sub):
-            return Module(sub, prefix + name, name)
+            return owner.sub(sub, prefix + name, name)
         case SubList(items=items, like=like):
-            stand_in = Module(like, f"{prefix}{name}.*", name) if like else None
+            stand_in = owner.sub(like, f"{prefix}{name}.*", name) if like else None
             if items is None:
                 return ModuleList(None, stand_in)
             mods = tuple(
-                Module(i, f"{prefix}{name}.{k}", f"{name}[{k}]") for k, i in enumerate(items)
+                owner.sub(i, f"{prefix}{name}.{k}", f"{name}[{k}]") for k, i in enumerate(items)
             )
             return ModuleList(mods, stand_in)
     return found
@@ -254,9 +256,12 @@ def _stored(cx: Context, owner: Module, leaf: LeafDecl) -> Value:
     prefix = f"{owner.path}." if owner.path else ""
     base = prefix + (leaf.key or leaf.name)
     if leaf.tree is None:
-        if base in cx.store:
-            return Stored(base)
-        return UNKNOWN
+        if base not in cx.store:
+            return UNKNOWN
+        real = isinstance(leaf.decl.type, ast.TensorTypeExpr) and leaf.decl.type.name == "real"
+        if owner.cast is not None and real:
+            return convert(cx, Operand(Stored(base), leaf.decl.span), owner.cast, leaf.decl.span)
+        return Stored(base)
     found = {k[len(base) + 1 :]: Stored(k) for k in cx.store if k.startswith(base + ".")}
     values: dict[str, Value] = {k: cx.tensor(v) for k, v in found.items()}
     return Tree(values, leaf.tree)

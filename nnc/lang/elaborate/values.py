@@ -222,12 +222,19 @@ class SubList:
 class Module:
     """A module in use: instance, and where its storage lives (`net.fc1`).
 
-    `unset`: it has no storage (a type used as a value in the generic check).
+    An empty path: it has no storage (a type used as a value). `cast`: its `real` leaves are read
+    as this dtype (`cast(net, bf16)`); `inst.real` is that dtype then.
     """
 
     inst: Instance
     path: str
     name: str = ""
+    cast: DType | None = None
+
+    def sub(self, inst: Instance, path: str, name: str) -> Module:
+        """A sub-module, seen through the same cast."""
+        seen = inst if self.cast is None else replace(inst, real=self.cast)
+        return Module(seen, path, name, self.cast)
 
 
 @dataclass(frozen=True, eq=False)
