@@ -1,4 +1,4 @@
-"""The whole front end on one text: load, link, elaborate, and verify every Graph without mistakes."""
+"""The whole front end on one text: load, link, elaborate, verify every Graph without mistakes."""
 
 from __future__ import annotations
 

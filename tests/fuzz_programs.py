@@ -1,4 +1,4 @@
-"""Programs with mistakes that still parse, mostly: names, numbers and operators exchanged, rows moved.
+"""Programs with mistakes that still parse, mostly: names, numbers, operators and rows exchanged.
 
 `fuzz_source` damages the text; here the damage is to the meaning, so that the checker is reached.
 """
@@ -22,12 +22,14 @@ _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?")
 _OPERATOR = re.compile(r"(?<=[\w\])] )(?:\*\*|//|:=|[-+*/%@=]|<=|>=|==|!=|<|>)(?= [\w(\[-])")
 _OPERATORS = ("+", "-", "*", "/", "//", "%", "@", "**", "<", "<=", "==", "!=", "and", "or")
 _NUMBERS = ("0", "1", "2", "3", "7", "64", "1000000", "9223372036854775807", "0.5", "1e30", "-1")
-_EXPRESSIONS = """
-None true train self [] () [1] "s" x y w h B N T params(M) size(x) rank(x) real(x) i32(x) x[0] x[:, None]
-sum(x) argmax(x) grad(x, x) stop(x) zeros[2] zeros[B] empty[0] softmax(x, over=0) where(x, 1, 0) [..N]
-x[..., 0] x.T x if true else y [x for x in 3] x@x uniform!([2]) f(f) concat(x, x, over=0) x[i] 1/0 2**63
-sum[i](x[i]) sum[i:3](i) argmax[i:N](i) x[(a:2, b)] x[-1] x[x] x[x else 0] lambda 1e999 3//0 5%0
-""".split(" ")
+_EXPRESSIONS = [
+    *'None true train self [] () [1] "s" x y w h B N T params(M) size(x) rank(x) real(x)'.split(),  # noqa: SIM905
+    *"i32(x) x[0] x[-1] x[i] x[x] x.T x@x sum(x) argmax(x) stop(x) zeros[2] zeros[B]".split(),  # noqa: SIM905
+    *"empty[0] uniform!([2]) f(f) 1/0 2**63 3//0 5%0 1e999 [..N] sum[i:3](i) x[..n]".split(),  # noqa: SIM905
+    *("x[:, None]", "grad(x, x)", "softmax(x, over=0)", "where(x, 1, 0)", "x[..., 0]"),
+    *("x if true else y", "[x for x in 3]", "concat(x, x, over=0)", "sum[i](x[i])"),
+    *("argmax[i:N](i)", "x[(a:2, b)]", "x[x else 0]", "lambda x: x", "x[i, j else 0]"),
+]
 _ROWS = """
 y = x
 x := x

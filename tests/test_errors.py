@@ -81,7 +81,8 @@ FOLLOWED = [
     ("row_against_column", "x * s", "x * s[:, None]"),
     ("flatten", "return fc(y)", "flat[b, (i, j, k)] = y[b, i, j, k]\n        return fc(flat)"),
     ("flatten_sizes", "fc = Linear(512, 10)", "fc = Linear(288, 10)"),
-    ("channel_order", " = conv(x)", ":\n        y[b, k, i, j] = x[b, i, j, k]\n        return conv(y)"),
+    ("channel_order", " = conv(x)",
+     ":\n        y[b, k, i, j] = x[b, i, j, k]\n        return conv(y)"),
     ("missing_bang_random", "normal(", "normal!("),
     ("missing_bang_caller", "noisy(x)\n", "noisy!(x)\n"),
     ("superfluous_bang", "exp!(x)", "exp(x)"),
@@ -133,13 +134,13 @@ def test_the_help_helps(name: str, old: str, new: str) -> None:
     assert not right.diagnostics.errors, right.text
 
 
-# ---- rendering ------------------------------------------------------------------------------------
+# ---- rendering ----------------------------------------------------------------------------------
 
 
-def shown(text: str, column: int, end: int, label: str = "here", **more: object) -> list[str]:
+def shown(text: str, column: int, end: int, label: str = "here") -> list[str]:
     source = Source("a.nn", text)
     span = Span(source, 1, column, 1, end)
-    return render(Diagnostic("E0801", "m", span, label, **more)).splitlines()  # type: ignore[arg-type]
+    return render(Diagnostic("E0801", "m", span, label)).splitlines()
 
 
 def test_control_characters_are_escaped_and_underlined_in_place() -> None:
