@@ -116,7 +116,7 @@ def call_function(cx: Context, fn: Function, e: ast.Call, given: Sequence[Given]
     )
     b = Binding(cx, func, frame, e, [], name)
     by = {p.name: g for p, g in pairs if g is not None}
-    values = [(p, _evaluate(cx, p, g)) for p, g in pairs]
+    values = [(p, _evaluate(cx, p, g, frame.real)) for p, g in pairs]
     if any(isinstance(v, Unknown) and kind_of(p) != "axis" for p, v in values):
         raise Poisoned
     if owner is None:
@@ -153,7 +153,7 @@ def _path(cx: Context, fn: Function) -> str:
     return stem if n == 0 else f"{stem}#{n}"
 
 
-def _evaluate(cx: Context, p: ast.Param, g: Given | None) -> Value | None:
+def _evaluate(cx: Context, p: ast.Param, g: Given | None, real: DType) -> Value | None:
     """The argument's value; None: the default, which is evaluated in the callee."""
     if g is None:
         return None
@@ -162,7 +162,7 @@ def _evaluate(cx: Context, p: ast.Param, g: Given | None) -> Value | None:
     if p.inout and kind_of(p) == "tensor":
         assert isinstance(p.type, ast.TensorTypeExpr)
         named = p.type.name if p.type.name in DTYPES else "real"
-        return place(cx, g.value, cx.frame.real if named == "real" else named)
+        return place(cx, g.value, real if named == "real" else named)
     return cx.eval(g.value)
 
 
