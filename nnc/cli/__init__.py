@@ -120,8 +120,8 @@ def _compile(commands: Commands) -> None:
         commands,
         "compile",
         "check and compile everything exported",
-        "writes DIR/<model>.a (code), <model>.h (C declarations) and <model>.json, which\n"
-        'nnc.load("DIR/<model>.json") loads without compiling.',
+        "writes DIR/<model>.a and .so (code), .h (C declarations) and .json, which\n"
+        'nnc.load("DIR/<model>.json") loads without compiling; docs/deploy.md tells more.',
     )
     _model(parser)
     parser.add_argument("-o", dest="out", metavar="DIR", type=Path, default=Path())

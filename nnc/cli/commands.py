@@ -61,8 +61,15 @@ def compile_(args: argparse.Namespace) -> int:
     except OSError as error:
         raise ArgumentError(f"-o {args.out}: {error.strerror}") from None
     parts = (compiled.manifest, compiled.objects, compiled.support)
-    for path in artifact.write(args.out, Path(args.model).stem, *parts):
+    paths = artifact.write(args.out, Path(args.model).stem, *parts)
+    shared = artifact.link(paths[0])
+    for path in [*paths, *([shared] if shared else [])]:
         print(path)
+    if shared is None:
+        print(
+            f"no {paths[0].stem}.so: there is no linker here (apt install binutils, or gcc)",
+            file=sys.stderr,
+        )
     return 0
 
 

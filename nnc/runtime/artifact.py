@@ -1,15 +1,18 @@
-"""What `nnc compile` writes, `<model>.a`, `.h` and `.json`, and how Python loads it again."""
+"""What `nnc compile` writes, `<model>.a`, `.so`, `.h`, `.json`, and how Python loads it again."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import llvmlite.binding as llvm
 
-from nnc.errors import DeviceError, LoadError
+from nnc.errors import DeviceError, LoadError, SaveError
 from nnc.ir.signature import Manifest, Support
 from nnc.runtime.c_header import header
 from nnc.runtime.manifest import of_json, to_json
@@ -55,6 +58,35 @@ def write(
     ):
         atomic(path, [data])
     return paths
+
+
+_LINKERS = (  # command, how it takes a linker's options
+    ("gcc", "-Wl,"),
+    ("clang", "-Wl,"),
+    ("cc", "-Wl,"),
+    ("ld", ""),
+    ("ld.lld", ""),
+)
+
+
+def link(library: Path) -> Path | None:
+    """`<model>.so` beside `<model>.a`; None when the machine has no linker."""
+    found = next(((p, o) for c, o in _LINKERS if (p := shutil.which(c))), None)
+    if found is None:
+        return None
+    program, option = found
+    shared = library.with_suffix(".so")
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / shared.name
+        parts = [program, "-shared", "-o", str(made), f"{option}-Bsymbolic", f"{option}-soname"]
+        parts += [f"{option}{shared.name}", f"{option}-znoexecstack", f"{option}--whole-archive"]
+        parts += [str(library.resolve()), f"{option}--no-whole-archive"]
+        parts += ["-Wl,--as-needed", "-lm"] if option else []
+        done = subprocess.run(parts, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SaveError(f"{program} cannot make {shared}: {done.stderr.strip()}")
+        atomic(shared, [made.read_bytes()])
+    return shared
 
 
 def load(path: str | Path) -> Model:
