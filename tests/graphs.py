@@ -10,7 +10,7 @@ import numpy as np
 
 from nnc.diagnostics import NOWHERE
 from nnc.ir.expr import Const, Expr, Idx, Load, Op
-from nnc.ir.graph import Axis, Compute, Grad, Graph, Input, Node, Part, Update, Write
+from nnc.ir.graph import Axis, Compute, Grad, Graph, Input, Loop, Node, Part, Update, Write
 from nnc.ir.interpret import run
 from nnc.ir.scalar import mul, op, select
 from nnc.lang.dims import Dim, DimLike, Facts
@@ -182,6 +182,7 @@ class Maker:
         self.inputs = random_inputs()
         self.pool: list[Node] = list(self.inputs[:-1])
         self.count = 0
+        self.turns: list[Axis] | None = None  # run-time loops around; None: there are none
 
     def loops(self, shape: Sequence[Dim]) -> tuple[Axis, ...]:
         self.count += 1
@@ -209,6 +210,7 @@ class Maker:
             (self.gathered, 2),
             (self.lazy, 2),
             (self.updated, 2),
+            *(() if self.turns is None else ((self.looped, 3),)),
         )
         weights = [w for _, w in makers]
         return self.random.choices([m for m, _ in makers], weights)[0]()
@@ -219,6 +221,10 @@ class Maker:
         index: list[DimLike | Expr] = []
         for e in t.type.shape:
             match = next((a for a in free if a.extent == e), None)
+            turn = next((t for t in self.turns or () if t.extent == e), None)
+            if turn is not None and (match is None or self.random.random() < 0.5):
+                index.append(turn.var)
+                continue
             if match is not None:
                 free.remove(match)
             index.append(0 if match is None else match.var)
@@ -345,10 +351,47 @@ class Maker:
         more = {"accumulate": self.random.random() < 0.5, "guard": guard}
         return update(base, over, [x.var for x in over], value, **more)
 
+    def looped(self) -> Node:
+        """A loop with one or two carried values; one of its results."""
+        assert self.turns is not None
+        self.count += 1
+        turn = Axis(f"$t{self.count}.0", self.random.choice((Dim.of("N"), Dim.of("M"), Dim.of(2))))
+        starts = [self.pick() for _ in range(self.random.randint(1, 2))]
+        carries = [Input(type=s.type, name=f"c{k}", kind="carry") for k, s in enumerate(starts)]
+        pool, turns = list(self.pool), self.turns
+        self.turns, self.pool = [*turns, turn][-2:], [*pool, *carries]
+        for _ in range(self.random.randint(1, 3)):
+            made = self.node()
+            if made.type.elements.evaluate(SIZES) <= 200:
+                self.pool.append(made)
+        ends = [self.random.choice((self.stepped(c), self.stepped(c), c)) for c in carries]
+        yields = [self.pick() for _ in range(self.random.randint(0, 2))]
+        self.turns, self.pool = turns, pool
+        loop = Loop(
+            type=carries[0].type,
+            var=turn.var,
+            trip=turn.extent,
+            carries=tuple(carries),
+            init=tuple(starts),
+            next=tuple(ends),
+            yields=tuple(yields),
+            reverse=self.random.random() < 0.3,
+        )
+        results = [Part.of(loop, i) for i in range(len(loop.results))]
+        self.pool += self.random.sample(results, len(results))[1:]
+        return results[0]
 
-def random_graph(random: Random, length: int) -> tuple[Graph, Node]:
+    def stepped(self, c: Node) -> Node:
+        """A next value for a carried one."""
+        over = self.loops(c.type.shape)
+        body = op("add", self.at(c, over), self.smooth(self.at(self.pick(), over)))
+        return comp(mul(Const("f64", 0.5), body), over)
+
+
+def random_graph(random: Random, length: int, loops: bool = False) -> tuple[Graph, Node]:
     """A graph of about `length` random nodes and one scalar that depends on the last ones."""
     maker = Maker(random)
+    maker.turns = [] if loops else None
     for _ in range(length):
         node = maker.node()
         if node.type.elements.evaluate(SIZES) <= 200:

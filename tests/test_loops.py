@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from random import Random
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from nnc.ir.expr import Const, Expr
 from nnc.ir.graph import Axis, Compute, Graph, Input, Loop, Node, Part, Update, all_nodes
@@ -16,8 +19,11 @@ from nnc.ir.scalar import add, mul, op, select
 from nnc.lang.dims import Dim, DimLike, Facts
 from nnc.lang.types import TensorType
 from nnc.passes.autodiff import autodiff
+from nnc.passes.simplify import simplify
+from nnc.passes.split import forward_backward
 from nnc.passes.verify import verify
 from tests.graphs import (
+    SIZES,
     axes,
     check_gradients,
     comp,
@@ -27,10 +33,12 @@ from tests.graphs import (
     inp,
     load,
     numeric_gradient,
+    random_graph,
     sample,
     total,
     update,
 )
+from tests.test_graph_random import check_slope, floats
 
 
 def carry(name: str, *shape: DimLike, dtype: str = "f64") -> Input:
@@ -500,3 +508,64 @@ def test_condition_has_no_derivative_in_reverse() -> None:
     parts = loop("$t.0", 1000, [(v, x, comp(add(load(v), load(v))))], cond=cond)
     with pytest.raises(AssertionError, match="no derivative"):
         autodiff(graph(grads(parts[0], x), [x]))
+
+
+# ---- random loops -------------------------------------------------------------------------
+
+randoms = st.randoms(use_true_random=False)
+quick = settings(
+    max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
+)
+
+
+@quick
+@given(randoms, st.integers(1, 5), st.integers(0, 99))
+def test_random_gradients(random: Random, length: int, seed: int) -> None:
+    check_slope(*random_graph(random, length, loops=True), seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3000))
+def test_many_random_gradients(seed: int) -> None:
+    check_slope(*random_graph(Random(seed), 1 + seed % 6, loops=True), seed)
+
+
+@quick
+@given(randoms, st.integers(1, 5))
+def test_simplify_changes_no_bit(random: Random, length: int) -> None:
+    g, y = random_graph(random, length, loops=True)
+    after = autodiff(graph([y, *grads(y, *floats(g))], g.inputs, g.dims))
+    verify(after, "autodiff")
+    simple = simplify(after)
+    verify(simple, "simplify")
+    values = sample(g.inputs, SIZES)
+    for a, b in zip(
+        run(after, SIZES, values).results, run(simple, SIZES, values).results, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert print_graph(simplify(simple)) == print_graph(simple)
+
+
+@settings(quick, max_examples=15)
+@given(randoms, st.integers(1, 3))
+def test_random_second_derivatives(random: Random, length: int) -> None:
+    g, y = random_graph(random, length, loops=True)
+    (dx,) = grads(y, g.inputs[0])
+    check_slope(g, autodiff(graph([total(dx)], g.inputs, g.dims)).results[0], 5)
+
+
+@settings(quick, max_examples=20)
+@given(randoms, st.integers(1, 4))
+def test_random_forward_and_backward(random: Random, length: int) -> None:
+    g, y = random_graph(random, length, loops=True)
+    forward, backward, wrt = forward_backward(g)
+    verify(forward, "split")
+    verify(backward, "split")
+    values = sample(g.inputs, SIZES)
+    done = run(forward, SIZES, values).results
+    later = {**values, "d.0": np.ones(()), **{f"saved.{i}": v for i, v in enumerate(done[1:])}}
+    got = run(backward, SIZES, {i.name: later[i.name] for i in backward.inputs}).results
+    parts = grads(y, *(i for i in g.inputs if i.name in wrt))
+    want = run(autodiff(graph(parts, g.inputs, g.dims)), SIZES, values).results
+    for a, b in zip(got, want, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)

@@ -23,7 +23,8 @@ from tests.graphs import axes, comp, d, grads, graph, idx, inp, load, sample, up
 AWKWARD = [0.0, -0.0, 1.0, -1.5, np.inf, -np.inf, np.nan, 1e-310]
 X, Y = inp("x", "N"), inp("y", "N")
 P, Q, R = inp("p", "N", dtype="i32"), inp("q", "N", dtype="bool"), inp("r", "N", dtype="bool")
-INPUTS = [X, Y, P, Q, R]
+M = inp("m", d("t.0") + 1, "N")  # `t.0`: as the turn of a loop
+INPUTS = [M, X, Y, P, Q, R]
 
 
 def x() -> Load:
@@ -139,6 +140,12 @@ CASES: dict[str, list[tuple[Expr, str]]] = {
         (load(Constant(type=TensorType("f64", (d(1),)), data=(5.0,)), 0), "5.0"),
         (load(comp(f(2), axes(k="N")), p(), check=True), "%[p[i] check]"),
     ],
+    "load_of_slice": [
+        (neg(load(comp(load(M, "t.0", "$k"), axes(k="N")), "$i")), "-m[t.0, i]"),
+        (load(comp(load(M, "t.0", "$k"), axes(k="N")), p(), check=True), "m[t.0, p[i] check]"),
+        (neg(load(comp(load(M, 0, "$k"), axes(k="N")), "$i")), "-%[i]"),
+        (neg(load(comp(load(M, "t.0", d("N") - 1 - d("$k")), axes(k="N")), "$i")), "-%[i]"),
+    ],
     "other_never_read": [
         (load(X, "$i", other=3.0), "x[i]"),
         (load(X, d("$i") - 1, other=3.0), "x[i-1 else 3.0]"),
@@ -153,7 +160,7 @@ def test_every_rule_has_cases() -> None:
 
 
 def simplified(e: Expr) -> tuple[Graph, Graph]:
-    before = graph([comp(e, axes(i="N"))], INPUTS, ["N"])
+    before = graph([comp(e, axes(i="N"))], INPUTS, ["N", "t.0"])
     verify(before, "building")
     after = simplify(before)
     verify(after, "simplify")
@@ -180,8 +187,9 @@ def test_rule_changes_no_bit(rule: str, e: Expr, text: str) -> None:
         "p": rng.integers(0, m, m),
         "q": rng.integers(0, 2, m).astype(bool),
         "r": rng.integers(0, 2, m).astype(bool),
+        "m": rng.uniform(size=(2, m)),
     }
-    old, new = (run(g, {"N": m}, values).results[0] for g in (before, after))
+    old, new = (run(g, {"N": m, "t.0": 1}, values).results[0] for g in (before, after))
     assert old.dtype == new.dtype
     if old.dtype.kind == "f":
         nan = np.isnan(old)

@@ -44,12 +44,18 @@ def tidy(graph: Graph) -> Graph:
     loops = [n for n in all_nodes(graph) if isinstance(n, Loop)]
     if not loops:
         return graph
-    if len({loop.var for loop in loops}) < len(loops):
+    named = [loop.var for loop in loops if _is_own(loop)]
+    if len(set(named)) < len(named):
         graph = _merged(graph)
     return _pruned(graph)
 
 
 # ---- variants -----------------------------------------------------------------------------
+
+
+def _is_own(loop: Loop) -> bool:
+    """Whether its variable is of no other loop (not so before autodiff)."""
+    return "." in loop.var
 
 
 def _merged(graph: Graph) -> Graph:
@@ -60,12 +66,12 @@ def _merged(graph: Graph) -> Graph:
 
 def _merge_block(roots: Sequence[Node], block: Sequence[Node], new: dict[Node, Node]) -> None:
     """Rebuilds the nodes of one scope, all of them in `block`; as deep as loops are nested."""
-    groups: dict[str, list[Loop]] = {}
+    groups: dict[str | Loop, list[Loop]] = {}
     for node in block:
         if isinstance(node, Loop):
-            groups.setdefault(node.var, []).append(node)
-    merged = {var: _union(group) for var, group in groups.items()}
-    union = {loop: merged[var] for var, group in groups.items() for loop in group}
+            groups.setdefault(node.var if _is_own(node) else node, []).append(node)
+    merged = {key: _union(group) for key, group in groups.items()}
+    union = {loop: merged[key] for key, group in groups.items() for loop in group}
     inside = {*block, *union.values()}
 
     def reads(node: Node) -> Sequence[Node]:

@@ -450,11 +450,13 @@ class _Backward:
 
 def _stacks(loop: Loop, saved: Iterable[Node]) -> dict[Node, Node]:
     """For each saved value of a turn those of all turns."""
-    yields = tuple(dict.fromkeys((*loop.yields, *saved)))
-    out = replace(loop, yields=yields) if len(yields) > len(loop.yields) else loop
-    out = replace(out, type=out.results[0]) if out is not loop else loop
-    n = len(loop.carries)
-    return {y: Part.of(out, n + yields.index(y)) for y in yields}
+    yields = (*loop.yields, *(n for n in saved if n not in loop.yields))
+    out = loop
+    if len(yields) > len(loop.yields):
+        out = replace(loop, yields=yields)
+        out = replace(out, type=out.results[0])
+    n, outside = len(loop.carries), set(loop.captures)
+    return {y: Part.of(out, n + yields.index(y)) for y in yields if y not in outside}
 
 
 def _moved(roots: Sequence[Node], old: str, new: str, stacks: dict[Node, Node]) -> dict[Node, Node]:

@@ -7,7 +7,7 @@ reached.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from nnc.ir.bounds import (
     loop_facts,
     prove,
     simplify_dim,
+    turn_facts,
 )
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, children, walk, with_children
 from nnc.ir.graph import (
@@ -30,8 +31,11 @@ from nnc.ir.graph import (
     Grad,
     Graph,
     Input,
+    Loop,
     Node,
+    Part,
     Update,
+    all_nodes,
     replace_operands,
     toposort,
     with_roots,
@@ -41,36 +45,109 @@ from nnc.ir.scalar import SCALARS, neg, op, select
 from nnc.ir.share import Interner, Numbering, node_key
 from nnc.lang.dims import Dim, Facts, dim_max, dim_min
 from nnc.lang.types import DTYPES, DType, is_float, is_int
+from nnc.passes.loops import tidy
 
 
 def simplify(graph: Graph) -> Graph:
     """The same function, simpler. Simplifying again changes nothing."""
-    order = toposort(graph.roots)
-    # What a gradient is asked for keeps its identity: merged with an equal node it would get more.
-    kept = {w for n in order if isinstance(n, Grad) for w in n.wrt}
-    fixed: set[Node] = set()
-    numbering = Numbering()
-    first: dict[Hashable, Node] = {}
-    new: dict[Node, Node] = {}
-    for node in order:
-        made = _node(replace_operands(node, new.__getitem__), graph.facts, fixed, node in kept)
-        if node in kept:
-            fixed.add(made)
+    while True:
+        graph = tidy(graph)
+        work = _Simplifier(graph)
+        work.block(toposort(graph.roots), Around(graph.facts))
+        graph = tidy(with_roots(graph, [work.new[r] for r in graph.roots]))
+        if not work.again:
+            return graph
+
+
+@dataclass(frozen=True)
+class Around:
+    """What is known where a node stands: facts, and the run-time loops around it."""
+
+    facts: Facts
+    loops: tuple[Axis, ...] = ()
+
+    def inside(self, loop: Loop) -> Around:
+        return Around(turn_facts(loop, self.facts), (*self.loops, Axis(loop.var, loop.trip)))
+
+
+class _Simplifier:
+    """Rebuilds a graph operands first. `again`: a second round may find more."""
+
+    def __init__(self, graph: Graph) -> None:
+        # What a gradient is asked for keeps its identity: merged with an equal node it would get
+        # more.
+        self.kept = {w for n in all_nodes(graph) if isinstance(n, Grad) for w in n.wrt}
+        self.fixed: set[Node] = set()
+        self.numbering = Numbering()
+        self.first: dict[Hashable, Node] = {}
+        self.new: dict[Node, Node] = {}
+        self.results: dict[Loop, list[Node]] = {}
+        self.again = False
+
+    def block(self, order: Iterable[Node], around: Around) -> None:
+        """The nodes of one scope; as deep as loops are nested."""
+        for node in order:
+            match node:
+                case Loop():
+                    self.results[node] = self._loop(node, around)
+                case Part(source=Loop() as loop, index=index):
+                    made = self.results[loop][index]
+                    if isinstance(made, Part):
+                        made = replace(node, source=made.source, index=made.index)
+                    self.new[node] = self._shared(made, node in self.kept)
+                case _:
+                    moved = replace_operands(node, self.new.__getitem__)
+                    made = _node(moved, around, self.fixed, node in self.kept)
+                    self.new[node] = self._shared(made, node in self.kept)
+
+    def _shared(self, made: Node, kept: bool) -> Node:
+        if kept:
+            self.fixed.add(made)
         elif not isinstance(made, Input):
-            made = first.setdefault(node_key(made, numbering), made)
-        new[node] = made
-    return with_roots(graph, [new[r] for r in graph.roots])
+            made = self.first.setdefault(node_key(made, self.numbering), made)
+        return made
+
+    def _loop(self, loop: Loop, around: Around) -> list[Node]:
+        """What stands for the results: a carried value that never changes is its init."""
+        new = self.new
+        carried = []
+        for i, c in enumerate(loop.carries):
+            if loop.next[i] in (c, loop.init[i]) and c not in self.kept:
+                new[c] = new[loop.init[i]]
+            else:
+                new[c] = c
+                carried.append(i)
+        self.block(loop.body, around.inside(loop))
+        yields = tuple(dict.fromkeys(new[y] for y in loop.yields))
+        made = replace(
+            loop,
+            carries=tuple(loop.carries[i] for i in carried),
+            init=tuple(new[loop.init[i]] for i in carried),
+            next=tuple(new[loop.next[i]] for i in carried),
+            yields=yields,
+            cond=None if loop.cond is None else new[loop.cond],
+        )
+        pairs = zip(made.carries, made.init, made.next, strict=True)
+        self.again |= any(end in (c, start) and c not in self.kept for c, start, end in pairs)
+        if not made.results:
+            return [new[i] for i in loop.init]
+        made = replace(made, type=made.results[0])
+        places = [carried.index(i) if i in carried else None for i in range(len(loop.carries))]
+        places += [len(carried) + yields.index(new[y]) for y in loop.yields]
+        return [
+            new[loop.init[i]] if at is None else Part.of(made, at) for i, at in enumerate(places)
+        ]
 
 
-def _node(node: Node, facts: Facts, fixed: set[Node], kept: bool) -> Node:
+def _node(node: Node, around: Around, fixed: set[Node], kept: bool) -> Node:
     match node:
         case Compute(axes=axes, raxes=raxes):
-            (body,) = _exprs((node.body,), (*axes, *raxes), facts, fixed)
+            (body,) = _exprs((node.body,), (*axes, *raxes), around, fixed)
             node = node if body is node.body else replace(node, body=body)
         case Update(axes=axes, target=target, value=value, guard=guard):
             guards = () if guard is None else (guard,)
             roots = (*target, value, *guards)
-            made = _exprs(roots, axes, facts, fixed)
+            made = _exprs(roots, axes, around, fixed)
             if any(a is not b for a, b in zip(made, roots, strict=True)):
                 n = len(target)
                 guard = made[n + 1] if guards else None
@@ -128,10 +205,10 @@ Rule = Callable[[Expr, Scope], Expr | None]
 
 
 def _exprs(
-    roots: tuple[Expr, ...], axes: tuple[Axis, ...], facts: Facts, fixed: set[Node]
+    roots: tuple[Expr, ...], axes: tuple[Axis, ...], around: Around, fixed: set[Node]
 ) -> tuple[Expr, ...]:
     """Applies the rules operands first until none fires; shares what is equal."""
-    inside, ranges = loop_facts(axes, facts), axis_ranges(axes)
+    inside, ranges = loop_facts(axes, around.facts), axis_ranges((*around.loops, *axes))
     known, intern, tied = demands(roots), Interner(), frozenset(fixed)
     new: dict[int, Expr] = {}
     for e in walk(*roots):
@@ -363,6 +440,33 @@ def load_of_constant(e: Expr, scope: Scope) -> Expr | None:
     return None
 
 
+def load_of_slice(e: Expr, scope: Scope) -> Expr | None:
+    """y[i] = x[t, i], where y[i] = x[t, i] for the turn t of a loop"""
+    match e:
+        case Load(tensor=Compute(op="", body=Load(other=None, check=None) as whole) as part):
+            loops = {a.var: i for a, i in zip(part.axes, e.index, strict=True)}
+            if part in scope.fixed or not _is_slice(part, whole):
+                return None
+            index = [loops.get(i.dim.name or "", i) for i in whole.index if isinstance(i, Idx)]
+            return replace(e, tensor=whole.tensor, index=tuple(index))
+    return None
+
+
+def _is_slice(part: Compute, whole: Load) -> bool:
+    """Whether the components are the axes in their order, or places fixed in a turn."""
+    extents = {a.var: a.extent for a in part.axes}
+    shape, bare, turns = whole.tensor.type.shape, list[str](), False
+    for i, extent in zip(whole.index, shape, strict=True):
+        if not isinstance(i, Idx):
+            return False
+        if extents.get(i.dim.name or "") == extent:
+            bare.append(i.dim.name or "")
+        elif i.dim.names & extents.keys():
+            return False
+        turns |= any("." in name for name in i.dim.names)
+    return turns and bare == list(extents)
+
+
 def other_never_read(e: Expr, scope: Scope) -> Expr | None:
     """x[i else v] = x[i], where 0 <= i < N"""
     if not isinstance(e, Load) or e.other is None:
@@ -391,5 +495,6 @@ RULES: tuple[Rule, ...] = (
     nested_selects,
     logic,
     load_of_constant,
+    load_of_slice,
     other_never_read,
 )
