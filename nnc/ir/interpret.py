@@ -17,8 +17,8 @@ from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, walk
 from nnc.ir.graph import (
     Axis,
     Compute,
-    Custom,
     Constant,
+    Custom,
     Graph,
     Input,
     Loop,

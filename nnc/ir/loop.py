@@ -1,7 +1,8 @@
-"""Program, the loop IR: buffers, kernels in launch order, loop nests with kinds, and leaf operations.
+"""Program, the loop IR: buffers, kernels in launch order, loop nests with kinds, and leaf
+operations.
 
-Expressions are those of `nnc.ir.expr` with `Load.tensor` a `Buffer`. Everything a back end needs is explicit:
-codegen never decides what to fuse, where a buffer lives or how a loop runs.
+Expressions are those of `nnc.ir.expr` with `Load.tensor` a `Buffer`. Everything a back end needs is
+explicit: codegen never decides what to fuse, where a buffer lives or how a loop runs.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from nnc.lang.types import DTYPES, TensorType
 class Buffer:
     """Memory for one tensor, row-major and contiguous.
 
-    `scope`: "arg" (the caller's pointer number `slot`; results are arguments too), "arena" (at byte `offset`
-    of the call's arena, 64-byte aligned), "const" (`data` lies in the object), "local" (one row strip or tile,
-    private to one iteration of its kernel's parallel loops; lives on the stack or in thread scratch; its sizes
-    are numbers).
+    `scope`: "arg" (the caller's pointer number `slot`; results are arguments too), "arena" (at byte
+    `offset` of the call's arena, 64-byte aligned), "const" (`data` lies in the object), "local"
+    (one row strip or tile, private to one iteration of its kernel's parallel loops; lives on the
+    stack or in thread scratch; its sizes are numbers).
 
-    Two Buffers of one `name` are views of the same memory: all but `type.shape` agree, and the number of
-    elements is equal (adjacent axes that are only used together are merged into one). Look up by name.
+    Two Buffers of one `name` are views of the same memory: all but `type.shape` agree, and the
+    number of elements is equal (adjacent axes that are only used together are merged into one).
+    Look up by name.
     """
 
     name: str
@@ -46,10 +48,10 @@ class Buffer:
 class For:
     """A loop. `kind`: parallel (split over threads), vector (lanes; innermost), serial, unroll.
 
-    Parallel loops are outermost and adjacent; their joint iteration space is split evenly over the threads.
-    The extent of a serial or vector loop may hold variables of enclosing loops: `min(1024, N-1024*$o)` is
-    the inner part of a loop of N cut into pieces (indices are then `1024*$o + $i`). Lets may stand before
-    the parallel loops; a kernel without parallel loops runs on one thread.
+    Parallel loops are outermost and adjacent; their joint iteration space is split evenly over the
+    threads. The extent of a serial or vector loop may hold variables of enclosing loops: `min(1024,
+    N-1024*$o)` is the inner part of a loop of N cut into pieces (indices are then `1024*$o + $i`).
+    Lets may stand before the parallel loops; a kernel without parallel loops runs on one thread.
     """
 
     axis: Axis
@@ -81,9 +83,10 @@ class Store:
 class Reduce:
     """Leaf: `name = op over axes of value`, in the documented order (`docs/overview.md`).
 
-    `vector`: the reduced axis that runs over the lanes, or None when the lanes run over an enclosing vector
-    loop (or there are none). For argmax/argmin `name` is the i32 position along the one axis, else it has the
-    dtype of `value`. An extent may hold variables of enclosing loops that are not vector.
+    `vector`: the reduced axis that runs over the lanes, or None when the lanes run over an
+    enclosing vector loop (or there are none). For argmax/argmin `name` is the i32 position along
+    the one axis, else it has the dtype of `value`. An extent may hold variables of enclosing loops
+    that are not vector.
     """
 
     name: str
@@ -96,13 +99,14 @@ class Reduce:
 
 @dataclass(frozen=True, eq=False)
 class Contract:
-    """Leaf: for all batch, m, n: `name = sum over k of a * b`, then `epilogue` (Stores and Lets over batch, m, n).
+    """Leaf: for all batch, m, n: `name = sum over k of a * b`, then `epilogue` (Stores and Lets
+    over batch, m, n).
 
-    `a` depends on (batch, m, k) only, `b` on (batch, n, k) only; each is a Load or a computed prologue.
-    Groups may hold several axes (row-major); m or n may be empty (matrix-vector), batch may be empty.
-    It is the whole body of its kernel: the generator tiles, packs and splits (batch, m, n) over threads.
-    `a`, `b` and `name` are all f32 or all f64. `n` holds the axis with unit stride in the Stores. Adjacent
-    axes of a group are already merged where all accesses allow it.
+    `a` depends on (batch, m, k) only, `b` on (batch, n, k) only; each is a Load or a computed
+    prologue. Groups may hold several axes (row-major); m or n may be empty (matrix-vector), batch
+    may be empty. It is the whole body of its kernel: the generator tiles, packs and splits (batch,
+    m, n) over threads. `a`, `b` and `name` are all f32 or all f64. `n` holds the axis with unit
+    stride in the Stores. Adjacent axes of a group are already merged where all accesses allow it.
     """
 
     name: str
@@ -123,7 +127,8 @@ Stmt = For | Let | Store | Reduce | Contract
 class Kernel:
     """One launch. `reason` says in one line what it is and why it is not part of another kernel.
 
-    `work`: about how many scalar operations (to choose the number of threads). `reads`/`writes` are derived.
+    `work`: about how many scalar operations (to choose the number of threads). `reads`/`writes` are
+    derived.
     """
 
     name: str
@@ -135,15 +140,18 @@ class Kernel:
 
 @dataclass(frozen=True, eq=False)
 class Commit:
-    """Between kernels: if an index error was recorded so far, leave with the error (nothing is written yet)."""
+    """Between kernels: if an index error was recorded so far, leave with the error (nothing is
+    written yet)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Repeat:
-    """Runs `steps` in order for `var` = 0 ... trip - 1; the variable is free in the steps' expressions.
+    """Runs `steps` in order for `var` = 0 ... trip - 1; the variable is free in the steps'
+    expressions.
 
-    `cond`: a bool scalar buffer that `before` (run at the start of every turn) computes; the loop ends at the first
-    turn at which it holds false. A kernel of one turn sees what all kernels of the turn before wrote.
+    `cond`: a bool scalar buffer that `before` (run at the start of every turn) computes; the loop
+    ends at the first turn at which it holds false. A kernel of one turn sees what all kernels of
+    the turn before wrote.
     """
 
     var: str
@@ -159,7 +167,8 @@ Step = Kernel | Commit | Repeat
 
 @dataclass(frozen=True)
 class Program:
-    """One exported function: `args` in ABI order (inputs, then results), kernels, the arena's size in bytes."""
+    """One exported function: `args` in ABI order (inputs, then results), kernels, the arena's size
+    in bytes."""
 
     name: str
     dims: tuple[str, ...]
@@ -167,7 +176,7 @@ class Program:
     buffers: tuple[Buffer, ...]  # arena and const buffers
     steps: tuple[Step, ...]
     arena: Dim = ZERO
-    facts: Facts = Facts()
+    facts: Facts = Facts()  # noqa: RUF009
     span: Span = NOWHERE
     results: int = 0  # how many of `args`, at the end, are results
 

@@ -23,8 +23,8 @@ from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Tensor, Var, childre
 from nnc.ir.graph import (
     Axis,
     Compute,
-    Custom,
     Constant,
+    Custom,
     Grad,
     Graph,
     Input,

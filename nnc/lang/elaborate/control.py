@@ -177,7 +177,8 @@ def run_for(cx: Context, stmt: ast.For) -> None:
 
 
 def _is_run_time(cx: Context, e: ast.Expr, size: Dim) -> bool:
-    """Whether a loop over this size runs at run time: sizes of arguments do, module parameters do not."""
+    """Whether a loop over this size runs at run time: sizes of arguments do, module parameters do
+    not."""
     if isinstance(e, ast.Name) and e.id in cx.frame.dims:
         return True
     return size.const is None and not cx.generic
