@@ -102,7 +102,7 @@ def call(cx: Context, name: str, e: ast.Call) -> Value:
 
 
 def _cast(cx: Context, e: ast.Call) -> Value:
-    """`cast(net, bf16)`: the module with every `real` leaf read as bf16; also of a tree or tensor."""
+    """`cast(net, bf16)`: a module with its `real` leaves read as bf16; also a tree or tensor."""
     x, to = take(e, "cast", ["x", "dtype"])
     if not isinstance(to, ast.Name) or to.id not in DTYPES or not is_float(to.id):
         floats = ", ".join(d for d in DTYPES if is_float(d) and d != "real")

@@ -136,7 +136,7 @@ def _trial(
     cond: ast.Expr | None,
     before: _State,
 ) -> tuple[dict[str, Value] | None, list[str]]:
-    """What one turn assigns among what was alive before: variables with their new values, storage."""
+    """What a turn assigns of what was alive before: variables and their new values, storage."""
     errors = len(cx.diagnostics.errors)
     if var is not None:
         cx.frame.vars[var] = integer(Dim.of(turn))
