@@ -144,6 +144,29 @@ def test_convolution_as_a_contraction() -> None:
     assert loops(p.kernels[0])[-1] == ("vector", "$j")
 
 
+def test_gradient_of_a_strided_convolution_of_size_one() -> None:
+    """The guards keep the index of the weight at 0, which is all there is."""
+    dy, w = inp("dy", "B", 8, 3, 3), inp("w", 8, 4, 1, 1)
+    even = op("eq", idx(d("$i") % 2), idx(0))
+    both = op("and", even, op("eq", idx(d("$j") % 2), idx(0)))
+    product = mul(
+        load(dy, "$b", "$o", d("$i") // 2, d("$j") // 2),
+        load(w, "$o", "$c", d("$i") % 2, d("$j") % 2),
+    )
+    body = Select("f64", both, product, Const("f64", 0.0))
+    dx = comp(body, axes(b="B", c=4, i=6, j=6), "sum", axes(o=8))
+    (c,) = contractions(check(graph([dx], [dy, w], ["B"]), SIZES))
+    assert not c.batch and [a.var for a in c.m] == ["$c"]
+
+
+def test_the_lanes_of_a_channel_sum_run_along_memory() -> None:
+    x, w, m = inp("x", "B", 4, "T"), inp("w", 4), inp("m", 4)
+    body = mul(mul(cells(x, "b", "c", "t"), cells(w, "c")), cells(m, "c"))
+    s = comp(body, axes(c=4), "sum", axes(b="B", t="T"))
+    p = check(graph([s], [x, w, m], ["B", "T"]), SIZES)
+    assert ("vector", "$c") not in loops(p.kernels[0])
+
+
 def test_merged_heads() -> None:
     """`a[b, t, (h, e)] = sum[j] p[b, h, t, j] * v[b, h, j, e]`."""
     p, v = inp("p", "B", 2, "T", "T"), inp("v", "B", 2, "T", 4)

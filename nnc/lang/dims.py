@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import gcd, prod
 from typing import Union
 
@@ -311,6 +311,7 @@ def polynomial_quotient(p: Dim, q: Dim) -> Dim | None:
 # ---- normal form ------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1 << 16)
 def _key(mono: Mono) -> tuple[int, str]:
     return (-sum(n for _, n in mono), "*".join(f"{a}^{n}" for a, n in mono))
 
@@ -496,7 +497,10 @@ def prove_nonneg(
         return True
     if depth == 0:
         return False
-    return any(prove_nonneg(p - f, facts, ranges, depth - 1) for f in facts.nonneg)
+    rest = [p - f for f in facts.nonneg]
+    if any(r.const is not None and r.const >= 0 for r in rest):
+        return True
+    return any(prove_nonneg(r, facts, ranges, depth - 1) for r in rest)
 
 
 def extremes(p: Dim, facts: Facts, ranges: Mapping[str, Range]) -> tuple[Dim, Dim] | None:

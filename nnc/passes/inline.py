@@ -7,9 +7,10 @@ broadcast). The decision looks at structure only, never at names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
+from nnc.ir.bounds import axis_ranges
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, rewrite, subst_exprs, walk
 from nnc.ir.graph import (
     Axis,
@@ -30,7 +31,7 @@ from nnc.ir.graph import (
     users,
     with_roots,
 )
-from nnc.lang.dims import ONE, ZERO, Dim, Facts, dim_prod, prove_nonneg
+from nnc.lang.dims import ONE, ZERO, Dim, Facts, Range, dim_prod, prove_nonneg
 
 CHEAP = frozenset(("add", "sub", "mul", "neg", "min", "max", "fma", "abs", "sign", "floor", "cast"))
 CHEAP |= {"ceil", "round", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isfinite"}
@@ -55,6 +56,8 @@ class _Inliner:
     new: dict[Node, Node] = field(default_factory=dict)
     inlined: set[Node] = field(default_factory=set)  # original nodes
     source: dict[Node, Node] = field(default_factory=dict)  # a reduction whose epilogue it may be
+
+    ranges: dict[str, Range] = field(default_factory=dict)  # of the node being rebuilt
 
     def __post_init__(self) -> None:
         self.users = users(self.graph.roots)
@@ -85,6 +88,7 @@ class _Inliner:
             changed = node
         else:
             memo: dict[object, Expr] = {}
+            self.ranges = _ranges(node)
             match node:
                 case Compute(body=body):
                     changed = replace(node, body=self.expand(body, memo))
@@ -123,6 +127,7 @@ class _Inliner:
         if not any(load.tensor in self.inlined for load in _loads(node)):
             return node
         memo: dict[object, Expr] = {}
+        self.ranges = _ranges(node)
         if isinstance(node, Compute):
             return replace(node, body=self.expand(node.body, memo))
         return replace(
@@ -154,7 +159,7 @@ class _Inliner:
         body = subst_exprs(source.body, env)
         if load.other is None:
             return body
-        inside = _inside(load.index, source.axes)
+        inside = _inside(load.index, source.axes, self.ranges, self.graph.facts)
         return body if inside is None else Select(load.dtype, inside, body, load.other)
 
     # ---- the decision -------------------------------------------------------------------------
@@ -199,6 +204,13 @@ class _Inliner:
         # Random numbers and the like: a function of scalars is computed again, not stored.
         small = len(exprs) <= MAX_SHARED and all(not e.index for e in loads)
         return bool(new.axes) and small and all(_once(node, user, facts) for user, _ in sites)
+
+
+def _ranges(node: Node) -> dict[str, Range]:
+    """The loop variables of a node."""
+    if not isinstance(node, Compute | Update):
+        return {}
+    return axis_ranges((*node.axes, *(node.raxes if isinstance(node, Compute) else ())))
 
 
 def _plain_view(body: Expr) -> bool:
@@ -248,14 +260,17 @@ def _light(new: Compute, loads: list[Load]) -> bool:
     return large <= 1 and len(loads) <= 4
 
 
-def _inside(index: tuple[Expr, ...], axes: tuple[Axis, ...]) -> Expr | None:
-    """The condition that an index lies inside a space."""
+def _inside(
+    index: tuple[Expr, ...], axes: tuple[Axis, ...], ranges: Mapping[str, Range], facts: Facts
+) -> Expr | None:
+    """The condition that an index lies inside a space, as far as it is not known."""
     tests: list[Expr] = []
     for i, a in zip(index, axes, strict=True):
-        if isinstance(i, Idx) and i.dim.const == 0 and a.extent == ONE:
-            continue
-        tests.append(Op("bool", "ge", (i, Idx(Dim.of(0)))))
-        tests.append(Op("bool", "lt", (i, Idx(a.extent))))
+        at = i.dim if isinstance(i, Idx) else None
+        if at is None or not prove_nonneg(at, facts, ranges, depth=1):
+            tests.append(Op("bool", "ge", (i, Idx(Dim.of(0)))))
+        if at is None or not prove_nonneg(a.extent - 1 - at, facts, ranges, depth=1):
+            tests.append(Op("bool", "lt", (i, Idx(a.extent))))
     if not tests:
         return None
     out = tests[0]

@@ -88,12 +88,19 @@ def _pair(body: Expr) -> tuple[Expr, Expr] | None:
 def _guarded(
     f: tuple[Expr, frozenset[str]], g: tuple[Expr, frozenset[str]], conditions: list[Expr]
 ) -> tuple[Expr, Expr] | None:
-    """Conditions move to the factors that have their variables (both, if both have)."""
+    """Conditions move to the factors that have their variables (both, if both have).
+
+    One with variables of its own goes to the factor that has the others.
+    """
     (x, xs), (y, ys) = f, g
     for c in reversed(conditions):
         v = _vars(c)
         if not v <= xs and not v <= ys:
-            return None
+            if not v & ys <= xs:
+                (x, xs), (y, ys) = (y, ys), (x, xs)
+            if not v & ys <= xs:
+                return None
+            xs = xs | v
         x = Select(x.dtype, c, x, const(0, x)) if v <= xs else x
         y = Select(y.dtype, c, y, const(0, y)) if v <= ys else y
     if any(sum(1 for _ in walk(e)) > PROLOGUE for e in (x, y)):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from nnc.ir.expr import Load, walk
+from nnc.ir.expr import Load, names, walk
 from nnc.ir.graph import Axis
 from nnc.ir.loop import For, Reduce, Stmt
 from nnc.lang.dims import Dim, dim_min, dim_prod
@@ -92,7 +92,8 @@ def _row_wise(r: Reduce, last: Axis) -> bool:
     along = row_lane(r)
     if along is None:
         return False
-    return _units(r, along) > _units(r, last.var)
+    reduced = {a.var for a in r.axes}
+    return _units(r, along) > _units(r, last.var, reduced)
 
 
 def row_lane(r: Reduce) -> str | None:
@@ -105,8 +106,12 @@ def row_lane(r: Reduce) -> str | None:
     return best
 
 
-def _units(r: Reduce, var: str) -> int:
-    return sum(unit_stride(e, var) is True for e in walk(r.value) if isinstance(e, Load))
+def _units(r: Reduce, var: str, among: Collection[str] = ()) -> int:
+    """How many loads walk with unit stride along a variable (of those that vary with `among`)."""
+    loads = (e for e in walk(r.value) if isinstance(e, Load))
+    if among:
+        loads = (e for e in loads if not names(e.index).isdisjoint(among))
+    return sum(unit_stride(e, var) is True for e in loads)
 
 
 # ---- cutting ------------------------------------------------------------------------------------

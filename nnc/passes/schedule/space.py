@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from nnc.ir.bounds import axis_ranges, loop_facts, simplify_dim
-from nnc.ir.expr import Const, Expr, Idx, Op, Select, rewrite, walk
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, rewrite, walk
 from nnc.ir.graph import Axis, Compute, Update
 from nnc.lang.dims import (
     ONE,
@@ -58,7 +58,24 @@ def space(node: Compute | Update, facts: Facts) -> Space:
     else:
         index = tuple(Idx(Dim.of(a.var)) for a in node.axes)
         raw = Space(node.axes, node.raxes, node.op, index, node.body)
-    return _split(_drop_units(_shortened(raw)), facts)
+    return _split(_drop_units(_first_only(_shortened(raw))), facts)
+
+
+def _first_only(s: Space) -> Space:
+    """The only index inside an axis of size 1 is 0."""
+
+    def one(e: Expr) -> Expr:
+        if not isinstance(e, Load) or e.other is not None or e.check is not None:
+            return e
+        sizes = e.tensor.type.shape
+        if ONE not in sizes:
+            return e
+        pairs = zip(e.index, sizes, strict=True)
+        return replace(
+            e, index=tuple(Idx(ZERO) if n == ONE and isinstance(i, Idx) else i for i, n in pairs)
+        )
+
+    return replace(s, body=rewrite(s.body, one))
 
 
 def _shortened(s: Space) -> Space:
