@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nnc.ir.expr import Const, Expr, Idx, Op, Select
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, walk
 from nnc.ir.graph import Compute, Input, Node, Write
 from nnc.ir.interpret_loop import ProgramFault, run_program
 from nnc.ir.loop import Commit
@@ -165,6 +165,20 @@ def test_the_lanes_of_a_channel_sum_run_along_memory() -> None:
     s = comp(body, axes(c=4), "sum", axes(b="B", t="T"))
     p = check(graph([s], [x, w, m], ["B", "T"]), SIZES)
     assert ("vector", "$c") not in loops(p.kernels[0])
+
+
+def test_a_window_of_relu_keeps_its_guard() -> None:
+    x, w = inp("x", "B", 2, 6), inp("w", 3, 2, 3)
+    for fn, simple in (
+        (lambda e: op("max", e, const(0, e)), True),
+        (lambda e: add(e, const(1, e)), False),
+    ):
+        h = pointwise(x, fn)
+        at = load(h, "$b", "$c", d("$i") + d("$u") - 1, other=0.0)
+        y = comp(mul(at, cells(w, "o", "c", "u")), axes(b="B", o=3, i=6), "sum", axes(c=2, u=3))
+        (c,) = contractions(check(graph([y], [x, w], ["B"]), SIZES, kernels=1))
+        guarded = [e for e in walk(c.b) if isinstance(e, Load) and e.other is not None]
+        assert bool(guarded) == simple
 
 
 def test_merged_heads() -> None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from math import copysign, nan
+
+import numpy as np
 
 from nnc.ir.bounds import axis_ranges
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, rewrite, subst_exprs, walk
@@ -31,11 +34,28 @@ from nnc.ir.graph import (
     users,
     with_roots,
 )
+from nnc.ir.scalar import SCALARS
 from nnc.lang.dims import ONE, ZERO, Dim, Facts, Range, dim_prod, prove_nonneg
 
 CHEAP = frozenset(("add", "sub", "mul", "neg", "min", "max", "fma", "abs", "sign", "floor", "cast"))
 CHEAP |= {"ceil", "round", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isfinite"}
 CHEAP |= {"bitand", "bitor", "bitxor", "shl", "shr"}
+EXACT = {
+    "add",
+    "sub",
+    "mul",
+    "div",
+    "max",
+    "min",
+    "abs",
+    "cast",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+}
 MAX_ONCE = 120  # expressions of a body that is inlined at its only place
 MAX_SHARED = 24  # expressions of a body that is inlined at several
 
@@ -159,6 +179,10 @@ class _Inliner:
         body = subst_exprs(source.body, env)
         if load.other is None:
             return body
+        if isinstance(load.other, Const) and _keeps_zero(source, load.other):
+            return rewrite(
+                body, lambda e: replace(e, other=load.other) if isinstance(e, Load) else e
+            )
         inside = _inside(load.index, source.axes, self.ranges, self.graph.facts)
         return body if inside is None else Select(load.dtype, inside, body, load.other)
 
@@ -258,6 +282,31 @@ def _light(new: Compute, loads: list[Load]) -> bool:
         used = {n for i in load.index if isinstance(i, Idx) for n in i.dim.names}
         large += full <= used and bool(full)
     return large <= 1 and len(loads) <= 4
+
+
+def _keeps_zero(source: Compute, other: Const) -> bool:
+    """Whether the node is a function of one element that is zero at zero, and `other` is zero.
+
+    Then the guard of a load of it can be that of the load inside: windows stay simple.
+    """
+    found = [e for e in walk(source.body) if isinstance(e, Load)]
+    if other.value != 0 or len(found) != 1 or found[0].other or found[0].check:
+        return False
+    here = [i.dim.name if isinstance(i, Idx) else None for i in found[0].index]
+    if here != [a.var for a in source.axes] or found[0].tensor.type.shape != source.type.shape:
+        return False
+    values: dict[int, float] = {id(found[0]): 0.0}
+    for e in walk(source.body):
+        match e:
+            case Const(value=value):
+                values[id(e)] = value
+            case Select(cond=c, a=a, b=b) if id(c) in values:
+                values[id(e)] = values.get(id(a if values[id(c)] else b), nan)
+            case Op(fn=fn, args=args) if fn in EXACT and all(id(x) in values for x in args):
+                with np.errstate(all="ignore"):
+                    values[id(e)] = float(SCALARS[fn].numpy(*(values[id(x)] for x in args)))
+    value = values.get(id(source.body), nan)
+    return value == 0 and copysign(1, value) > 0
 
 
 def _inside(
