@@ -148,7 +148,6 @@ class Context:
     overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     building: list[tuple[Instance, Span]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
-    slots: dict[str, ast.Weights] = field(default_factory=dict)
     asserted: list[tuple[Node, ast.Assert]] = field(default_factory=list)
     # wired by elaborate.engine, so that the rooms need not import each other
     lookup: Callable[[str], Value | None] = field(init=False)

@@ -10,6 +10,7 @@ from nnc.lang.elaborate.engine import Overrides, context
 from nnc.lang.elaborate.initial import initial
 from nnc.lang.elaborate.members import leaves
 from nnc.lang.elaborate.randoms import rng_inputs
+from nnc.lang.elaborate.slots import slots
 from nnc.lang.elaborate.values import Instance, Tensor
 from nnc.lang.units import Loader, Unit
 
@@ -63,6 +64,7 @@ def _module(cx: Context, inst: Instance) -> tuple[ModuleSig, Graph | None]:
         dict(inst.defaults),
         symbol if stored else "",
         f"{inst.defn.span.source.name}:{inst.defn.span.line}",
+        tuple(slots(inst)),
     )
     return sig, graph if stored else None
 

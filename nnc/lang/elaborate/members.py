@@ -108,8 +108,6 @@ def _member(cx: Context, inst: Instance, m: ast.Member) -> None:
                 inst.leaves[m.name] = leaf
         case ast.MemberDecl():
             _fresh(inst, m.name, m.name_span)
-            if m.weights is not None and not cx.generic:
-                cx.slots[m.weights.slot] = m.weights
             inst.members[m.name] = _declared(cx.eval_static(m.value), m.value.span)
         case ast.Assert(cond=cond, message=message):
             _assertion(cx, inst, cond, message)
@@ -191,7 +189,7 @@ def leaves(inst: Instance) -> Iterator[StoredLeaf]:
         if isinstance(m, ast.ParamDecl | ast.StateDecl) and m.name in inst.leaves:
             yield from _own(inst, inst.leaves[m.name])
         elif isinstance(m, ast.MemberDecl):
-            for name, sub in _subs(m.name, inst.members.get(m.name)):
+            for name, sub in subs(m.name, inst.members.get(m.name)):
                 for leaf in leaves(sub):
                     key = f"{name}.{leaf.key}"
                     yield StoredLeaf(
@@ -213,7 +211,7 @@ def _own(inst: Instance, leaf: LeafDecl) -> Iterator[StoredLeaf]:
                     yield StoredLeaf(key, p.type, leaf.storage, leaf.decl, inst, p)
 
 
-def _subs(name: str, m: Value | Sub | SubList | None) -> Iterator[tuple[str, Instance]]:
+def subs(name: str, m: Value | Sub | SubList | None) -> Iterator[tuple[str, Instance]]:
     match m:
         case Sub(inst=inst):
             yield name, inst
