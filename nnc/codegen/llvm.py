@@ -22,7 +22,7 @@ from nnc.codegen.leaf import Leaves
 from nnc.codegen.loops import written
 from nnc.codegen.registers import MEMORY, literal, round_bf16
 from nnc.codegen.scopes import FRAME, Value
-from nnc.codegen.spmd import Spmd, all_small, enclosing, total_work
+from nnc.codegen.spmd import Launch, Spmd, all_small, enclosing, total_work
 from nnc.codegen.target import Target
 from nnc.diagnostics import Span
 from nnc.ir.loop import Buffer, Contract, Kernel, Program, Repeat, Stmt
@@ -87,43 +87,33 @@ class _Kernel(Leaves):
         for i, t in enumerate(turns):
             self.names[t.var] = Value(f"%turn{i}", "i64")
             self.ranges[t.var] = (ZERO, t.trip - 1)
-        self.outer, self.pointers = outer, {}
+        self.outer = outer
+        self.places: dict[str, tuple[Buffer, str]] = {}  # by name: a parameter, or local memory
         self.used = 0
         self.checks = False
         self.start()
         self.setup(self.base_of, self.site_of, written(kernel.body))
-
-    pointers: dict[str, str]
 
     def site_of(self, span: Span) -> int:
         self.checks = True
         return self.outer.site(span)
 
     def base_of(self, buffer: Buffer) -> str:
-        if buffer.scope == "arena":
-            return self.in_arena(buffer)
-        if buffer.name not in self.pointers:
-            self.pointers[buffer.name] = self._base(buffer)
-        return self.pointers[buffer.name]
+        if buffer.name not in self.places:
+            self.places[buffer.name] = buffer, self.new_base(buffer)
+        return self.places[buffer.name][1]
 
-    def in_arena(self, b: Buffer) -> str:
-        key = ("base", b.name)
-        found = self.find(key)
-        if found is None:
-            offset = self.uniform(b.offset).text
-            with self.at(0):
-                text = flow.offset(self.em, self.frame_field("arena"), offset, "i8")
-            found = self.keep(key, Value(text, "ptr"))
-        return found.text
-
-    def _base(self, b: Buffer) -> str:
-        if b.scope == "arg":
-            return self.frame_item("args", b.slot, "ptr")
-        if b.scope == "const":
-            return self.outer.constant(b)
+    def new_base(self, b: Buffer) -> str:
+        if b.scope != "local":
+            return f"%buffer{len(self.buffers)}"
         size = b.bytes.const
-        assert b.scope == "local" and size is not None, b
+        assert size is not None, b
         return self.alloca(f"[{size} x i8]") if size <= _ON_STACK else self.scratch(size)
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        """Those whose places are parameters, in order."""
+        return tuple(b for b, _ in self.places.values() if b.scope != "local")
 
     def scratch(self, size: int) -> str:
         """So many bytes for this thread, for the whole kernel."""
@@ -134,16 +124,17 @@ class _Kernel(Leaves):
             mine = flow.offset(self.em, base, flow.mul(self.em, each, self.tid), "i8")
             return flow.offset(self.em, mine, str(start), "i8")
 
-    def emit(self, name: str, body: tuple[Stmt, ...]) -> str:
+    def emit(self, body: tuple[Stmt, ...]) -> str:
+        """The function's text behind its name: the same for kernels that do the same elsewhere."""
         match body:
             case (Contract() as c,):
                 self.contraction(c)
             case _:
                 self.kernel(body)
-        turns = "".join(f", i64 %turn{i}" for i in range(len(self.turns)))
-        head = f"define internal void @{name}(ptr %frame, i32 %tid, i32 %nt{turns})"
+        parameters = [f", i64 %turn{i}" for i in range(len(self.turns))]
+        parameters += [f", ptr %buffer{i}" for i in range(len(self.buffers))]
         return (
-            f"{head} nounwind noinline {{\n"
+            f"(ptr %frame, i32 %tid, i32 %nt{''.join(parameters)}) nounwind noinline {{\n"
             "entry:\n  %tid64 = zext i32 %tid to i64\n  %nt64 = zext i32 %nt to i64\n"
             f"{self.body()}\n  ret void\n}}\n"
         )
@@ -156,6 +147,7 @@ class _Emission:
         self.constants: dict[str, str] = {}
         self.calls: set[tuple[str, str, int]] = set()
         self.contractions: set[str] = set()
+        self.functions: dict[str, str] = {}  # text of a kernel -> its name
         self.scratch = 0
 
     def site(self, span: Span) -> int:
@@ -168,10 +160,9 @@ class _Emission:
 
     def module(self) -> Module:
         turns = enclosing(self.program.steps)
-        kernels = [self.kernel(i, k, turns[i]) for i, k in enumerate(self.program.kernels)]
-        checked = tuple(checks for _, checks in kernels)
-        parts = [text for text, _ in kernels]
-        parts += [Spmd(self.scopes(), self.symbol, checked).emit(self.program.steps)]
+        kernels = [self.kernel(k, turns[i]) for i, k in enumerate(self.program.kernels)]
+        parts = [f"define internal void {name}{text}" for text, name in self.functions.items()]
+        parts += [Spmd(self.scopes(), self.symbol, kernels).emit(self.program.steps)]
         parts += [self.entry(), self.size()]
         math, declares = vecmath.closure(self.calls)
         lines = set(declares)
@@ -196,14 +187,16 @@ class _Emission:
                 names |= set(group)
         return tuple(sorted(names))
 
-    def kernel(self, number: int, kernel: Kernel, turns: tuple[Repeat, ...]) -> tuple[str, bool]:
-        """Its text, and whether it checks indices."""
+    def kernel(self, kernel: Kernel, turns: tuple[Repeat, ...]) -> Launch:
+        """Emits its function, unless there is one with the same text."""
         k = _Kernel(self, kernel, turns)
-        text = k.emit(f"{self.symbol}.k{number}", kernel.body)
+        text = k.emit(kernel.body)
+        name = self.functions.setdefault(text, f"@{self.symbol}.k{len(self.functions)}")
         self.calls |= k.ops.calls
         self.contractions |= k.contractions
         self.scratch = max(self.scratch, k.used)
-        return f"; {kernel.name}: {kernel.reason}\n{text}", k.checks
+        places = [(b, self.constant(b) if b.scope == "const" else "") for b in k.buffers]
+        return Launch(name, tuple(places), k.checks)
 
     # ---- the functions around the kernels -------------------------------------------------------
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from nnc.codegen import flow
 from nnc.codegen.barriers import Plan, conjunction, is_parallel
@@ -14,11 +15,21 @@ from nnc.lang.dims import ONE, ZERO, Dim
 _SMALL = 1 << 15  # scalar operations: kernels of fewer run on one thread
 
 
-class Spmd:
-    """Emits it over `scopes`; `checked`: which kernels have index checks, in order."""
+@dataclass(frozen=True)
+class Launch:
+    """How to call a kernel: its function, the buffers it takes (constants with an address)."""
 
-    def __init__(self, scopes: Indices, symbol: str, checked: tuple[bool, ...]) -> None:
-        self.s, self.em, self.symbol, self.checked = scopes, scopes.em, symbol, checked
+    name: str
+    buffers: tuple[tuple[Buffer, str], ...]
+    checks: bool
+
+
+class Spmd:
+    """Emits it over `scopes`; `launches`: of the kernels, in order."""
+
+    def __init__(self, scopes: Indices, symbol: str, launches: Sequence[Launch]) -> None:
+        self.s, self.em, self.symbol, self.launches = scopes, scopes.em, symbol, launches
+        self.args: dict[int, str] = {}
         self.plan = Plan(scopes, scopes.facts)
         self.number = 0  # of the next kernel
         self.loops: tuple[Repeat, ...] = ()  # around
@@ -39,15 +50,14 @@ class Spmd:
                 case Repeat():
                     self.repeat(step)
                 case Kernel():
-                    self.launch(step, f"@{self.symbol}.k{self.number}")
-                    self.number += 1
+                    self.launch(step)
 
-    def launch(self, kernel: Kernel, name: str) -> None:
+    def launch(self, kernel: Kernel) -> None:
         em, small = self.em, all_small(self.s, (kernel,), self.loops)
         self.plan.barrier_before(kernel, small)
-        turns = "".join(f", i64 {t}" for t in self.turns)
+        name, rest = self.next_call()
         if small == "false":
-            em.line(f"call void {name}(ptr %frame, i32 %tid, i32 %nt{turns})")
+            em.line(f"call void {name}(ptr %frame, i32 %tid, i32 %nt{rest})")
             return
         mine = em.op("icmp eq i32 %tid, 0", "mine")
         parts = "1"
@@ -56,7 +66,26 @@ class Spmd:
             mine = em.op(f"or i1 {mine}, {all_run}", "mine")
             parts = em.op(f"select i1 {small}, i32 1, i32 %nt", "parts")
         with flow.when(em, mine):
-            em.line(f"call void {name}(ptr %frame, i32 %tid, i32 {parts}{turns})")
+            em.line(f"call void {name}(ptr %frame, i32 %tid, i32 {parts}{rest})")
+
+    def next_call(self) -> tuple[str, str]:
+        """Name of the next kernel's function, and its arguments behind the first three."""
+        launch = self.launches[self.number]
+        self.number += 1
+        turns = [f", i64 {t}" for t in self.turns]
+        return launch.name, "".join((*turns, *(f", ptr {self.place(*b)}" for b in launch.buffers)))
+
+    def place(self, b: Buffer, constant: str = "") -> str:
+        match b.scope:
+            case "const":
+                return constant
+            case "arena":
+                offset = self.s.uniform(b.offset).text
+                return flow.offset(self.em, self.s.frame_field("arena"), offset, "i8")
+        assert b.scope == "arg", b
+        if b.slot not in self.args:
+            self.args[b.slot] = self.s.frame_item("args", b.slot, "ptr")
+        return self.args[b.slot]
 
     def barrier(self) -> None:
         self.em.line("call void @nnrt_barrier(i32 %tid, i32 %nt)")
@@ -68,7 +97,8 @@ class Spmd:
         self.barrier()
         place = em.op(f"getelementptr i64, ptr {self.s.frame_field('ctx')}, i64 2")
         error = em.op(f"load atomic i64, ptr {place} monotonic, align 8", "error")
-        if any(self.checked if self.turns else self.checked[self.number :]):
+        follow = self.launches if self.turns else self.launches[self.number :]
+        if any(k.checks for k in follow):
             self.barrier()
         leave, go_on = em.fresh("leave"), em.fresh("commit")
         failed = em.op(f"icmp ne i64 {error}, 0", "failed")
@@ -99,14 +129,12 @@ class Spmd:
             self.steps_alone(loop.steps)
 
     def steps_alone(self, steps: tuple[Step, ...]) -> None:
-        turns = "".join(f", i64 {t}" for t in self.turns)
         for step in steps:
             if isinstance(step, Repeat):
                 self.alone(step)
             elif isinstance(step, Kernel):
-                name = f"@{self.symbol}.k{self.number}"
-                self.em.line(f"call void {name}(ptr %frame, i32 0, i32 1{turns})")
-                self.number += 1
+                name, rest = self.next_call()
+                self.em.line(f"call void {name}(ptr %frame, i32 0, i32 1{rest})")
 
     def together(self, loop: Repeat) -> None:
         """Barriers between the turns, and around the reading of the condition."""
@@ -140,12 +168,7 @@ class Spmd:
 
     def condition(self, b: Buffer) -> str:
         """The bool scalar in a buffer."""
-        em, s = self.em, self.s
-        assert b.scope in ("arena", "arg"), b
-        if b.scope == "arg":
-            place = s.frame_item("args", b.slot, "ptr")
-        else:
-            place = flow.offset(em, s.frame_field("arena"), s.uniform(b.offset).text, "i8")
+        em, place = self.em, self.place(b)
         byte = em.op(f"load i8, ptr {place}", "cond")
         return em.op(f"icmp ne i8 {byte}, 0", "more")
 
