@@ -23,11 +23,11 @@ from nnc.ir.graph import (
 from nnc.ir.printer import node_names, print_graph
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.passes.inline import inline
+from nnc.passes.loop_body import joined_parts, turns
 from nnc.passes.order import Launch, feeds, launch
 from nnc.passes.partials import split_reductions
 from nnc.passes.schedule.contraction import Contraction, contraction
 from nnc.passes.schedule.space import Space, space
-from nnc.passes.turns import joined_parts, turns
 
 MAX_MEMBERS = 24  # nodes of a group
 MAX_EXPRS = 600  # expressions of a group

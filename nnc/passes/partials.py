@@ -19,6 +19,7 @@ PIECE = 4096  # elements of a piece of contiguous memory
 ROWS = 256  # rows of a piece when whole rows are added up
 LONG = 16384  # shorter reductions are not split
 FEW = 8  # parallel iterations that are enough without splitting
+PIECES = "$piece"  # the axis of pieces
 LANES = 64  # columns that one thread takes at a time
 
 
@@ -27,7 +28,8 @@ def split_reductions(graph: Graph) -> Graph:
 
     def one(node: Node) -> Node:
         if isinstance(node, Compute) and node.op in ("sum", "prod", "max", "min", "any", "all"):
-            return _split(node, graph)
+            pieces = any(a.var == PIECES for a in (*node.axes, *node.raxes))
+            return node if pieces else _split(node, graph)
         return node
 
     return transform(graph, one)
@@ -39,7 +41,7 @@ def _split(node: Compute, graph: Graph) -> Compute:
         return node
     first, *rest = node.raxes
     dtype = "f32" if node.type.dtype in ("f16", "bf16") else node.type.dtype
-    pieces = Axis("$piece", (first.extent + (size - 1)) // size)
+    pieces = Axis(PIECES, (first.extent + (size - 1)) // size)
     body = cast(node.body, dtype)
     raxes = tuple(rest)
     if size == 1:
