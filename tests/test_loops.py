@@ -344,17 +344,28 @@ def test_gradient_of_lstm(width: int) -> None:
 
 def test_weights_get_one_contraction_after_the_loop() -> None:
     parts, params, text = lstm(512)
-    g = autodiff(graph(grads(total(parts[2]), *params), [*params, text], ["B", "T"]))
-    verify(g, "autodiff")
+    g = simplify(autodiff(graph(grads(total(parts[2]), *params), [*params, text], ["B", "T"])))
+    verify(g, "simplify")
     ahead, back = loops_of(g)
     assert not ahead.reverse and back.reverse
-    assert len(ahead.yields) == 4  # h, c, x, and the sum before the gates
-    assert len(back.carries) == 2 and len(back.yields) == 2
+    assert len(ahead.yields) == 3  # h, c, and the sum before the gates
+    assert len(back.carries) == 2 and len(back.yields) == 1  # the cotangent of that sum
+    for n in (ahead, back):  # the products with the embedded characters are outside
+        (product,) = (m for m in n.body if isinstance(m, Compute) and m.op)
+        assert [a.extent.const for a in product.raxes] in ([512], [2048])
     embed, w, u, b, h0, c0 = g.results
     assert isinstance(embed, Update) and embed.accumulate
     for n in (w, u, b):
         assert isinstance(n, Compute) and [a.extent for a in n.raxes] == [Dim.of("T"), Dim.of("B")]
     assert isinstance(h0, Part) and isinstance(c0, Part)
+
+
+def test_gradients_of_one_number_share_a_loop() -> None:
+    parts, params, text = lstm(32)
+    y = total(parts[2])
+    each = [grads(y, p)[0] for p in params]
+    g = simplify(autodiff(graph(each, [*params, text], ["B", "T"])))
+    assert len(loops_of(g)) == 2
 
 
 def test_gradient_of_nested_loops() -> None:

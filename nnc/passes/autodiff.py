@@ -28,6 +28,7 @@ from nnc.ir.graph import (
     with_roots,
 )
 from nnc.lang.dims import Dim, Facts
+from nnc.passes.hoist import hoist
 from nnc.passes.loops import Fresh, tidy
 from nnc.passes.reverse import pull_loop
 from nnc.passes.vjp import Share, fill, is_zero, node_of, pull, total
@@ -55,13 +56,16 @@ class _Expansion:
 
     def block(self, order: Iterable[Node], facts: Facts, env: Mapping[str, Dim]) -> None:
         """The nodes of one scope; as deep as loops are nested. `env`: new names of turns."""
-        new = self.new
+        new, order = self.new, list(order)
+        grads: dict[tuple[Node, Node | None], list[Grad]] = {}
+        for node in order:
+            if isinstance(node, Grad):
+                grads.setdefault((node.y, node.seed), []).append(node)
         for node in order:
             match node:
-                case Grad(y=y, wrt=wrt, seed=seed):
-                    start = None if seed is None else new[seed]
-                    wanted = [new[w] for w in wrt]
-                    self.found[node] = gradients([(new[y], start)], wanted, facts, self.fresh)
+                case Grad():
+                    if node not in self.found:
+                        self._sweep(node, grads[node.y, node.seed], facts)
                 case Part(source=Grad() as source, index=index):
                     new[node] = self.found[source][index]
                 case Loop():
@@ -69,14 +73,23 @@ class _Expansion:
                 case _:
                     new[node] = renamed(replace_operands(node, new.__getitem__), env)
 
+    def _sweep(self, first: Grad, same: Sequence[Grad], facts: Facts) -> None:
+        """One sweep for all gradients of one y; what y cannot depend on may not be there yet."""
+        start = None if first.seed is None else self.new[first.seed]
+        some = [g for g in same if g is first or all(w in self.new for w in g.wrt)]
+        wanted = [self.new[w] for g in some for w in g.wrt]
+        parts = iter(gradients([(self.new[first.y], start)], wanted, facts, self.fresh))
+        for g in some:
+            self.found[g] = [next(parts) for _ in g.wrt]
+
     def _loop(self, node: Loop, facts: Facts, env: Mapping[str, Dim]) -> Loop:
-        """The loop over a variable of its own."""
+        """The loop over a variable of its own; what it need not compute in turn before it."""
         loop = replace(node, var=self.fresh(node.var))
         self.new.update((c, c) for c in node.carries)
         env = {**env, node.var: Dim.of(loop.var)}
         self.block(node.body, turn_facts(loop, facts), env)
         moved = with_outs(loop, [self.new[o] for o in node.outs])
-        return replace(moved, init=tuple(self.new[i] for i in node.init))
+        return hoist(replace(moved, init=tuple(self.new[i] for i in node.init)))
 
 
 def gradients(

@@ -19,19 +19,14 @@ from typing import TypeVar
 from nnc.ir.bounds import as_dim, turn_facts
 from nnc.ir.dependence import sources
 from nnc.ir.expr import (
-    Expr,
     Idx,
     Load,
-    children,
     names,
     subst,
-    subst_exprs,
     walk,
-    with_children,
 )
 from nnc.ir.graph import (
     Axis,
-    Compute,
     Input,
     Loop,
     Node,
@@ -46,7 +41,8 @@ from nnc.lang.types import TensorType
 from nnc.passes.adjoint import Guard, Term
 from nnc.passes.gather import solve
 from nnc.passes.loops import Fresh
-from nnc.passes.vjp import Reader, Share, fill, is_zero, name_of, node_of, read, read_at, total
+from nnc.passes.turns import Outward, axis_of, direct, is_dear, slice_of
+from nnc.passes.vjp import Reader, Share, fill, is_zero, name_of, node_of, read, total
 
 Shares = list[Node | Share]
 Sweep = Callable[
@@ -122,15 +118,7 @@ def _placeholder(like: Node) -> Input:
 def _slices(loop: Loop, cotangents: dict[int, Node]) -> dict[int, Node]:
     """For each yield with a cotangent its slice of this turn."""
     n = len(loop.carries)
-    return {i - n: _slice(g, loop.var) for i, g in cotangents.items() if i >= n}
-
-
-def _slice(stack: Node, var: str) -> Compute:
-    """`stack[var, ...]` as a tensor."""
-    axes = tuple(Axis(f"$i{j}", e) for j, e in enumerate(stack.type.shape[1:]))
-    index = (Idx(Dim.of(var)), *(Idx(Dim.of(a.var)) for a in axes))
-    kind = TensorType(stack.type.dtype, stack.type.shape[1:])
-    return Compute(type=kind, axes=axes, body=read_at(stack, index), span=stack.span)
+    return {i - n: slice_of(g, loop.var) for i, g in cotangents.items() if i >= n}
 
 
 def _ended(carry: Input, parts: dict[Node, Shares]) -> Node:
@@ -173,16 +161,16 @@ class _Turn:
         """
         ahead, back = self.parts(roots)
         saved = dict.fromkeys(wanted)
-        met = _reached(roots, lambda n: n in saved or (n in ahead and _is_dear(n)), ahead | back)
+        met = _reached(roots, lambda n: n in saved or (n in ahead and is_dear(n)), ahead | back)
         needed = [n for n in toposort(roots) if n in met and n in ahead and n not in saved]
         readers: dict[Node, list[Node | None]] = {r: [None] for r in roots}
         for node in met:
             for o in operands(node):
                 readers.setdefault(o, []).append(node)
-        chosen = dict.fromkeys(n for n in needed if _is_dear(n))
+        chosen = dict.fromkeys(n for n in needed if is_dear(n))
         for node in needed:
             mine = [o for o in operands(node) if o in chosen and readers[o] == [node]]
-            if mine and not _is_dear(node) and sum(map(size, mine)) >= size(node):
+            if mine and not is_dear(node) and sum(map(size, mine)) >= size(node):
                 chosen = {n: None for n in (*chosen, node) if n not in mine}
         saved |= chosen
         met = _reached(roots, lambda n: n in saved, ahead | back)
@@ -202,16 +190,6 @@ def _reached(
     return met
 
 
-def _is_dear(node: Node) -> bool:
-    """Whether a value is rather kept than computed again."""
-    match node:
-        case Compute(op=op):
-            return bool(op)
-        case Input():
-            return False
-    return True
-
-
 def size(node: Node) -> int:
     """About how many elements."""
     out = 1
@@ -223,62 +201,15 @@ def size(node: Node) -> int:
 # ---- out of the loop ----------------------------------------------------------------------
 
 
-@dataclass
-class _Outward:
-    """Rewrites expressions of a turn for after the loop: the turn becomes the axis `axis`.
-
-    `stack`: gives for a value of the turn the tensor of all turns.
-    """
-
-    turn: _Turn
-    axis: Axis
-    inside: set[Node]
-    stack: Callable[[Node], Node]
-    done: dict[int, tuple[Expr, Expr]] = field(default_factory=dict)
-
-    def __call__(self, root: Expr) -> Expr:
-        for e in walk(root):
-            if id(e) not in self.done:
-                new = with_children(e, tuple(self.done[id(c)][1] for c in children(e)))
-                self.done[id(e)] = e, self._one(new)
-        return self.done[id(root)][1]
-
-    def _one(self, e: Expr) -> Expr:
-        at = Dim.of(self.axis.var)
-        match e:
-            case Idx(dim=dim):
-                return Idx(dim.subst({self.turn.loop.var: at}))
-            case Load(tensor=tensor, index=index) if tensor in self.inside:
-                whole = direct(tensor, self.inside)
-                if whole is None:
-                    return replace(e, tensor=self.stack(tensor), index=(Idx(at), *index))
-                assert isinstance(tensor, Compute)
-                env = {a.var: i for a, i in zip(tensor.axes, index, strict=True)}
-                there = [self(subst_exprs(i, env)) for i in whole.index]
-                return replace(e, tensor=whole.tensor, index=tuple(there))
-        return e
-
-    def share(self, s: Share) -> Share:
-        """The contributions of all turns."""
-        reader = replace(s.reader, axes=(self.axis, *s.reader.axes), facts=self.turn.facts)
-        load = self(s.load)
-        assert isinstance(load, Load)
-        return Share(reader, load, Term(self._guard(s.term.guard), self(s.term.value)), self(s.g))
-
-    def _guard(self, guard: Guard | None) -> Guard | None:
-        out: Guard | None = None
-        for g in reversed(guard.chain() if guard else ()):
-            out = Guard(out, self(g.cond), g.holds)
-        return out
-
-
-def direct(node: Node, inside: set[Node]) -> Load | None:
-    """The read of an outside tensor that a node of the turn is, element by element."""
-    match node:
-        case Compute(op="", body=Load(tensor=tensor, other=None, check=None) as body):
-            if tensor not in inside and all(isinstance(i, Idx) for i in body.index):
-                return body
-    return None
+def _all_turns(s: Share, outward: Outward, facts: Facts) -> Share:
+    """The contributions of all turns, after the loop."""
+    guard: Guard | None = None
+    for g in reversed(s.term.guard.chain() if s.term.guard else ()):
+        guard = Guard(guard, outward(g.cond), g.holds)
+    reader = replace(s.reader, axes=(outward.axis, *s.reader.axes), facts=facts)
+    load = outward(s.load)
+    assert isinstance(load, Load)
+    return Share(reader, load, Term(guard, outward(s.term.value)), outward(s.g))
 
 
 def _all_tensors(s: Share) -> dict[Node, None]:
@@ -343,8 +274,9 @@ class _Backward:
             yield key.tensor, self._whole(key, stack)
         stacks |= zip(given, yielded[len(slices) :], strict=True)
         for tensor, share in self.later:
-            outward = _Outward(turn, self._axis(share), inside, stacks.__getitem__)
-            yield tensor, outward.share(share)
+            axis = axis_of(loop, share.reader.axes)
+            outward = Outward(loop.var, axis, inside, stacks.__getitem__)
+            yield tensor, _all_turns(share, outward, turn.facts)
 
     def _loop(
         self,
@@ -388,6 +320,7 @@ class _Backward:
     def _sort_share(self, tensor: Node, share: Share, inside: set[Node]) -> None:
         reads = _tensors(share, inside)
         known = {*self.stacked, *self.turn.loop.yields}
+        known |= {parts[0] for parts in self.sliced.values() if len(parts) == 1}
         cost = sum(size(n) for n in reads if n not in known)
         key = self._slice(tensor, share) if cost else None
         if key is not None:
@@ -399,20 +332,14 @@ class _Backward:
             self.summed.setdefault(tensor, []).append(share.node())
 
     def _is_later(self, share: Share, cost: int) -> bool:
-        axis, axes = self._axis(share), share.reader.axes
+        axes = share.reader.axes
+        axis = axis_of(self.turn.loop, axes)
         load = subst(share.load, {self.turn.loop.var: Dim.of(axis.var)})
         assert isinstance(load, Load)
         way = solve(load, (axis, *axes), self.turn.facts)
         if way is None or axis not in way.raxes or not cost:
             return True
         return len(way.raxes) > 1 and cost <= size(share.load.tensor)  # type: ignore[arg-type]
-
-    def _axis(self, share: Share) -> Axis:
-        """The turns as a loop around those of the reader."""
-        name, taken = self.turn.loop.var.split(".")[0], {a.var for a in share.reader.axes}
-        while name in taken:
-            name += "_"
-        return Axis(name, self.turn.loop.trip)
 
     def _slice(self, tensor: Node, share: Share) -> _Slices | None:
         """The part of the tensor that only this turn reads."""
@@ -465,7 +392,7 @@ def _moved(roots: Sequence[Node], old: str, new: str, stacks: dict[Node, Node]) 
     env = {old: Dim.of(new)}
     for node in toposort(roots, lambda n: () if n in stacks else operands(n)):
         if node in stacks:
-            moved[node] = _slice(stacks[node], new)
+            moved[node] = slice_of(stacks[node], new)
         else:
             moved[node] = renamed(replace_operands(node, moved.__getitem__), env)
     return moved
