@@ -226,6 +226,9 @@ E0604 something without a gradient
 E0605 `grad` by an expression
     The second argument is a variable, a module or a member of one, or a list of these. Give the
     expression a name and compute the loss from that name.
+E0606 the gradient of an unlimited loop
+    Going back through a loop needs to know how many turns there can be: write
+    `while c limit N:`.
 E0701 weights that do not fit the model
     Loading is strict: every tensor of the model must be in the file with its dtype and shape,
     and every tensor of the file must be used. `rename=` and `skip=` bridge differences; after a

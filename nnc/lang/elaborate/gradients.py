@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from nnc.diagnostics import Label, Span
-from nnc.ir.dependence import depends
+from nnc.ir.dependence import active, depends
 from nnc.ir.expr import Expr, Load, rewrite
-from nnc.ir.graph import Grad, Node, Part, Stop
+from nnc.ir.graph import Grad, Loop, Node, Part, Stop
 from nnc.lang import ast
 from nnc.lang.elaborate.arguments import take
 from nnc.lang.elaborate.arith import lift, module_tree, settle
@@ -140,6 +140,7 @@ def _grad_one(cx: Context, y: Tensor, x: ast.Expr, e: ast.Call, zero: bool) -> V
     wrt = [cx.as_node(t, x.span) for t in tensors]
     if not cx.generic and not zero and not any(depends(y.node, w) for w in wrt):
         raise _independent(cx, x, e)
+    _bounded(y.node, wrt, e)
     node = Grad(type=y.type, span=e.span, y=y.node, wrt=tuple(wrt))
     parts = [
         of_node(Part(type=t.type, span=e.span, source=node, index=i), (), t.origins)
@@ -148,6 +149,15 @@ def _grad_one(cx: Context, y: Tensor, x: ast.Expr, e: ast.Call, zero: bool) -> V
     if isinstance(current, Tree):
         return Tree(dict(zip(keys, parts, strict=True)), current.of)
     return parts[0]
+
+
+def _bounded(y: Node, wrt: list[Node], e: ast.Call) -> None:
+    """A loop whose number of turns has no bound keeps nothing to go back by."""
+    for node in active([y], wrt):
+        if isinstance(node, Part) and isinstance(node.source, Loop) and node.source.cond:
+            label = Label(node.source.span, "this loop has no limit")
+            text = "the gradient goes through a `while` without a limit"
+            raise fail("E0606", text, e.span, labels=(label,), help="`while c limit N:` bounds it")
 
 
 def _independent(cx: Context, x: ast.Expr, e: ast.Call) -> Mistake:
