@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("nnc.loading",),
     ("nnc.api",),
     ("nnc.cli",),
+    ("nnc.golden",),
     ("nnc.__main__", "nnc"),
 )
 EXCEPTIONS = {
@@ -40,6 +41,7 @@ LOCAL = {
     "nnc.cli": {"nnc"},
     "nnc.cli.commands": {"nnc"},
     "nnc.cli.options": {"nnc"},
+    "nnc.golden": {"nnc"},  # pytest loads it for every project
     "nnc.loading": {"nnc"},  # what is taken from the cache never imports the compiler
     "nnc.api": {"nnc"},  # what loads a compiled artifact never imports the compiler
     "nnc.lang.syntax": {"lark"},

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 STAGES = ("syntax", "graph", "autodiff", "simplify", "fuse", "loops", "llvm", "asm")
-SIZED = ("plan", "profile")  # commands that take run-time sizes: `--B 8`
+SIZED = ("golden", "plan", "profile")  # commands that take run-time sizes: `--B 8`
 _FORMAT = argparse.RawDescriptionHelpFormatter
 
 
@@ -74,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
     _test(commands)
     _explain(commands)
     _plan(commands)
+    _golden(commands)
     _fmt(commands)
     return parser
 
@@ -249,3 +250,16 @@ def _fmt(commands: Commands) -> None:
     parser = _command(commands, "fmt", "rewrite a file in the standard layout")
     parser.add_argument("model", help="a .nn file")
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if it would")
+
+
+def _golden(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "golden",
+        "record what a file computes and becomes, or compare with what was recorded",
+        "model.golden/ holds results, gradients and dumps of each export for inputs that are the\n"
+        "same everywhere. nnc golden model.nn --update --B 8 records with sizes of your own;\n"
+        "pytest runs the comparison of every .nn file that has such a directory.",
+    )
+    _model(parser)
+    parser.add_argument("--update", action="store_true", help="record, and print what changed")

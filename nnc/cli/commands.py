@@ -39,6 +39,10 @@ def run(args: argparse.Namespace) -> int:
             from nnc.cli.explain import explain
 
             return explain(args)
+        case "golden":
+            from nnc.cli.golden import golden
+
+            return golden(args)
         case "plan":
             from nnc.cli.plan import plan
 
