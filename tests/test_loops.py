@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nnc.ir.expr import Const, Expr
+from nnc.ir.expr import Const, Expr, Op
 from nnc.ir.graph import Axis, Compute, Graph, Input, Loop, Node, Part, Update, all_nodes
 from nnc.ir.interpret import run
 from nnc.ir.printer import print_graph
@@ -580,3 +580,92 @@ def test_random_forward_and_backward(random: Random, length: int) -> None:
     want = run(autodiff(graph(parts, g.inputs, g.dims)), SIZES, values).results
     for a, b in zip(got, want, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+# ---- simplification -----------------------------------------------------------------------
+
+
+def simple(*results: Node, inputs: Sequence[Input] = ()) -> Graph:
+    before = graph(results, inputs, ["T"])
+    verify(before, "building")
+    after = simplify(before)
+    verify(after, "simplify")
+    values = sample(inputs, {"T": 3})
+    for a, b in zip(
+        run(before, {"T": 3}, values).results, run(after, {"T": 3}, values).results, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    return after
+
+
+def test_unused_yields_and_carried_values_go() -> None:
+    x, a, b, c = inp("x", "T"), carry("a"), carry("b"), carry("c")
+    fed = comp(add(load(b), load(x, "$t.0")))  # b is needed by a, c by nothing but itself
+    new = comp(mul(load(a), load(fed)))
+    self_fed = comp(op("exp", load(c)))
+    carried = [(a, number(1), new), (b, number(2), fed), (c, number(3), self_fed)]
+    parts = loop("$t.0", "T", carried, [new, self_fed, fed])
+    (made,) = loops_of(simple(parts[0], parts[5], inputs=[x]))
+    assert [n.name for n in made.carries] == ["a", "b"] and len(made.yields) == 1
+
+
+def test_a_carried_value_that_never_changes_is_its_init() -> None:
+    x, a, b, w = inp("x", "T"), carry("a"), carry("b"), inp("w")
+    same = comp(mul(load(b), Const("f64", 1.0)))  # b, after a rule
+    new = comp(add(load(a), mul(load(x, "$t.0"), load(same))))
+    parts = loop("$t.0", "T", [(a, number(1), new), (b, w, same)])
+    g = simple(*parts, inputs=[x, w])
+    (made,) = loops_of(g)
+    assert [n.name for n in made.carries] == ["a"] and g.results[1] is w
+
+
+def test_a_loop_that_does_nothing_goes() -> None:
+    a, w = carry("a"), inp("w")
+    (last,) = loop("$t.0", "T", [(a, w, a)])
+    assert simple(last, inputs=[w]).results == (w,)
+
+
+def test_what_does_not_depend_on_the_turn_is_outside() -> None:
+    x, a, w = inp("x", "T"), carry("a"), inp("w")
+    turn = Op("f64", "cast", (op("mul", idx("$t.0"), idx(0)),))  # 0, after a rule
+    new = comp(add(load(a), op("exp", add(load(w), turn))))
+    (made,) = loops_of(simple(*loop("$t.0", "T", [(a, w, new)]), inputs=[x, w]))
+    assert made.body == made.next
+    still = comp(op("sin", op("add", load(w), turn)))
+    again = comp(add(load(a), load(still)))
+    (made,) = loops_of(simple(*loop("$t.0", "T", [(a, w, again)]), inputs=[x, w]))
+    assert len(made.body) == 1
+
+
+def test_equal_nodes_become_one_inside_a_loop_and_not_across() -> None:
+    x, a = inp("x", "T"), carry("a")
+    one = comp(op("exp", load(x, "$t.0")))
+    same = comp(op("exp", load(x, "$t.0")))
+    other = comp(op("exp", load(x, "$i")), axes(i="T"))
+    new = comp(add(add(load(a), load(one)), load(same)))
+    parts = loop("$t.0", "T", [(a, number(0), new)], [one, same])
+    g = simple(*parts, other, inputs=[x])
+    (made,) = loops_of(g)
+    assert len(made.body) == 2 and len(made.yields) == 1
+
+
+def test_a_window_at_the_turn_needs_no_padding() -> None:
+    x, a = inp("x", "T"), carry("a")
+    new = comp(add(load(a), load(x, "$t.0", other=0.5)))
+    g = simple(*loop("$t.0", "T", [(a, number(0), new)]), inputs=[x])
+    assert "else" not in print_graph(g)
+
+
+def test_slices_are_read_where_they_are() -> None:
+    x, a = inp("x", "T", 3), carry("a", 3)
+    row = comp(load(x, "$t.0", "$i"), axes(i=3))
+    new = comp(add(load(a, "$k"), load(row, 2 - Dim.of("$k"))), axes(k=3))
+    zero = comp(Const("f64", 0.0), axes(i=3))
+    (made,) = loops_of(simple(*loop("$t.0", "T", [(a, zero, new)]), inputs=[x]))
+    assert len(made.body) == 1
+
+
+def test_conditions_are_kept() -> None:
+    g = simple(powers()[1])
+    (made,) = loops_of(g)
+    assert len(made.carries) == 2 and made.cond is not None

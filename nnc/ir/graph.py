@@ -36,6 +36,11 @@ class Value:
     name: str = ""
 
     @cached_property
+    def read(self) -> tuple[Node, ...]:
+        """The nodes this node reads, each once, in order of first use."""
+        return _operands(self)  # type: ignore[arg-type]
+
+    @cached_property
     def used(self) -> frozenset[str]:
         """Dims and free loop variables in the shape and the expressions."""
         return _used_names(self)  # type: ignore[arg-type]
@@ -243,6 +248,10 @@ class Graph:
 
 def operands(node: Node) -> tuple[Node, ...]:
     """The nodes this node reads, each once, in order of first use."""
+    return node.read
+
+
+def _operands(node: Node) -> tuple[Node, ...]:
     match node:
         case Compute(body=body):
             return _loaded(body)

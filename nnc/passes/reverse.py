@@ -36,6 +36,7 @@ from nnc.ir.graph import (
     replace_operands,
     toposort,
 )
+from nnc.ir.printer import print_node
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.types import TensorType
 from nnc.passes.adjoint import Guard, Term
@@ -71,7 +72,7 @@ def pull_loop(
 
     `cotangents`: by index of the result. `touched`: nodes (in the body too) with a derivative.
     """
-    assert loop.cond is None, f"a loop with a condition has no derivative in reverse: {loop}"
+    assert loop.cond is None, f"no derivative of a loop with a condition: {print_node(loop)}"
     carried = _carried(loop, cotangents, touched)
     if not carried and not any(i >= len(loop.carries) for i in cotangents):
         return
