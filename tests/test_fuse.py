@@ -429,3 +429,34 @@ def test_layers_of_one_storage_are_written_in_place() -> None:
     whole = comp(body, (), "sum", axes(l=3, t="B", e=4))
     p = check(graph([x, whole], [first], ["B"]), SIZES)
     assert sum("copy" in k.name for k in p.kernels) == 1
+
+
+def test_sums_of_slices_are_updates() -> None:
+    """The gradient of `kv[l]` for all l: no tensor that is zero but for a slice."""
+    p, q = inp("p", 3, "B", "T"), inp("q", 3, "T", 4)
+    base = inp("base", 3, "B", 4)
+    total: Node = pointwise(base, lambda e: op("exp", e))
+    seen = []
+    for layer in range(3):
+        product = mul(load(p, layer, "$b", "$t"), load(q, layer, "$t", "$e"))
+        here = op("eq", idx(d("$l") - layer), idx(0))
+        body = Select("f64", here, product, Const("f64", 0.0))
+        part = comp(body, axes(l=3, b="B", e=4), "sum", axes(t="T"))
+        total = comp(add(cells(total, "l", "b", "e"), cells(part, "l", "b", "e")), part.axes)
+        seen.append(comp(load(total, layer, "$b", "$e"), axes(b="B", e=4)))
+    result = pointwise(seen[0], lambda e, f, g: add(mul(e, f), g), *seen[1:])
+    g = check(graph([result], [p, q, base], ["B", "T"]), SIZES)
+    names = [k.name.split("_")[1] for k in g.kernels]
+    assert names.count("contract") == 3 and names.count("update") == 3
+    assert "copy" not in names
+    assert all(len(c.batch) == 0 for c in contractions(g))
+
+
+def test_a_slice_on_its_own() -> None:
+    x = inp("x", "B", 4)
+    here = op("eq", idx("$l"), idx(2))
+    body = Select("f64", here, cells(x, "b", "e"), Const("f64", 0.0))
+    s = comp(body, axes(l=3, e=4), "sum", axes(b="B"))
+    check(graph([s], [x], ["B"]), SIZES)
+    wide = comp(body, axes(l=3, b="B", e=4))
+    check(graph([wide], [x], ["B"]), SIZES, kernels=1)

@@ -28,6 +28,7 @@ from nnc.passes.order import Launch, feeds, launch
 from nnc.passes.partials import split_reductions
 from nnc.passes.schedule.contraction import Contraction, contraction
 from nnc.passes.schedule.space import Space, space
+from nnc.passes.slices import slices
 
 MAX_MEMBERS = 24  # nodes of a group
 MAX_EXPRS = 600  # expressions of a group
@@ -77,7 +78,7 @@ class Turn:
 
 def fuse(graph: Graph, body: bool = False) -> Fused:
     """Decides buffers and kernels. `body`: of a turn of a loop."""
-    graph = split_reductions(inline(own_roots(joined_parts(graph))))
+    graph = split_reductions(inline(own_roots(slices(joined_parts(graph)))))
     first = launch(graph, body)
     fuser = _Fuser(graph, first)
     for node in first.order:

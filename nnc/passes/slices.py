@@ -1,0 +1,201 @@
+"""Tensors that are zero but for a slice are not computed whole: the slice is written in place.
+
+The gradient of a read at a fixed index, such as `kv[l]`, is zero at all other indices; sums of such
+gradients become updates of one tensor, slice by slice. (`-0.0 + 0.0` elsewhere stays `-0.0`.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, loads, subst
+from nnc.ir.graph import (
+    Axis,
+    Compute,
+    Graph,
+    Node,
+    Update,
+    replace_operands,
+    users,
+    with_roots,
+)
+from nnc.ir.scalar import add
+from nnc.lang.dims import ONE, Dim, Facts, prove_nonneg
+from nnc.lang.types import TensorType
+
+
+def slices(graph: Graph) -> Graph:
+    """The same function with sparse tensors written slice by slice."""
+    state = _Slices(graph)
+    for node in state.users:
+        state.visit(node)
+    return with_roots(graph, [state.new[r] for r in graph.roots])
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """`part`: the values at the fixed indices, over the other axes; `target`: where they belong."""
+
+    part: Compute
+    target: tuple[Expr, ...]
+
+
+@dataclass
+class _Slices:
+    graph: Graph
+    new: dict[Node, Node] = field(default_factory=dict)
+    waiting: dict[Node, _Slice] = field(default_factory=dict)  # by rebuilt node
+
+    def __post_init__(self) -> None:
+        self.users = users(self.graph.roots)
+        self.roots = set(self.graph.roots)
+
+    def visit(self, node: Node) -> None:
+        new = replace_operands(node, lambda o: self.new.get(o, o))
+        if isinstance(new, Compute):
+            new = self.sums(new)
+        found = _slice(new, self.graph.facts) if isinstance(new, Compute) else None
+        if found is not None and self.is_added(node):
+            self.waiting[new] = found
+        elif found is not None and found.part.op:
+            assert isinstance(new, Compute)
+            new = _written(_zeros(new), found)
+        self.new[node] = new
+
+    def is_added(self, node: Node) -> bool:
+        """Whether its only use is as a term of an element-wise sum."""
+        readers = self.users[node]
+        if node in self.roots or len(readers) != 1 or not isinstance(readers[0], Compute):
+            return False
+        reader = readers[0]
+        reads = [e for e in loads(reader.body) if e.tensor is node]
+        terms = [e for e in _terms(reader) if e is reads[0]]
+        return len(reads) == len(terms) == 1 and _same_element(reads[0], reader)
+
+    def sums(self, node: Compute) -> Node:
+        """`rest + slice + ...` as updates of `rest`."""
+        terms = _terms(node)
+        sparse = [e for e in terms if isinstance(e, Load) and e.tensor in self.waiting]
+        if not sparse:
+            return node
+        rest = [e for e in terms if e not in sparse]
+        base: Node = _zeros(node)
+        if len(rest) == 1 and _same_element(rest[0], node):
+            assert isinstance(rest[0], Load)
+            base = rest[0].tensor  # type: ignore[assignment]
+        elif rest:
+            body = rest[0]
+            for e in rest[1:]:
+                body = add(body, e)
+            base = replace(node, body=body)
+        for e in sparse:
+            base = _written(base, self.waiting[e.tensor])  # type: ignore[index]
+        return base
+
+
+def _terms(node: Compute) -> list[Expr]:
+    """The terms of an element-wise sum."""
+    out: list[Expr] = []
+    stack = [] if node.raxes else [node.body]
+    while stack:
+        e = stack.pop()
+        if isinstance(e, Op) and e.fn == "add":
+            stack += reversed(e.args)
+        else:
+            out.append(e)
+    return out
+
+
+def _same_element(e: Expr, node: Compute) -> bool:
+    return (
+        isinstance(e, Load)
+        and e.other is None
+        and e.check is None
+        and e.tensor.type == node.type
+        and [i.dim if isinstance(i, Idx) else None for i in e.index]
+        == [Dim.of(a.var) for a in node.axes]
+    )
+
+
+def _zeros(node: Compute) -> Compute:
+    return replace(node, body=Const(node.type.dtype, 0.0), op="", raxes=())
+
+
+def _written(base: Node, s: _Slice) -> Update:
+    """`base` with the slice added."""
+    own = Load(s.part.type.dtype, s.part, tuple(Idx(Dim.of(a.var)) for a in s.part.axes))
+    value: Expr = own
+    if not (isinstance(base, Compute) and isinstance(base.body, Const)):
+        value = add(Load(base.type.dtype, base, s.target), own)
+    return Update(
+        type=base.type,
+        span=s.part.span,
+        name=s.part.name,
+        base=base,
+        axes=s.part.axes,
+        target=s.target,
+        value=value,
+    )
+
+
+# ---- what is a slice ----------------------------------------------------------------------------
+
+
+def _slice(node: Compute, facts: Facts) -> _Slice | None:
+    """The slice outside of which a sum (or an element-wise value) of floats is zero."""
+    if node.op not in ("", "sum") or not node.type.dtype.startswith(("f", "bf")):
+        return None
+    conditions: list[Expr] = []
+    body = node.body
+    while isinstance(body, Select) and isinstance(body.b, Const) and body.b.value == 0:
+        conditions += _conjuncts(body.cond)
+        body = body.a
+    fixed: dict[str, Dim] = {}
+    rest: list[Expr] = []
+    for c in conditions:
+        found = _fixes(c, node, facts)
+        if found is None or found[0] in fixed:
+            rest.append(c)
+        else:
+            fixed[found[0]] = found[1]
+    if not fixed:
+        return None
+    for c in reversed(rest):
+        body = Select(body.dtype, c, body, Const(body.dtype, 0.0))
+    axes = tuple(a for a in node.axes if a.var not in fixed)
+    kind = TensorType(node.type.dtype, tuple(a.extent for a in axes))
+    part = replace(node, type=kind, axes=axes, body=subst(body, fixed))
+    return _Slice(part, tuple(Idx(fixed.get(a.var, Dim.of(a.var))) for a in node.axes))
+
+
+def _conjuncts(cond: Expr) -> list[Expr]:
+    out: list[Expr] = []
+    stack = [cond]
+    while stack:
+        e = stack.pop()
+        if isinstance(e, Op) and e.fn == "and":
+            stack += reversed(e.args)
+        else:
+            out.append(e)
+    return out
+
+
+def _fixes(c: Expr, node: Compute, facts: Facts) -> tuple[str, Dim] | None:
+    """The kept axis that a condition pins to one index that it has, and the index."""
+    match c:
+        case Op(fn="eq", args=(Idx(dim=p), Idx(dim=q))):
+            difference = p - q
+        case _:
+            return None
+    for a in node.axes:
+        form = difference.linear_in(a.var)
+        if form is None or form[0] not in (ONE, -ONE) or a.extent == ONE:
+            continue
+        at = -form[1] if form[0] == ONE else form[1]
+        if not any(n.startswith("$") for n in at.names) and _inside(at, a, facts):
+            return a.var, at
+    return None
+
+
+def _inside(at: Dim, a: Axis, facts: Facts) -> bool:
+    return prove_nonneg(at, facts) and prove_nonneg(a.extent - 1 - at, facts)
