@@ -7,13 +7,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from nnc.diagnostics import NOWHERE, Diagnostic, Diagnostics, Label, Span
+from nnc.ir.bounds import condition_facts
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, names
 from nnc.ir.graph import Axis, Compute, Input, Node
 from nnc.ir.signature import Check
 from nnc.lang import ast
 from nnc.lang.dims import ZERO, Dim, Facts, Range, prove_nonneg
 from nnc.lang.elaborate.values import (
-    UNKNOWN,
     Instance,
     Module,
     ModuleType,
@@ -233,7 +233,7 @@ class Context:
         return {v: (ZERO, extent - 1) for v, extent in (self.turns | self.ranges).items()}
 
     def cond_facts(self) -> tuple[Dim, ...]:
-        return tuple(f for c in self.conds for f in affine_facts(c))
+        return tuple(f for c in self.conds for f in condition_facts(c, True))
 
     def proves(self, p: Dim) -> bool:
         """Whether p >= 0 under all facts, loop ranges and conditions in force."""
@@ -390,49 +390,3 @@ class Context:
     def instance_labels(self, span: Span) -> list[Label]:
         """Where the instance that is being built comes from."""
         return [Label(s, f"{i.id} is built here") for i, s in self.building if s != span][-1:]
-
-
-def affine_facts(cond: Expr) -> list[Dim]:
-    """The inequalities (`>= 0`) that a condition over sizes and loop variables states."""
-    match cond:
-        case Op(fn="and", args=args):
-            return [f for a in args for f in affine_facts(a)]
-        case Op(fn=fn, args=(a, b)) if isinstance(_int(a), Dim) and isinstance(_int(b), Dim):
-            x, y = _int(a), _int(b)
-            assert x is not None and y is not None
-            match fn:
-                case "le":
-                    return [y - x]
-                case "lt":
-                    return [y - x - 1]
-                case "ge":
-                    return [x - y]
-                case "gt":
-                    return [x - y - 1]
-                case "eq":
-                    return [x - y, y - x]
-    return []
-
-
-def _int(e: Expr) -> Dim | None:
-    match e:
-        case Idx(dim=d):
-            return d
-        case Const(value=v) if isinstance(v, int) and not isinstance(v, bool):
-            return Dim.of(v)
-        case Op(fn="cast", args=(Idx(dim=d),), dtype=dtype) if dtype in ("i64", "i32"):
-            return d
-    return None
-
-
-__all__ = [
-    "UNKNOWN",
-    "Binder",
-    "Context",
-    "Frame",
-    "Mistake",
-    "Poisoned",
-    "Storage",
-    "affine_facts",
-    "fail",
-]

@@ -39,6 +39,7 @@ class Plan:
     check: Span | None = None
     gather: Tensor | None = None
     gather_axis: int = 0
+    writing: bool = False
 
     def at(self, index: tuple[Expr, ...]) -> tuple[Expr, ...]:
         """The source index for an index of the result."""
@@ -73,10 +74,15 @@ def read(cx: Context, base: Tensor | WeakTensor, node: ast.Index) -> Value:
 
 
 def planned(
-    cx: Context, base: Tensor, node: ast.Index, items: Sequence[ast.Expr], guarded: bool = False
+    cx: Context,
+    base: Tensor,
+    node: ast.Index,
+    items: Sequence[ast.Expr],
+    guarded: bool = False,
+    writing: bool = False,
 ) -> Plan:
     """The plan of `base[items]`; axes that are not mentioned are kept."""
-    plan = Plan()
+    plan = Plan(writing=writing)
     rank = len(base.shape)
     count = sum(1 for i in items if not isinstance(i, ast.NoneLit | ast.Rest))
     for item in items:
@@ -190,7 +196,7 @@ def scalar_index(
     size = base.shape[axis]
     if _inside(cx, index.dim, size):
         return
-    raise _leaves(cx, base, axis, node, index.dim, span)
+    raise _leaves(cx, base, axis, node, index.dim, span, plan)
 
 
 def _inside(cx: Context, index: Dim, size: Dim) -> bool:
@@ -201,7 +207,7 @@ def _inside(cx: Context, index: Dim, size: Dim) -> bool:
 
 
 def _leaves(
-    cx: Context, base: Tensor, axis: int, node: ast.Index, index: Dim, span: Span
+    cx: Context, base: Tensor, axis: int, node: ast.Index, index: Dim, span: Span, plan: Plan
 ) -> Mistake:
     label = node.value.span.text
     ends = extremes(index, cx.facts, cx.box())
@@ -212,7 +218,9 @@ def _leaves(
         takes = f"takes {first} ... {last}" if ends[0] != ends[1] else f"is {first}"
     text = f"{takes}, but axis {axis} of {label} has 0 ... {high}".replace("$", "")
     items = ", ".join(i.span.text for i in node.items)
-    help = f"`{label}[{items} else 0]` reads zeros outside" if cx.ranges else None
+    help = (
+        f"`{label}[{items} else 0]` reads zeros outside" if cx.ranges and not node.orelse else None
+    )
     return fail("E0402", f"this index can leave {label}", span, text, help=help)
 
 

@@ -62,11 +62,17 @@ def write_storage(cx: Context, stmt: ast.Update) -> None:
         if parts:
             _write_part(cx, parts[0], stmt.values[0])
             return
-        values = [(t, cx.eval(v), v.span) for t, v in zip(stmt.targets, stmt.values, strict=True)]
+        pairs = zip(stmt.targets, stmt.values, strict=True)
+        values = [(t, _now(cx, cx.eval(v)), v.span) for t, v in pairs]
     else:
         values = _unpacked(cx, stmt)
     for t, value, span in values:
         _write_whole(cx, t, value, span)
+
+
+def _now(cx: Context, value: Value) -> Value:
+    """The value itself, whatever is written afterwards."""
+    return module_tree(cx, value) if isinstance(value, Module) else cx.tensor(value)
 
 
 def _unpacked(cx: Context, stmt: ast.Update) -> list[tuple[ast.Expr, Value, Span]]:

@@ -145,7 +145,7 @@ def _target_index(cx: Context, base: Tensor, target: ast.Index) -> Plan:
                 raise fail("E0407", "`None` has no place on the left side", item.span)
             case _:
                 items.append(item)
-    plan = planned(cx, base, target, items)
+    plan = planned(cx, base, target, items, writing=True)
     if plan.gather is not None:
         raise fail("E0405", "index the written positions by index names", target.span)
     return plan
