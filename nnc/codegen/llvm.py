@@ -22,11 +22,11 @@ from nnc.codegen.leaf import Leaves
 from nnc.codegen.loops import written
 from nnc.codegen.registers import MEMORY, literal, round_bf16
 from nnc.codegen.scopes import FRAME, Value
-from nnc.codegen.spmd import Launch, Spmd, all_small, enclosing, total_work
+from nnc.codegen.spmd import Launch, Spmd, all_small, constant_name, enclosing, total_work
 from nnc.codegen.target import Target
 from nnc.diagnostics import Span
 from nnc.ir.loop import Buffer, Contract, Kernel, Program, Repeat, Stmt
-from nnc.lang.dims import ZERO
+from nnc.lang.dims import ZERO, Dim
 from nnc.lang.types import DType
 
 _ON_STACK = 16 << 10  # bytes: larger local buffers live in scratch
@@ -87,8 +87,10 @@ class _Kernel(Leaves):
         for i, t in enumerate(turns):
             self.names[t.var] = Value(f"%turn{i}", "i64")
             self.ranges[t.var] = (ZERO, t.trip - 1)
+        self.outer_names = frozenset(t.var for t in turns)
         self.outer = outer
-        self.places: dict[str, tuple[Buffer, str]] = {}  # by name: a parameter, or local memory
+        self.local: dict[str, str] = {}  # places of local buffers
+        self.places: dict[tuple[str, Dim], tuple[Buffer, Dim]] = {}  # those of the parameters
         self.used = 0
         self.checks = False
         self.start()
@@ -98,22 +100,19 @@ class _Kernel(Leaves):
         self.checks = True
         return self.outer.site(span)
 
-    def base_of(self, buffer: Buffer) -> str:
-        if buffer.name not in self.places:
-            self.places[buffer.name] = buffer, self.new_base(buffer)
-        return self.places[buffer.name][1]
+    def base_of(self, b: Buffer, start: Dim) -> str:
+        """Element `start` of a buffer: a parameter of the kernel, or local memory."""
+        if b.scope == "local":
+            if b.name not in self.local:
+                self.local[b.name] = self.local_memory(b)
+            return self.local[b.name]
+        self.places.setdefault((b.name, start), (b, start))
+        return f"%buffer{list(self.places).index((b.name, start))}"
 
-    def new_base(self, b: Buffer) -> str:
-        if b.scope != "local":
-            return f"%buffer{len(self.buffers)}"
+    def local_memory(self, b: Buffer) -> str:
         size = b.bytes.const
         assert size is not None, b
         return self.alloca(f"[{size} x i8]") if size <= _ON_STACK else self.scratch(size)
-
-    @property
-    def buffers(self) -> tuple[Buffer, ...]:
-        """Those whose places are parameters, in order."""
-        return tuple(b for b, _ in self.places.values() if b.scope != "local")
 
     def scratch(self, size: int) -> str:
         """So many bytes for this thread, for the whole kernel."""
@@ -132,7 +131,7 @@ class _Kernel(Leaves):
             case _:
                 self.kernel(body)
         parameters = [f", i64 %turn{i}" for i in range(len(self.turns))]
-        parameters += [f", ptr %buffer{i}" for i in range(len(self.buffers))]
+        parameters += [f", ptr %buffer{i}" for i in range(len(self.places))]
         return (
             f"(ptr %frame, i32 %tid, i32 %nt{''.join(parameters)}) nounwind noinline {{\n"
             "entry:\n  %tid64 = zext i32 %tid to i64\n  %nt64 = zext i32 %nt to i64\n"
@@ -153,10 +152,8 @@ class _Emission:
     def site(self, span: Span) -> int:
         return self.sites.setdefault(span, len(self.sites) + 1)
 
-    def constant(self, b: Buffer) -> str:
-        name = f'@"{self.symbol}.const.{b.name}"'
-        self.constants.setdefault(name, _constant(b))
-        return name
+    def constant(self, b: Buffer) -> None:
+        self.constants.setdefault(constant_name(self.symbol, b), _constant(b))
 
     def module(self) -> Module:
         turns = enclosing(self.program.steps)
@@ -195,8 +192,10 @@ class _Emission:
         self.calls |= k.ops.calls
         self.contractions |= k.contractions
         self.scratch = max(self.scratch, k.used)
-        places = [(b, self.constant(b) if b.scope == "const" else "") for b in k.buffers]
-        return Launch(name, tuple(places), k.checks)
+        for b, _ in k.places.values():
+            if b.scope == "const":
+                self.constant(b)
+        return Launch(name, tuple(k.places.values()), k.checks)
 
     # ---- the functions around the kernels -------------------------------------------------------
 

@@ -24,9 +24,10 @@ from nnc.codegen.registers import (
 from nnc.codegen.scopes import Value, integer
 from nnc.diagnostics import Span
 from nnc.ir.loop import Buffer
-from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
+from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, dim_sum
 from nnc.lang.types import DTYPES, DType
 
+_NEAR = 1024  # elements: a constant below stays in the instruction
 ZEROS = "@nn_zeros"  # 512 readable bytes
 Part = tuple[Value, Dim]  # a data-dependent index and its stride in elements
 
@@ -72,12 +73,12 @@ class Memory(Indices):
 
     def setup(
         self,
-        base: Callable[[Buffer], str],
+        base: Callable[[Buffer, Dim], str],
         site: Callable[[Span], int],
         stored: frozenset[str],
     ) -> None:
-        """`base`: pointer to a buffer; `site`: number of an index check; `stored`: names of buffers
-        written here."""
+        """`base`: pointer to an element of a buffer; `site`: number of an index check; `stored`:
+        names of buffers written here."""
         self.base, self.site, self.stored = base, site, stored
 
     # ---- guards ---------------------------------------------------------------------------------
@@ -138,9 +139,10 @@ class Memory(Indices):
         found = self.find(key)
         if found is not None:
             return found
-        terms = [self._term(m, c, False) for m, c in affine.terms]
+        start, rest = self.fixed_part(buffer, affine)
+        terms = [self._term(m, c, False) for m, c in rest.terms]
         terms += [self.i64("mul", v, self.uniform(stride)) for v, stride in parts]
-        out = Value(self.base(buffer), "ptr")
+        out = Value(self.base(buffer, start), "ptr")
         element = MEMORY[buffer.type.dtype]
         for depth in sorted({t.depth for t in terms}):
             total = integer(0)
@@ -152,6 +154,20 @@ class Memory(Indices):
                 text = flow.offset(self.em, out.text, total.text, element)
             out = Value(text, "ptr", 1, depth, out.reads | total.reads)
         return self.keep(key, out)
+
+    def fixed_part(self, buffer: Buffer, affine: Dim) -> tuple[Dim, Dim]:
+        """What of an address is the same in the whole kernel (small constants excepted), and the rest.
+
+        The caller adds it: so kernels that differ in it alone are one function.
+        """
+        if buffer.scope == "local":
+            return ZERO, affine
+        start = dim_sum(
+            t for t in (Dim((x,)) for x in affine.terms) if not t.names & self.inside_names
+        )
+        if start.const is not None and abs(start.const) < _NEAR:
+            start = ZERO
+        return start, affine - start
 
     # ---- reading --------------------------------------------------------------------------------
 

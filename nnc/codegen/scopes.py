@@ -76,6 +76,7 @@ class Scopes:
         self.names: dict[
             str, Value
         ] = {}  # sizes and loop variables (of the vector variable: lane 0)
+        self.outer_names: frozenset[str] = frozenset()  # variables of loops around the kernel
         self.ranges: dict[str, Range] = {}
         self.proved: dict[Dim, bool] = {}
         self.split: dict[str, Dim] = {}  # variables of a merged axis in terms of the merged one
@@ -221,6 +222,11 @@ class Scopes:
         self.ranges[name] = (ZERO, extent - 1)
         yield
         del self.names[name], self.ranges[name]
+
+    @property
+    def inside_names(self) -> frozenset[str]:
+        """Variables of the kernel's own loops."""
+        return frozenset(n for n in self.names if n not in self.outer_names) - {*self.sizes}
 
     def name(self, name: str) -> Value:
         """A loop variable, or a size, read from the frame once."""

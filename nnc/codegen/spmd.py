@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from nnc.codegen import flow
 from nnc.codegen.barriers import Plan, conjunction, is_parallel
 from nnc.codegen.indices import Indices
+from nnc.codegen.registers import MEMORY
 from nnc.ir.loop import Buffer, Commit, Kernel, Repeat, Step, kernels_of
 from nnc.lang.dims import ONE, ZERO, Dim
 
@@ -17,10 +18,10 @@ _SMALL = 1 << 15  # scalar operations: kernels of fewer run on one thread
 
 @dataclass(frozen=True)
 class Launch:
-    """How to call a kernel: its function, the buffers it takes (constants with an address)."""
+    """How to call a kernel: its function, and the elements of buffers whose places it takes."""
 
     name: str
-    buffers: tuple[tuple[Buffer, str], ...]
+    places: tuple[tuple[Buffer, Dim], ...]
     checks: bool
 
 
@@ -73,12 +74,16 @@ class Spmd:
         launch = self.launches[self.number]
         self.number += 1
         turns = [f", i64 {t}" for t in self.turns]
-        return launch.name, "".join((*turns, *(f", ptr {self.place(*b)}" for b in launch.buffers)))
+        return launch.name, "".join((*turns, *(f", ptr {self.place(*b)}" for b in launch.places)))
 
-    def place(self, b: Buffer, constant: str = "") -> str:
+    def place(self, b: Buffer, start: Dim = ZERO) -> str:
+        at = self.s.uniform(start).text
+        return flow.offset(self.em, self.base(b), at, MEMORY[b.type.dtype])
+
+    def base(self, b: Buffer) -> str:
         match b.scope:
             case "const":
-                return constant
+                return constant_name(self.symbol, b)
             case "arena":
                 offset = self.s.uniform(b.offset).text
                 return flow.offset(self.em, self.s.frame_field("arena"), offset, "i8")
@@ -171,6 +176,10 @@ class Spmd:
         em, place = self.em, self.place(b)
         byte = em.op(f"load i8, ptr {place}", "cond")
         return em.op(f"icmp ne i8 {byte}, 0", "more")
+
+
+def constant_name(symbol: str, b: Buffer) -> str:
+    return f'@"{symbol}.const.{b.name}"'
 
 
 def all_small(s: Indices, kernels: Iterable[Kernel], loops: tuple[Repeat, ...] = ()) -> str:
