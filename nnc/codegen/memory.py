@@ -156,7 +156,7 @@ class Memory(Indices):
         return self.keep(key, out)
 
     def fixed_part(self, buffer: Buffer, affine: Dim) -> tuple[Dim, Dim]:
-        """What of an address is the same in the whole kernel (small constants excepted), and the rest.
+        """What of an address is the same in the whole kernel (no small constants), and the rest.
 
         The caller adds it: so kernels that differ in it alone are one function.
         """
