@@ -504,6 +504,101 @@ def test_gradients_inside_a_loop_are_added_up() -> None:
     check_gradients(after.results[0], [x, w], [x, w], dims, tolerance=1e-5)
 
 
+def test_gradient_by_values_of_the_turn() -> None:
+    """By a carried value and by an intermediate: what the turn does with them, not those before."""
+    x, s = inp("x", "T"), carry("s")
+    mid = comp(op("sin", mul(load(s), load(x, "$t.0"))))
+    y = comp(op("exp", add(load(mid), load(s))))
+    ds, dmid = grads(y, s, mid)
+    new = comp(mul(Const("f64", 0.1), add(load(y), load(ds))))
+    parts = loop("$t.0", "T", [(s, number(0.3), new)], [ds, dmid])
+    before = graph(parts, [x], ["T"])
+    verify(before, "building")
+    after = autodiff(before)
+    verify(after, "autodiff")
+    values = np.array([0.5, -1.0, 0.8])
+    last, got, got_mid = run(after, {"T": 3}, {"x": values}).results
+    now = 0.3
+    for t, v in enumerate(values):
+        m = np.sin(now * v)
+        out = np.exp(m + now)
+        slope = out * (1 + np.cos(now * v) * v)
+        np.testing.assert_allclose([got[t], got_mid[t]], [slope, out])
+        now = 0.1 * (out + slope)
+    np.testing.assert_allclose(last, now)
+    check_gradients(after.results[0], [x], [x], {"T": 3}, tolerance=1e-5)
+
+
+def test_gradient_of_a_loop_inside_a_loop() -> None:
+    """Truncated: each turn of the outer loop differentiates through a loop of its own."""
+    parts, inputs = rnn()
+    w, u = inputs[1:3]
+    (dw, du) = grads(total(parts[1]), w, u)
+    g = carry("g", 4, 3)
+    scaled = mul(load(dw, "$o", "$i"), Op("f64", "cast", (idx(Dim.of("$n.0") + 1),)))
+    more = comp(add(load(g, "$o", "$i"), scaled), axes(o=4, i=3))
+    zero = comp(Const("f64", 0.0), axes(o=4, i=3))
+    outer = loop("$n.0", 2, [(g, zero, more)], [comp(add(load(du, 0, 0), load(dw, 0, 0)))])
+    dims = {"B": 2, "T": 3}
+    after = autodiff(graph(outer, inputs, list(dims)))
+    verify(after, "autodiff")
+    simpler = simplify(after)
+    verify(simpler, "simplify")
+    values = sample(inputs, dims)
+    want = numeric_gradient(
+        autodiff(graph([total(parts[1])], inputs, list(dims))).results[0], w, dims, values
+    )
+    for form in (after, simpler):
+        np.testing.assert_allclose(run(form, dims, values).results[0], 3 * want, rtol=1e-6)
+
+
+def test_limited_condition_is_differentiated() -> None:
+    """As `while x < 5 limit 6:`: turns after the end keep the values."""
+    x, s = inp("x"), carry("s")
+    going = comp(op("lt", load(s), Const("f64", 5.0)))
+    new = comp(select(load(going), mul(load(s), op("exp", load(x))), load(s)))
+    (last,) = loop("$t.0", 6, [(s, x, new)])
+    check_gradients(last, [x], [x], values={"x": np.array(0.9)})
+
+
+def test_forward_and_backward_of_a_recurrent_cell() -> None:
+    parts, inputs = rnn()
+    dims = {"B": 2, "T": 3}
+    forward, backward, wrt = forward_backward(graph([total(parts[1])], inputs, list(dims)))
+    verify(forward, "split")
+    verify(backward, "split")
+    assert wrt == tuple(i.name for i in inputs)
+    assert [n.reverse for n in loops_of(forward)] == [False]
+    assert [n.reverse for n in loops_of(backward)] == [True]
+    values = sample(inputs, dims)
+    done = run(forward, dims, values).results
+    later = {**values, "d.0": np.ones(()), **{f"saved.{i}": v for i, v in enumerate(done[1:])}}
+    got = run(backward, dims, {i.name: later[i.name] for i in backward.inputs}).results
+    for i, d in zip(inputs, got, strict=True):
+        want = numeric_gradient(total(parts[1]), i, dims, values)
+        np.testing.assert_allclose(d, want, rtol=1e-6, atol=1e-8)
+
+
+def test_products_with_inputs_stand_before_the_loop() -> None:
+    parts, inputs = rnn()
+    before = graph(parts, inputs, ["B", "T"])
+    after = simplify(autodiff(before))
+    (made,) = loops_of(after)
+    assert sum(bool(n.op) for n in made.body if isinstance(n, Compute)) == 1
+    dims = {"B": 2, "T": 3}
+    values = sample(inputs, dims)
+    for a, b in zip(
+        run(before, dims, values).results, run(after, dims, values).results, strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
+    x, w = inp("x", "T", 3), inp("w", 3)  # nothing is recurrent here: no stacks
+    s = carry("s")
+    one = comp(mul(load(x, "$t.0", "$i"), load(w, "$i")), (), "sum", axes(i=3))
+    losses = loop("$t.0", "T", [(s, number(0), comp(add(load(s), load(one))))])
+    (made,) = loops_of(simplify(autodiff(graph(losses, [x, w], ["T"]))))
+    assert len(made.body) == 2
+
+
 def test_loops_of_one_name_become_different() -> None:
     x = inp("x", "T")
     parts = [replace(p, source=replace(source([p]), var="$t.0")) for p in summed(x)[:1]]

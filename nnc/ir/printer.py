@@ -130,7 +130,7 @@ class _Naming:
 
     used: set[tuple[Value, int]]  # results of loops that something reads
     names: dict[Node, str] = field(default_factory=dict)
-    results: dict[Loop, str] = field(default_factory=dict)
+    results: dict[Loop, list[str]] = field(default_factory=dict)
     count: int = 0
 
     def next(self) -> str:
@@ -165,7 +165,7 @@ class _Naming:
             f"{self.names[loop]}.{i}: {t}" if (loop, i) in self.used else "_"
             for i, t in enumerate(loop.results)
         ]
-        self.results[loop] = ", ".join(parts)
+        self.results[loop] = parts
         self.visit(loop.body)
 
 
@@ -220,28 +220,50 @@ def _node_lines(node: Node, name: str, name_of: NameOf) -> list[str]:
         case Input(kind=kind):
             text = kind
         case Loop():
-            return _loop_lines(node, name, ((), ()), name_of)
+            return _loop_lines(node, [name], ((), ()), name_of)
     return [_line(f"{name}: {node.type} = {text}", "", node.span)]
 
 
-def _loop_lines(loop: Loop, head: str, body: Sequence[Sequence[str]], name_of: NameOf) -> list[str]:
-    def listed(word: str, some: Sequence[Node]) -> list[str]:
-        return [f"    {word} " + ", ".join(map(name_of, some))] if some else []
-
+def _loop_lines(
+    loop: Loop, results: Sequence[str], body: Sequence[Sequence[str]], name_of: NameOf
+) -> list[str]:
+    """`results`: names and types; `body`: the lines of the test and of the rest."""
     test, rest = body
     pairs = zip(loop.carries, loop.init, strict=False)  # a planted fault is printed too
-    carried = ", ".join(f"{name_of(c)} = {name_of(i)}" for c, i in pairs)
-    carry = f" carry {carried}" if carried else ""
+    carried = [f"{name_of(c)} = {name_of(i)}" for c, i in pairs]
     word = "loop back" if loop.reverse else "loop"
-    text = f"{head} = {word} {_axes((Axis(loop.var, loop.trip),))}{carry}:"
+    word += f" {_axes((Axis(loop.var, loop.trip),))}" + (" carry " if carried else "")
+    *some, last = results
+    items = [*(f"{r}, " for r in some), f"{last} = {word}", *_commas(carried)]
+    head, *more = _wrapped([*items[:-1], f"{items[-1]}:"])
+
+    def listed(word: str, some: Sequence[Node]) -> list[str]:
+        return [f"    {x}" for x in _wrapped([f"{word} ", *_commas(map(name_of, some))]) if some]
+
     return [
-        _line(text, "", loop.span),
+        _line(head, "", loop.span),
+        *(f"  {line}" for line in more),
         *(f"  {line}" for line in test),
         *listed("while", () if loop.cond is None else (loop.cond,)),
         *(f"  {line}" for line in rest),
         *listed("next", loop.next),
         *listed("yield", loop.yields),
     ]
+
+
+def _commas(items: Iterable[str]) -> list[str]:
+    some = list(items)
+    return [*(f"{s}, " for s in some[:-1]), *some[-1:]]
+
+
+def _wrapped(items: Sequence[str]) -> list[str]:
+    """The items one behind the other, in lines of at most LONG characters."""
+    lines = [""]
+    for item in items:
+        if len(lines[-1]) + len(item) > LONG and lines[-1]:
+            lines.append("    ")
+        lines[-1] += item
+    return [line.rstrip() for line in lines]
 
 
 def _axes(axes: Iterable[Axis]) -> str:
