@@ -386,7 +386,7 @@ LABELS = np.array([0, 1, 2, 4], np.int32)
 
 
 def test_transfer_takes_weights_from_a_file(transfer: Any, resnet: Any) -> None:
-    m, net, body = transfer
+    m, net, _ = transfer
     for key, value in resnet.ResNet18.init(seed=9).items():
         if not key.startswith("fc."):
             np.testing.assert_array_equal(net[f"body.{key}"], value)
