@@ -11,6 +11,7 @@ import llvmlite
 
 from nnc.codegen import contract, llvm, objects
 from nnc.codegen.pool import pool_module
+from nnc.codegen.profile import profiled as profiling
 from nnc.codegen.spmd import total_work
 from nnc.codegen.target import Target, host
 from nnc.diagnostics import Diagnostic, Diagnostics, Source
@@ -185,8 +186,11 @@ class _Objects:
 
     def native(self, graph: Graph, symbol: str) -> Native:
         """Compiles an optimised Graph to one native entry."""
-        program = schedule(graph)
-        module = llvm.emit(program, self.target, symbol)
+        return self.emitted(schedule(graph), symbol)
+
+    def emitted(self, program: Program, symbol: str, profile: bool = False) -> Native:
+        """Compiles a Program; `profile`: so that it takes the times of its kernels."""
+        module = llvm.emit(program, self.target, symbol, *(profiling if profile else ()))
         self.made.append(self.compile(module.text))
         self.contractions |= set(module.contractions)
         return Native(
@@ -215,6 +219,13 @@ class _Objects:
             data = self.compile(contract.support_module(dtype, self.target))
             out.append(Support(f"contraction {dtype} {key}", data, functions, tables))
         return tuple(out)
+
+
+def profiled(found: Scheduled) -> tuple[Native, tuple[bytes, ...], tuple[Support, ...]]:
+    """An export that takes the times of its kernels: native, objects, support."""
+    out = _Objects(host(), None)
+    native = out.emitted(found.program, found.built.signature.symbol, profile=True)
+    return native, tuple(out.made), out.support()
 
 
 def object_key(text: str, target: Target) -> str:

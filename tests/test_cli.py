@@ -220,6 +220,8 @@ COMMANDS = {
     "test": [],
     "explain": [],
     "plan": ["f"],
+    "profile": ["f"],
+    "golden": ["--update"],
     "fmt": [],
 }
 

@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     _explain(commands)
     _plan(commands)
     _golden(commands)
+    _profile(commands)
     _fmt(commands)
     return parser
 
@@ -263,3 +264,16 @@ def _golden(commands: Commands) -> None:
     )
     _model(parser)
     parser.add_argument("--update", action="store_true", help="record, and print what changed")
+
+
+def _profile(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "profile",
+        "measure one call, kernel by kernel, and say where the time goes, by source line",
+        "nnc profile gpt2.nn train_step --B 8 --T 1024\n\n"
+        "Arguments are made up; modules begin as they are declared.",
+    )
+    _model(parser)
+    parser.add_argument("function", metavar="FUNC")
+    parser.add_argument("--threads", type=int)

@@ -43,6 +43,10 @@ def run(args: argparse.Namespace) -> int:
             from nnc.cli.golden import golden
 
             return golden(args)
+        case "profile":
+            from nnc.cli.profile import profile
+
+            return profile(args)
         case "plan":
             from nnc.cli.plan import plan
 

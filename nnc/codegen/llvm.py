@@ -72,9 +72,14 @@ class Module:
     contractions: tuple[DType, ...]
 
 
-def emit(program: Program, target: Target, symbol: str) -> Module:
-    """The module of a Program, exporting `symbol` and `symbol`_bytes."""
-    return _Emission(program, target, symbol).module()
+def emit(
+    program: Program, target: Target, symbol: str, spmd: type[Spmd] = Spmd, more: str = ""
+) -> Module:
+    """The module of a Program, exporting `symbol` and `symbol`_bytes.
+
+    `spmd`: how the kernels are called; `more`: functions that this needs.
+    """
+    return _Emission(program, target, symbol, spmd, more).module()
 
 
 class _Kernel(Leaves):
@@ -140,8 +145,11 @@ class _Kernel(Leaves):
 
 
 class _Emission:
-    def __init__(self, program: Program, target: Target, symbol: str) -> None:
+    def __init__(
+        self, program: Program, target: Target, symbol: str, spmd: type[Spmd], more: str
+    ) -> None:
         self.program, self.target, self.symbol = program, target, symbol
+        self.spmd, self.more = spmd, more
         self.sites: dict[Span, int] = {}
         self.constants: dict[str, str] = {}
         self.calls: set[tuple[str, str, int]] = set()
@@ -159,15 +167,15 @@ class _Emission:
         turns = enclosing(self.program.steps)
         kernels = [self.kernel(k, turns[i]) for i, k in enumerate(self.program.kernels)]
         parts = [f"define internal void {name}{text}" for text, name in self.functions.items()]
-        parts += [Spmd(self.scopes(), self.symbol, kernels).emit(self.program.steps)]
+        parts += [self.spmd(self.scopes(), self.symbol, kernels).emit(self.program.steps)]
         parts += [self.entry(), self.size()]
         math, declares = vecmath.closure(self.calls)
         lines = set(declares)
         for dtype in sorted(self.contractions):
             lines |= set(contract.declarations(dtype, self.target))
         globals_ = [f"{name} = internal constant {x}" for name, x in self.constants.items()]
-        head = (f'target triple = "{self.target.triple}"', _RUNTIME, *sorted(lines), *globals_)
-        text = "\n".join((*head, math, *parts))
+        head = (f'target triple = "{self.target.triple}"', _RUNTIME, self.more)
+        text = "\n".join((*head, *sorted(lines), *globals_, math, *parts))
         return Module(
             text,
             self.symbol,

@@ -91,7 +91,7 @@ class Entry:
         self.args: Array = np.zeros(max(args, 1), np.uintp)
         self.rng: Array = np.zeros(2, np.int64)  # seed, step
         self.rng_pointers = (pointer(self.rng), pointer(self.rng) + 8)
-        self._context: Array = np.zeros(5, np.int64)
+        self._context: Array = np.zeros(6, np.int64)
         self._workspace: Array = np.zeros(0, np.uint8)
         self._size = 0
         self._last: dict[int, Array] = {}  # the pointers that stand at a position
@@ -99,6 +99,11 @@ class Entry:
         self._function = _FUNCTION(code.address(native))
         self._code = code
         self._pointers = tuple(pointer(a) for a in (self._context, self.dims, self.args))
+
+    def record_times(self, table: Array) -> None:
+        """Where code that takes times adds them up (`nnc.codegen.profile`)."""
+        self._times = table  # lives as long as the code may write to it
+        self._context[5] = pointer(table)
 
     def set_dims(self, dims: Array) -> None:
         if dims is not self._last_dims:
