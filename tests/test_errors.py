@@ -17,6 +17,8 @@ ERRORS = sorted((Path(__file__).parent / "errors" / "semantic").glob("*.nn"))
 # Programs with several mistakes, each of which has its message.
 SEVERAL = {
     "branches": 2,
+    "const_of_wrong_type": 2,
+    "init_shape": 2,
     "call_of_tensor": 3,
     "dtypes": 2,
     "float_size": 2,
@@ -117,6 +119,7 @@ FOLLOWED = [
     ("gradient_unrelated", "grad(loss, w)", "grad(loss, w, missing=zero)"),
     ("gradient_by_expression", "loss = mean(exp(x)**2)\n    return grad(loss, exp(x))",
      "y = exp(x)\n    loss = mean(y**2)\n    return grad(loss, y)"),
+    ("conditional_param", "x * w + b", "x * w + (b if use_bias else 0)"),
     ("duplicate_targets", "h[k[i]] := x[i]", "h[k[i]] := h[k[i]] + x[i]"),
     ("argmax_of_all", "-> i32 = argmax(x)", "-> i32[B] = argmax(x, over=C)"),
     ("module_as_tensor", "x + fc", "x + fc(x)"),

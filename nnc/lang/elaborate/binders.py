@@ -9,7 +9,15 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, Facts, exact_div, prove_nonneg
 from nnc.lang.elaborate.context import Binder, Context, Mistake, Poisoned, fail
-from nnc.lang.elaborate.values import Tensor, Unknown, Value, WeakTensor, axes_word, counted
+from nnc.lang.elaborate.values import (
+    Instance,
+    Tensor,
+    Unknown,
+    Value,
+    WeakTensor,
+    axes_word,
+    counted,
+)
 from nnc.lang.elaborate.walks import syntax
 from nnc.lang.units import nearest
 
@@ -93,16 +101,32 @@ def _check_free(cx: Context, name: str, span: Span) -> None:
             labels=(label,),
             help="use another letter",
         )
-    if name in frame.vars or name in frame.dims:
-        where = frame.var_spans.get(name)
-        labels = (Label(where, f"`{name}` is defined here"),) if where else ()
+    what = "variable" if name in frame.vars else "size" if name in frame.dims else ""
+    where = frame.var_spans.get(name)
+    if not what and frame.module is not None:
+        what, where = _member_named(frame.module, name)
+    if what:
+        labels = (Label(where, f"`{name}` is declared here"),) if where else ()
         raise fail(
             "E0404",
-            f"index `{name}` has the name of a {'variable' if name in frame.vars else 'size'}",
+            f"index `{name}` has the name of a {what}",
             span,
             labels=labels,
             help="use another letter",
         )
+
+
+def _member_named(inst: Instance, name: str) -> tuple[str, Span | None]:
+    """What a module has under a name: `param`, `parameter`, ..., and where."""
+    for p in inst.defn.params:
+        if p.name == name:
+            return f"parameter of {inst.defn.name}", p.name_span
+    if name in inst.leaves:
+        return inst.leaves[name].storage, inst.leaves[name].decl.name_span
+    for m in inst.defn.members:
+        if not isinstance(m, ast.Assert) and m.name == name:
+            return f"member of {inst.defn.name}", m.name_span
+    return "", None
 
 
 def agree(cx: Context, r: Range) -> None:

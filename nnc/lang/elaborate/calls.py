@@ -55,7 +55,10 @@ def call_expr(cx: Context, e: ast.Call) -> Value:
         case Module():
             forward = func.inst.methods.get("forward")
             if forward is None:
-                raise fail("E0803", f"{func.inst.id} has no `forward`", e.func.span)
+                methods = [f"`{e.func.span.text}.{name}(...)`" for name in func.inst.methods]
+                help = f"it has {', '.join(methods)}" if methods else None
+                text = f"{func.inst.id} has no `forward`"
+                raise fail("E0803", text, e.func.span, help=help)
             method = Function(func.inst.unit, forward, func)
             return call_function(cx, method, e, arguments(e))
         case ModuleType(defn=defn):

@@ -18,8 +18,6 @@ def constant(cx: Context, where: Unit, d: ast.ConstDef) -> Value:
         value = cx.eval(d.value)
         if d.type is None or isinstance(value, Unknown):
             return value
-        if isinstance(d.type, ast.TensorTypeExpr) and d.type.name == "dim":
-            return value
         if isinstance(value, Seq):
             value = _table(cx, value, d)
         return conform(cx, value, d.type, f"`{d.name}` is", d.value.span)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from nnc.diagnostics import NOWHERE, Diagnostic, Diagnostics, Label, Span
 from nnc.ir.bounds import condition_facts
@@ -24,7 +25,7 @@ from nnc.lang.elaborate.values import (
     Value,
     of_node,
 )
-from nnc.lang.types import DType, TensorType
+from nnc.lang.types import DTYPES, DType, TensorType
 from nnc.lang.units import Loader, Unit
 
 LETTERS = "ijklmnpqrstuvwxyz"
@@ -339,6 +340,7 @@ class Context:
         outer = [(v, n) for v, n in self.ranges.items() if v in used]
         outer = [(v, n) for v, n in outer if v not in {a for a, _ in (*axes, *raxes)}]
         every = (*outer, *axes)
+        fits_memory([n for _, n in every], body.dtype, span)
         dtype = "i32" if op in ("argmax", "argmin") else body.dtype
         result = Compute(
             type=TensorType(dtype, tuple(n for _, n in every)),
@@ -390,3 +392,14 @@ class Context:
     def instance_labels(self, span: Span) -> list[Label]:
         """Where the instance that is being built comes from."""
         return [Label(s, f"{i.id} is built here") for i, s in self.building if s != span][-1:]
+
+
+def fits_memory(sizes: Sequence[Dim], dtype: DType, span: Span) -> None:
+    """Sizes above 2^63 - 1 bytes are refused where they are known."""
+    known = [n.const for n in sizes]
+    if all(n is not None and n < 2**15 for n in known) and len(known) < 5:
+        return
+    total = prod(n for n in known if n is not None) * DTYPES[dtype].bytes
+    if None not in known and total > 2**63 - 1:
+        text = f"{TensorType(dtype, tuple(sizes))}, that is {float(total):.2e} bytes"
+        raise fail("E0314", "this is larger than 2^63 - 1 bytes", span, text)

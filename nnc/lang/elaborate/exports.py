@@ -10,7 +10,7 @@ from nnc.ir.graph import Graph, Node, Write
 from nnc.ir.signature import ArgSig, ExportSig, ResultSig
 from nnc.lang import ast
 from nnc.lang.elaborate.abi import Abi, argument, determined, module_arg
-from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned
+from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
 from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.lang.elaborate.engine import Overrides, context
 from nnc.lang.elaborate.generic import check_unit, warn_imports, warn_unused
@@ -117,6 +117,9 @@ def _guarded(
         built = None
     except Poisoned:
         built = None
+        if not loader.diagnostics.errors:
+            text = f"`{func.name}` holds something that is not compiled yet"
+            cx.report(fail("E0901", text, func.name_span))
     if broken:
         items = loader.diagnostics.items
         own = [d for d in items[count:] if _within(d.span, func.span) and module is None]

@@ -7,7 +7,7 @@ from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.attributes import attribute
 from nnc.lang.elaborate.conditions import compare, conditional
-from nnc.lang.elaborate.context import Context, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Poisoned, fail, fits_memory
 from nnc.lang.elaborate.lists import iteration, read_list
 from nnc.lang.elaborate.names import lookup, undefined
 from nnc.lang.elaborate.operators import binary_chain, unary
@@ -142,7 +142,9 @@ CALLABLE = (Builtin, Function, Module, ModuleType)
 
 def _fill(cx: Context, name: str, e: ast.Index) -> Value:
     value = int(name == "ones")
-    return WeakTensor(tuple(dims_of(cx, e.items)), "any", lambda dt, i: _constant(dt, value))
+    shape = tuple(dims_of(cx, e.items))
+    fits_memory(shape, cx.frame.real, e.span)
+    return WeakTensor(shape, "any", lambda dt, i: _constant(dt, value))
 
 
 def _constant(dtype: DType, value: int) -> Const:

@@ -13,7 +13,7 @@ from nnc.lang.elaborate.calls import call_function
 from nnc.lang.elaborate.context import Context, Frame, Poisoned, fail
 from nnc.lang.elaborate.engine import std_unit
 from nnc.lang.elaborate.members import StoredLeaf
-from nnc.lang.elaborate.values import Function, Tensor, Unknown, Value, WeakTensor
+from nnc.lang.elaborate.values import Function, Tensor, Unknown, Value, WeakTensor, counted
 from nnc.lang.types import DTYPES
 
 
@@ -61,13 +61,12 @@ def _initializer(cx: Context, init: ast.Expr) -> tuple[Function, ast.Call] | Non
         p.name for p in params[1 : 1 + sum(a.name is None for a in init.args)]
     }
     open_ = [p.name for p in params if p.name not in given and p.default is None]
-    if not params or open_ != [params[0].name]:
+    surplus = len(init.args) > len(params) - 1 and value.unit.name == "std.init"
+    if not params or open_ != [params[0].name] or surplus:
         if value.unit.name == "std.init":
-            raise fail(
-                "E0802",
-                f"`{init.func.id}` takes {', '.join(p.name for p in params[1:]) or 'nothing'}",
-                init.span,
-            )
+            takes = ", ".join(p.name for p in params[1:]) or "nothing"
+            text = f"`{init.func.id}` takes {takes}; {counted(len(init.args), 'argument')} given"
+            raise fail("E0802", text, init.span)
         return None
     place = init.func.span
     first = ast.Arg(None, ast.Name("initial value", span=place), span=place)

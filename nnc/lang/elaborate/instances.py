@@ -58,7 +58,7 @@ def instantiate(cx: Context, which: ModuleType, args: Sequence[ast.Arg], span: S
         else:
             words[p.name] = word(value)
     _drop_defaults(cx, frame, defn, inst)
-    shown = [w if n in trees else f"{n}={w}" for n, w in words.items()]
+    shown = [w if n in trees else f"{n}={w}" for n, w in words.items() if n != w]
     inst.id = defn.name + (f"({', '.join(shown)})" if shown else "")
     return _cached(cx, inst, span)
 

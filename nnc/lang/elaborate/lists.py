@@ -43,7 +43,9 @@ def read_list(cx: Context, base: Value, node: ast.Index) -> Value:
             return items[0]
         raise fail("E0405", "this list needs an index known at compile time", item.span)
     if not -len(items) <= n < len(items):
-        raise fail("E0402", f"index {n} leaves a list of {len(items)}", item.span)
+        raise fail(
+            "E0402", f"index {n} leaves the list, which has 0 ... {len(items) - 1}", item.span
+        )
     return items[n]
 
 

@@ -57,6 +57,8 @@ def bind_argument(b: Binding, p: ast.Param, value: Value | None, g: Given | None
             frame.vars[p.name] = _tree_argument(b, p, value, span)
         case "module":
             frame.vars[p.name] = _module_argument(b, p, value, span)
+            if p.inout:
+                frame.inout[p.name] = p.span
         case _:
             frame.vars[p.name] = value
 

@@ -89,6 +89,12 @@ def undefined(cx: Context, name: str, span: Span) -> Mistake:
         text = f"`{name}` is assigned in one branch only"
         both = "assign it before the `if`, or in both branches"
         return fail("E0801", text, span, labels=(where,), help=both)
+    for m in frame.module.defn.members if frame.module is not None else ():
+        if isinstance(m, ast.ParamDecl) and m.name == name and m.when is not None:
+            text = f"`{name}` is there only when `{m.when.span.text}`"
+            label = (Label(m.name_span, "declared here"),)
+            guarded = f"`{name} if {m.when.span.text} else 0`"
+            return fail("E0801", text, span, labels=label, help=guarded)
     known = [*frame.binders, *frame.vars, *frame.dims, *frame.unit.names]
     if frame.module is not None:
         known += [*frame.module.args, *member_names(frame.module)]

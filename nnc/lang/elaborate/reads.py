@@ -23,7 +23,6 @@ from nnc.lang.elaborate.values import (
     Weak,
     WeakTensor,
     describe,
-    named,
 )
 from nnc.lang.types import TensorType, is_int
 
@@ -35,7 +34,6 @@ class Plan:
     source: list[Expr | int | tuple[int, Dim]] = field(default_factory=list)
     shape: list[Dim] = field(default_factory=list)
     origins: list[Origin | None] = field(default_factory=list)
-    letters: list[str] = field(default_factory=list)
     check: Span | None = None
     gather: Tensor | None = None
     gather_axis: int = 0
@@ -103,7 +101,6 @@ def keep(base: Tensor, axis: int, plan: Plan) -> None:
     plan.source.append(len(plan.shape))
     plan.shape.append(base.shape[axis])
     plan.origins.append(base.origin(axis))
-    plan.letters.append(base.letters[axis] if axis < len(base.letters) else "")
 
 
 def _read_item(
@@ -120,7 +117,6 @@ def _read_item(
         case ast.NoneLit():
             plan.shape.append(ONE)
             plan.origins.append(None)
-            plan.letters.append("")
         case ast.Rest(name=name):
             bound = cx.frame.binders.get(name)
             if bound is not None:
@@ -218,9 +214,8 @@ def _leaves(
         takes = f"takes {first} ... {last}" if ends[0] != ends[1] else f"is {first}"
     text = f"{takes}, but axis {axis} of {label} has 0 ... {high}".replace("$", "")
     items = ", ".join(i.span.text for i in node.items)
-    help = (
-        f"`{label}[{items} else 0]` reads zeros outside" if cx.ranges and not node.orelse else None
-    )
+    reading = cx.ranges and not plan.writing
+    help = f"`{label}[{items} else 0]` reads zeros outside" if reading else None
     return fail("E0402", f"this index can leave {label}", span, text, help=help)
 
 
@@ -313,7 +308,6 @@ def _slice(
             raise _slice_mistake(cx, p, what, size, axis, item)
     plan.source.append((len(plan.shape), low))
     plan.shape.append(high - low)
-    plan.letters.append(base.letters[axis] if axis < len(base.letters) else "")
     old = base.origin(axis)
     text = f"{high - low} of the {size} " + (old.text if old else "positions")
     text = ("first " if lower is None else "last " if upper is None else "") + text
@@ -347,7 +341,6 @@ def _gather(base: Tensor, axis: int, index: Tensor, plan: Plan, item: ast.Expr) 
     plan.source.append(-1)
     plan.shape.extend(index.shape)
     plan.origins.extend([*index.origins, *([None] * (len(index.shape) - len(index.origins)))])
-    plan.letters.extend([""] * len(index.shape))
     plan.check = item.span
 
 
@@ -372,8 +365,7 @@ def _finish(cx: Context, base: Tensor, node: ast.Index, plan: Plan) -> Tensor:
         return Load(e.dtype, e.tensor, e.index, other or e.other, None if other else plan.check)
 
     origins = tuple(plan.origins)
-    out = cx.compute(tuple(plan.shape), body, node.span, origins=origins, dtype=base.dtype)
-    return named(out, tuple(plan.letters)) if any(plan.letters) else out
+    return cx.compute(tuple(plan.shape), body, node.span, origins=origins, dtype=base.dtype)
 
 
 def _faithful(base: Tensor) -> bool:

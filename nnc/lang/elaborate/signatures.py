@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nnc.diagnostics import Span
+from nnc.diagnostics import Label, Span
 from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
@@ -97,6 +97,10 @@ def tensor_param(cx: Context, frame: Frame, p: ast.Param, t: ast.TensorTypeExpr)
     dtype = frame.real if t.name == "real" else t.name
     if dtype not in DTYPES:
         raise no_dtype(t)
+    packs = [d for d in t.dims or () if isinstance(d, ast.Rest)]
+    if len(packs) > 1:
+        first = (Label(packs[0].span, "the first"),)
+        raise fail("E0308", "a type has at most one pack of axes", packs[1].span, labels=first)
     shape = tuple(_declared_size(cx, frame, d, p) for d in t.dims or ())
     origins = declared_origins(f"{p.name}", shape, p.name_span)
     node = Input(type=TensorType(dtype, shape), span=p.span, name=p.name)

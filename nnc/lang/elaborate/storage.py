@@ -145,8 +145,12 @@ def _write_view(cx: Context, root: Tensor, view: View, new: Tensor, span: Span) 
 def _writable(cx: Context, key: str, target: Span) -> None:
     slot = cx.store[key]
     frame = cx.frame
+    given = [v.path for n in frame.inout if isinstance(v := frame.vars.get(n), Module)]
     if slot.writable and (
-        frame.train is not False or frame.exported or slot.kind in ("arg", "local")
+        frame.train is not False
+        or frame.exported
+        or slot.kind in ("arg", "local")
+        or any(key.startswith(f"{path}.") for path in given)
     ):
         return
     if not slot.writable:
