@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nnc.ir.expr import Const, Expr, Op
-from nnc.ir.graph import Axis, Compute, Graph, Input, Loop, Node, Part, Update, all_nodes
+from nnc.ir.graph import Axis, Compute, Custom, Graph, Input, Loop, Node, Part, Update, all_nodes
 from nnc.ir.interpret import run
 from nnc.ir.printer import print_graph
 from nnc.ir.scalar import add, mul, op, select
@@ -475,6 +475,38 @@ def test_second_derivatives() -> None:
     again = autodiff(graph(grads(total(once.results[0]), x), [x], ["T"]))
     want = run(again, {"T": 3}, sample([x], {"T": 3}))
     np.testing.assert_allclose(got.results[0], want.results[0])
+    both = simplify(autodiff(graph(twice_at_once, [x], ["T"])))
+    assert [n.reverse for n in loops_of(both)] == [False, True, False, True]
+
+
+def test_custom_derivatives_inside_a_loop() -> None:
+    x, s = inp("x", "T"), carry("s")
+    dout = inp("dout", kind="cotangent")
+    z = comp(mul(load(s), load(x, "$t.0")))
+    n = carry("n")
+    (power,) = loop("$n.0", 2, [(n, dout, comp(mul(load(n), load(z))))])  # dout * z * z
+    new = Custom(
+        type=z.type, source=comp(op("sin", load(z))), inputs=(z,), dout=dout, grads=(power,)
+    )
+    last, every = loop("$t.0", "T", [(s, number(0.5), new)], [new])
+    both = [*grads(last, x), *grads(total(every), x)]
+    after = autodiff(graph(both, [x], ["T"]))
+    verify(after, "autodiff")
+    values = np.array([0.5, -1.0, 0.8])
+    got, got_every = run(after, {"T": 3}, {"x": values}).results
+    states = [0.5]
+    for v in values:
+        states.append(np.sin(states[-1] * v))
+
+    def back(douts: Sequence[float]) -> list[float]:
+        d, out = 0.0, []
+        for t in reversed(range(3)):
+            dz = (d + douts[t]) * (states[t] * values[t]) ** 2
+            d, out = dz * values[t], [dz * states[t], *out]
+        return out
+
+    np.testing.assert_allclose(got, back([0, 0, 1]))
+    np.testing.assert_allclose(got_every, back(np.sin(1 + 3 * np.arange(3.0))))
 
 
 def test_gradients_inside_a_loop_are_added_up() -> None:

@@ -19,6 +19,7 @@ from nnc.ir.graph import (
     Node,
     Part,
     Stop,
+    operands,
     renamed,
     replace_operands,
     toposort,
@@ -29,7 +30,7 @@ from nnc.ir.graph import (
 )
 from nnc.lang.dims import Dim, Facts
 from nnc.passes.hoist import hoist
-from nnc.passes.loops import Fresh, tidy
+from nnc.passes.loops import Fresh, copied, index_in, tidy, union
 from nnc.passes.reverse import pull_loop
 from nnc.passes.vjp import Share, fill, is_zero, node_of, pull, total
 
@@ -121,12 +122,13 @@ def sweep(
     for y, seed in ys:
         pending.setdefault(y, []).append(seed or fill(y, 1))
     done: dict[Node, Node] = {}
-    results: dict[Node, dict[int, Node]] = {}  # of loops
-    for node in reversed(toposort([y for y, _ in ys])):
+    order = toposort([y for y, _ in ys])
+    results = Results(n for n in order if isinstance(n, Loop))
+    for node in reversed(order):
         if isinstance(node, Loop):
-            parts = results.get(node)
+            loop, parts = results.of(node)
             if parts:
-                for operand, part in pull_loop(node, parts, touched, facts, fresh, sweep):
+                for operand, part in pull_loop(loop, parts, touched, facts, fresh, sweep):
                     pending.setdefault(operand, []).append(part)
             continue
         if node not in touched or node not in pending or node in leaves:
@@ -134,24 +136,52 @@ def sweep(
         done[node] = total(node, [node_of(p) for p in pending.pop(node)])
         if is_zero(done[node]):
             continue
-        if isinstance(node, Part) and isinstance(node.source, Loop):
-            known = results.setdefault(node.source, {})
-            before = [known[node.index]] if node.index in known else []
-            known[node.index] = total(node, [*before, done[node]])
+        if isinstance(node, Part):
+            results.add(node, done[node])
             continue
         if isinstance(node, Custom):
             for operand, grad in zip(node.inputs, node.grads, strict=True):
-                pending.setdefault(operand, []).append(_given(grad, node.dout, done[node]))
+                pending.setdefault(operand, []).append(_given(grad, node.dout, done[node], fresh))
             continue
         for operand, share in pull(node, done[node], touched, facts):
             pending.setdefault(operand, []).append(share)
     return done, {n: pending[n] for n in leaves if n in pending and n in touched}
 
 
-def _given(root: Node, placeholder: Node, cotangent: Node) -> Node:
-    """A custom derivative for an actual cotangent."""
+class Results:
+    """The cotangents of the results of loops; variants of one loop are pulled through as one."""
+
+    def __init__(self, loops: Iterable[Loop]) -> None:
+        first: dict[str, Loop] = {}
+        groups: dict[Loop, list[Loop]] = {}
+        for loop in loops:
+            at = first.setdefault(loop.var, loop)
+            # What a variant reads must still be ahead of the sweep when it comes to the first.
+            at = at if set(operands(loop)) <= set(operands(at)) else loop
+            groups.setdefault(at, []).append(loop)
+        self.first = {loop: at for at, group in groups.items() for loop in group}
+        self.union = {at: union(group) for at, group in groups.items()}
+        self.found: dict[Loop, dict[int, Node]] = {}
+
+    def add(self, part: Part, cotangent: Node) -> None:
+        assert isinstance(part.source, Loop), part
+        at = self.first[part.source]
+        index = index_in(self.union[at], part)
+        known = self.found.setdefault(at, {})
+        before = [known[index]] if index in known else []
+        known[index] = total(part, [*before, cotangent])
+
+    def of(self, loop: Loop) -> tuple[Loop, dict[int, Node]]:
+        """All variants as one loop, with the cotangents of its results by index."""
+        return self.union.get(loop, loop), self.found.get(loop, {})
+
+
+def _given(root: Node, placeholder: Node, cotangent: Node, fresh: Fresh) -> Node:
+    """A custom derivative for an actual cotangent; a loop in it becomes one of its own."""
     new: dict[Node, Node] = {placeholder: cotangent}
     for node in toposort([root]):
         if node not in new:
-            new[node] = replace_operands(node, new.__getitem__)
+            made = replace_operands(node, new.__getitem__)
+            again = isinstance(made, Loop) and made is not node
+            new[node] = copied(made, fresh) if again and isinstance(made, Loop) else made
     return new[root]

@@ -17,11 +17,13 @@ from nnc.ir.graph import (
     Part,
     all_nodes,
     operands,
+    renamed,
     replace_operands,
     toposort,
     with_outs,
     with_roots,
 )
+from nnc.lang.dims import Dim
 
 
 class Fresh:
@@ -70,13 +72,13 @@ def _merge_block(roots: Sequence[Node], block: Sequence[Node], new: dict[Node, N
     for node in block:
         if isinstance(node, Loop):
             groups.setdefault(node.var if _is_own(node) else node, []).append(node)
-    merged = {key: _union(group) for key, group in groups.items()}
-    union = {loop: merged[key] for key, group in groups.items() for loop in group}
-    inside = {*block, *union.values()}
+    merged = {key: union(group) for key, group in groups.items()}
+    unions = {loop: merged[key] for key, group in groups.items() for loop in group}
+    inside = {*block, *unions.values()}
 
     def reads(node: Node) -> Sequence[Node]:
         if isinstance(node, Part) and isinstance(node.source, Loop):
-            return (union.get(node.source, node.source),)
+            return (unions.get(node.source, node.source),)
         return operands(node)
 
     for node in toposort(roots, reads):
@@ -88,23 +90,45 @@ def _merge_block(roots: Sequence[Node], block: Sequence[Node], new: dict[Node, N
                 _merge_block(node.outs, node.body, new)
                 moved = with_outs(node, [new[o] for o in node.outs])
                 new[node] = replace(moved, init=tuple(new[i] for i in init))
-            case Part(source=Loop() as old, index=index):
-                loop = new[union[old]]
+            case Part(source=Loop() as old):
+                loop = new[unions[old]]
                 assert isinstance(loop, Loop)
-                n = len(old.carries)
-                if index >= n:
-                    index = n + union[old].yields.index(old.yields[index - n])
-                new[node] = replace(node, source=loop, index=index)
+                new[node] = replace(node, source=loop, index=index_in(unions[old], node))
             case _:
                 new[node] = replace_operands(node, new.__getitem__)
 
 
-def _union(variants: Sequence[Loop]) -> Loop:
+def index_in(union: Loop, part: Part) -> int:
+    """Which result of the union a result of a variant is."""
+    old, n = part.source, len(union.carries)
+    if part.index < n or old is union:
+        return part.index
+    assert isinstance(old, Loop)
+    return n + union.yields.index(old.yields[part.index - n])
+
+
+def union(variants: Sequence[Loop]) -> Loop:
+    """One loop with the yields of all."""
     if len(variants) == 1:
         return variants[0]
     yields = dict.fromkeys(y for loop in variants for y in loop.yields)
     loop = replace(variants[0], yields=tuple(yields))
     return replace(loop, type=loop.results[0])
+
+
+def copied(loop: Loop, fresh: Fresh) -> Loop:
+    """The same loop with a variable and placeholders of its own; as deep as loops are nested."""
+    var = fresh(loop.var)
+    new: dict[Node, Node] = {c: replace(c) for c in loop.carries}
+
+    def get(node: Node) -> Node:
+        return new.get(node, node)
+
+    for node in loop.body:
+        moved = renamed(replace_operands(node, get), {loop.var: Dim.of(var)})
+        new[node] = copied(moved, fresh) if isinstance(moved, Loop) else moved
+    carries = tuple(c for c in map(get, loop.carries) if isinstance(c, Input))
+    return with_outs(replace(loop, var=var, carries=carries), [get(o) for o in loop.outs])
 
 
 # ---- dead results -------------------------------------------------------------------------
