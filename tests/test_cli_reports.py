@@ -72,6 +72,11 @@ def test_explain_a_line(nn: Any) -> None:
     assert nn("explain", DIGITS, "--at", "x")[0] == 2 and nn("explain", "none.nn:3")[0] == 1
 
 
+def test_a_file_without_exports(nn: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.nn").write_text("def f(x: f32) -> f32 = x\n")
+    assert "exports nothing" in nn("explain", str(tmp_path / "a.nn"))[1]
+
+
 def test_values_that_are_computed_where_they_are_read(nn: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.nn"
     path.write_text(

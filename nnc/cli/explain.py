@@ -52,7 +52,8 @@ def explain(args: argparse.Namespace) -> int:
     blocks = [block for each in found if (block := _export(each, place))]
     if place is not None and not blocks:
         raise ArgumentError(_nothing_at(place, found))
-    print("\n\n".join("\n".join(block) for block in blocks))
+    texts = ["\n".join(block) for block in blocks]
+    print("\n\n".join(texts) or f"{path} exports nothing: there is nothing to compile")
     return 0
 
 
