@@ -922,6 +922,26 @@ def test_tiny_contraction_has_the_bits_of_tiles(dtype: str) -> None:
     assert np.allclose(many, np.tanh(xv @ wv.T), atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["kn", "nk"])
+@pytest.mark.parametrize("dtype", ["f32", "f64"])
+def test_one_row_has_the_bits_of_tiles(dtype: str, layout: str) -> None:
+    shape = ("K", "N") if layout == "kn" else ("N", "K")
+    x, w = buffer("x", dtype, "M", "K", slot=0), buffer("w", dtype, *shape, slot=1)
+    y = buffer("y", dtype, "M", "N", slot=2)
+    b = load(w, *(("$k", "$n") if layout == "kn" else ("$n", "$k")))
+    axes = ((axis("m", "M"),), (axis("n", "N"),), (axis("k", "K"),))
+    value = op("add", var("s", dtype), num(1.0, dtype))
+    leaf = Contract("s", (), *axes, load(x, "$m", "$k"), b, (store(y, ("$m", "$n"), value),))
+    p = program([x, w, y], kernel(leaf), dims=("M", "N", "K"))
+    for n, k in ((1, 1), (17, 40), (333, 500), (70, 1203)):
+        xv, wv = rng(n).normal(size=(5, k)), rng(k).normal(size=(n, k))
+        xv, wv = xv.astype(NUMPY[dtype]), wv.astype(NUMPY[dtype])
+        stored = wv.T.copy() if layout == "kn" else wv
+        many = run(p, [xv, stored, np.zeros((5, n), xv.dtype)], {"M": 5, "N": n, "K": k})[2]
+        one = run(p, [xv[:1], stored, np.zeros((1, n), xv.dtype)], {"M": 1, "N": n, "K": k})[2]
+        assert np.array_equal(one, many[:1])
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolution(stride: int) -> None:
     """A padded window as the right operand: pixels are columns, filters rows."""

@@ -23,6 +23,7 @@ contractions of a process share (compile it once, keep its object, without LLVM'
   `store` writes. Weights used again and again are worth packing once, by `emit_prepack`. A computed
   element of A is computed once for every block of columns (2 KB of a row with AVX-512), of B once
   for all rows (where k is over a block: for every 512), and by each thread that needs it.
+* One row is done by functions of its own (`row`), with the bits that tiles would give.
 * Low m takes kernels of fewer rows and more columns, and reads B in place. There is no special case
   for n = 1 (it costs as much as n = lanes): with few columns and many rows, exchange the roles,
   C' = B' * A', which only exchanges strides. A vector times a matrix whose k is contiguous is
@@ -41,6 +42,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from nnc.codegen import flow, pack, tiles, vectors
+from nnc.codegen import row as single
 from nnc.codegen.emit import Emitter
 from nnc.codegen.pack import OVERSHOOT, Computed, Operand, Packed, Strided, Window
 from nnc.codegen.target import Target
@@ -109,7 +111,8 @@ def scratch_bytes(dtype: str, target: Target) -> int:
 def declarations(dtype: str, target: Target) -> tuple[str, ...]:
     """Lines that the module must hold, each once."""
     t = tiles.tile(dtype, target)
-    return (*tiles.declarations(t), *vectors.declarations(t), *pack.shared_declarations(t))
+    shared = (*pack.shared_declarations(t), *single.declarations(t))
+    return (*tiles.declarations(t), *vectors.declarations(t), *shared)
 
 
 def support_module(dtype: str, target: Target) -> str:
@@ -117,7 +120,8 @@ def support_module(dtype: str, target: Target) -> str:
     t = tiles.tile(dtype, target)
     lines = (*tiles.kernel_declarations(t), *vectors.declarations(t))
     triple = f'target triple = "{target.triple}"'
-    return "\n".join((triple, *lines, pack.definitions(t), tiles.definitions(t, target)))
+    functions = (pack.definitions(t), single.definitions(t, target), tiles.definitions(t, target))
+    return "\n".join((triple, *lines, *functions))
 
 
 def support_symbols(dtype: str, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -185,7 +189,14 @@ class _Range:
 
 def emit_contraction(em: Emitter, c: Contraction) -> None:
     """Emits this thread's part of the contraction, ending in an open block."""
-    _Emission(em, c).emit()
+    emission = _Emission(em, c)
+    one_row = emission.is_one_row()
+    if one_row != "true":
+        with flow.when(em, flow.negate(em, one_row)):
+            emission.emit()
+    if one_row != "false":
+        with flow.when(em, one_row):
+            emission.row()
 
 
 class _Emission:
@@ -196,11 +207,32 @@ class _Emission:
         areas = [flow.offset(em, c.scratch, str(at), "i8") for at in starts]
         self.stage, self.a_panel, self.b_block, self.sums, _ = areas
 
+    def is_one_row(self) -> str:
+        """Whether there is one row and B can be read where it lies."""
+        em, c = self.em, self.c
+        if isinstance(c.b, Packed) or not single.fits(c.b) or flow.const(c.m) not in (None, 1):
+            return "false"
+        longest = str(single.LONGEST // self.t.size)
+        short = flow.compare(em, "sle", c.k, longest)
+        alone = flow.compare(em, "eq", c.m, "1")
+        return alone if short == "true" else flow.select(em, alone, "i1", short, "false")
+
+    def row(self) -> None:
+        em, c = self.em, self.c
+        assert isinstance(c.b, Strided), c.b
+        sizes, thread = (c.n, c.k, self.block_depth()), (_wide(em, c.tid), _wide(em, c.nt))
+        single.emit_row(em, self.t, c.a, c.b, sizes, c.store, c.scratch, thread)
+
+    def block_depth(self) -> str:
+        """k in a block: as even as fours allow."""
+        em, c = self.em, self.c
+        blocks = flow.maximum(em, flow.ceil_div(em, c.k, str(self.t.block)), "1")
+        return flow.maximum(em, flow.round_up(em, flow.ceil_div(em, c.k, blocks), "4"), "4")
+
     def emit(self) -> None:
         em, t, c = self.em, self.t, self.c
         rows, columns = self.parts()
-        blocks = flow.maximum(em, flow.ceil_div(em, c.k, str(t.block)), "1")
-        self.depth = flow.maximum(em, flow.round_up(em, flow.ceil_div(em, c.k, blocks), "4"), "4")
+        self.depth = self.block_depth()
         self.blocks = flow.maximum(em, flow.ceil_div(em, c.k, self.depth), "1")
         self.one_block = flow.compare(em, "eq", self.blocks, "1")
         self.in_place = self.reads_in_place(rows)

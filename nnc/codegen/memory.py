@@ -157,7 +157,6 @@ class Memory(Indices):
 
     def fixed_part(self, buffer: Buffer, affine: Dim) -> tuple[Dim, Dim]:
         """What of an address is the same in the whole kernel (no small constants), and the rest.
-
         The caller adds it: so kernels that differ in it alone are one function.
         """
         if buffer.scope == "local":
