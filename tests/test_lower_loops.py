@@ -17,7 +17,7 @@ from nnc.ir.scalar import add, cast, mul, op, sub
 from tests.graphs import axes, comp, graph, idx, inp, load, sample, update
 from tests.lowering import check
 from tests.native import NUMPY, IndexFailure, native
-from tests.test_loops import carry, loop
+from tests.turns import carry, loop
 
 SIZES = ({"B": 3, "T": 1}, {"B": 5, "T": 4}, {"B": 33, "T": 7})
 

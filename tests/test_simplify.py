@@ -15,7 +15,8 @@ from nnc.ir.printer import print_expr, print_graph
 from nnc.ir.scalar import add, cast, const, mul, neg, op, select, sub
 from nnc.lang.types import TensorType
 from nnc.passes.autodiff import autodiff
-from nnc.passes.simplify import NODE_RULES, RULES, simplify
+from nnc.passes.rules import RULES
+from nnc.passes.simplify import NODE_RULES, simplify
 from nnc.passes.split import forward_backward
 from nnc.passes.verify import verify
 from tests.graphs import axes, comp, d, grads, graph, idx, inp, load, sample, update
