@@ -36,11 +36,15 @@ from nnc.passes.vjp import Share, fill, is_zero, node_of, pull, total
 
 
 def autodiff(graph: Graph) -> Graph:
-    """The graph without Grad, Part of a Grad, and Stop; every loop has a variable of its own."""
+    """The graph without Grad, Part of a Grad, Stop and Custom; every loop has its own variable."""
+    return without_stops(expanded(graph))
+
+
+def expanded(graph: Graph) -> Graph:
+    """The graph without Grad: it can be differentiated again, `Stop` and `Custom` still stand."""
     expansion = _Expansion(Fresh())
     expansion.block(toposort(graph.roots), graph.facts, {})
-    graph = with_roots(graph, [expansion.new[r] for r in graph.roots])
-    return without_stops(tidy(graph))
+    return tidy(with_roots(graph, [expansion.new[r] for r in graph.roots]))
 
 
 def without_stops(graph: Graph) -> Graph:

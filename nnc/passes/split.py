@@ -20,7 +20,7 @@ from nnc.ir.graph import (
     toposort,
 )
 from nnc.lang.types import is_float
-from nnc.passes.autodiff import autodiff, gradients
+from nnc.passes.autodiff import expanded, gradients, without_stops
 from nnc.passes.simplify import simplify
 
 SMALL = 16  # expressions of a body that is computed again rather than saved
@@ -36,7 +36,7 @@ def forward_backward(
     cotangent `d.N` for each float result (or for `result_index` only). Gradients are those of the
     float arguments and params that are not written.
     """
-    graph = simplify(autodiff(graph))
+    graph = expanded(graph)
     wrt = differentiable_inputs(graph)
     starts = _cotangents(graph, result_index)
     ys: list[tuple[Node, Node | None]] = [(graph.results[n], d) for n, d in starts.items()]
@@ -46,7 +46,7 @@ def forward_backward(
         inputs=(*graph.inputs, *starts.values()),
         results=(*graph.results, *parts),
     )
-    joint = simplify(joint)
+    joint = simplify(without_stops(joint))
     n = len(graph.results)
     written = {w.target for w in graph.writes}
     backward = _Backward(set(starts.values()), written)
