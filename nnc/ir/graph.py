@@ -1,5 +1,4 @@
-"""Graph, the tensor IR: SSA values with symbolic shapes, each with its source span. Very few node
-kinds.
+"""Graph, the tensor IR: SSA values with symbolic shapes and source spans; very few node kinds.
 
 Nodes form a DAG by reference and are compared by identity. A `Graph` is one exported function: its
 inputs in ABI order, its results, and the final versions of the storage it writes.
@@ -48,8 +47,7 @@ class Value:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Input(Value):
-    """A leaf that the caller supplies: an argument, or one param or state tensor of a module
-    argument.
+    """A leaf that the caller supplies: an argument, or a param or state tensor of a module.
 
     `kind`: arg, param, state, rng. `name` is its path in the signature (`net.fc1.weight`, `x`,
     `lr`).
@@ -67,8 +65,7 @@ class Constant(Value):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Compute(Value):
-    """The one tensor operation: `out[axes] = op over raxes of body` (no reduction: op "" and no
-    raxes).
+    """The one tensor operation: `out[axes] = op over raxes of body` (op "", no raxes: no reduction).
 
     The type's shape is the axes' extents. `max`, `min`, `argmax`, `argmin` take the first extremal
     position in row-major order of raxes and propagate NaN; arg reductions have exactly one reduced
@@ -113,17 +110,18 @@ class Grad(Value):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Loop(Value):
-    """`trip` turns in order; its results are read through `Part`s: first the final carried values,
-    then the yields.
+    """`trip` turns in order. Its results, read through `Part`s: final carried values, then yields.
 
     The body is the DAG below `next`, `yields` and `cond`. In it stand the placeholders `carries`
     (Inputs of kind "carry": the values at the start of a turn) and the loop variable `var` (free in
-    the body's expressions, never in shapes or extents). Whatever does not depend on these is
-    outside of the loop (`captures`). `var` is 0, 1, ... trip - 1, or with `reverse` trip - 1, ...
-    1, 0. Yield k is stacked: its Part has the type [trip, *yields[k].type.shape] and holds at index
-    `var` what that turn yields. `cond` (a bool scalar): the loop ends before the first turn at
-    which it is false; then there are no yields. `type` is that of the first result. From autodiff
-    on `var` is unique in the graph and holds a dot (`$t.0`), which names of axes never do.
+    expressions, never in shapes or extents). Whatever does not depend on these is outside of the
+    loop (`captures`).
+
+    `var` is 0, 1, ... trip - 1, or with `reverse` trip - 1, ... 1, 0. Yield k is stacked: its Part
+    has the type [trip, *yields[k].type.shape] and holds at index `var` what that turn yields.
+    `cond` (a bool scalar): the loop ends before the first turn at which it is false; then there are
+    no yields. `type` is that of the first result. From autodiff on `var` is unique in the graph and
+    holds a dot (`$t.0`), which names of axes never do.
     """
 
     var: str
