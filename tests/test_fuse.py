@@ -460,3 +460,13 @@ def test_a_slice_on_its_own() -> None:
     check(graph([s], [x], ["B"]), SIZES)
     wide = comp(body, axes(l=3, b="B", e=4))
     check(graph([wide], [x], ["B"]), SIZES, kernels=1)
+
+
+def test_one_element_that_may_be_missed() -> None:
+    """An axis of one element, read at a run-time index with a value for outside."""
+    x, ids = inp("x", 1), inp("ids", "B", dtype="i32")
+    (i, b) = axes(i=1, b="B")
+    y = comp(op("sin", load(x, "$i")), (i,))
+    z = comp(load(y, load(ids, 0), other=0.5))
+    w = comp(load(y, load(ids, "$b"), other=0.5), (b,))
+    check(graph([y, z, w], [x, ids], ["B"]), {"B": 3}, inputs={"x": [2.0], "ids": [1, 0, 2]})

@@ -14,6 +14,7 @@ from nnc.ir.interpret import run as oracle
 from nnc.ir.loop import Commit, Kernel, Program, Repeat, Step
 from nnc.ir.print_loop import print_program
 from nnc.ir.scalar import add, cast, mul, op, sub
+from nnc.passes.fuse import fuse, print_fused
 from tests.graphs import axes, comp, graph, idx, inp, load, sample, update
 from tests.lowering import check
 from tests.native import NUMPY, IndexFailure, native
@@ -81,7 +82,7 @@ def test_sum_over_turns() -> None:
     new = comp(add(load(s, "$i"), load(x, "$t.0", i.var)), over)
     (end,) = loop("$t.0", "T", [(s, zeros("B"), new)])
     p = agree(graph([end], [x], ["B", "T"]))
-    assert kinds(p.steps) == ["map", "copy", ["map"]], print_program(p)
+    assert kinds(p.steps) == ["map", ["map"]], print_program(p)
 
 
 def test_no_turn() -> None:
@@ -375,3 +376,8 @@ def test_while_on_all_threads() -> None:
     double = comp(mul(load(s, "$i"), Const("f64", 1.5)), over)
     g = graph(loop("$t.0", "T", [(s, x, double)], cond=small), [x], ["B", "T"])
     agree(g, [{"B": 5, "T": 30}, {"B": 90_000, "T": 30}, {"B": 90_000, "T": 2}])
+
+
+def test_dump_of_a_loop() -> None:
+    text = print_fused(fuse(nested()))
+    assert text.count("# run-time loop over") == 2 and "write" in text

@@ -21,7 +21,7 @@ from nnc.ir.graph import (
     operands,
 )
 from nnc.ir.printer import node_names, print_graph
-from nnc.lang.dims import ONE, Dim, dim_prod
+from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.passes.inline import inline
 from nnc.passes.loop_body import joined_parts, turns
 from nnc.passes.order import Launch, feeds, launch
@@ -127,11 +127,23 @@ def copy_of(node: Node) -> Compute:
 
 def print_fused(fused: Fused) -> str:
     """The graph and its kernels: for dumps."""
+    return "\n".join(_lines(fused)) + "\n"
+
+
+def _lines(fused: Fused) -> list[str]:
+    # As deep as loops are nested.
     names = node_names(fused.graph)
     lines = [print_graph(fused.graph).rstrip("\n")]
     for i, g in enumerate(fused.groups):
-        lines.append(f"  kernel {i}: {', '.join(names[n] for n in g.nodes)}  # {g.reason}")
-    return "\n".join(lines) + "\n"
+        turn = fused.turns.get(g.nodes[0])
+        if turn is None:
+            lines.append(f"  kernel {i}: {', '.join(names[n] for n in g.nodes)}  # {g.reason}")
+            continue
+        lines.append(f"  loop {i}  # {g.reason}")
+        for part in (turn.test, turn.rest):
+            if part is not None:
+                lines += [f"    {text}" for chunk in _lines(part) for text in chunk.split("\n")]
+    return lines
 
 
 # ---- groups -------------------------------------------------------------------------------------
@@ -282,6 +294,8 @@ class _Fuser:
         related = False
         for e in walk(s.body):
             if isinstance(e, Load) and self.group_of.get(e.tensor) is g:  # type: ignore[call-overload]
+                if not _sure_units(e):
+                    return None
                 related = True
                 rows = min(rows, self.prefix(e, s))
         spaces = [self.spaces[n] for n in g.nodes] + [s]
@@ -321,6 +335,14 @@ def _row_reads(s: Space) -> set[Tensor]:
             if head == names:
                 out.add(e.tensor)
     return out
+
+
+def _sure_units(e: Load) -> bool:
+    """Whether no run-time index of an axis of one element may miss it."""
+    if e.other is None and e.check is None:
+        return True
+    pairs = zip(e.index, e.tensor.type.shape, strict=True)
+    return all(n != ONE or (isinstance(i, Idx) and i.dim == ZERO) for i, n in pairs)
 
 
 def _static(e: Load) -> bool:

@@ -113,6 +113,8 @@ class _Assigner:
         out = self.out
         for w in self.graph.writes:
             self.claim(w.target, w.value)
+        for loop in self.fused.turns:
+            self.first_in_result(loop)
         for group in self.fused.groups:
             for node in group.nodes:
                 self.constants(node)
@@ -282,6 +284,16 @@ class _Assigner:
         others = (*loop.init[: part.index], *loop.init[part.index + 1 :])
         return target not in others and target not in self.fused.turns[loop].captures
 
+    def first_in_result(self, loop: Node) -> None:
+        """The first carried values are computed in the memory of the results that they become."""
+        assert isinstance(loop, Loop), loop
+        for p in self.users[loop]:
+            if isinstance(p, Part) and p in self.graph.results and p.index < len(loop.init):
+                first = loop.init[p.index]
+                if isinstance(first, Compute) and first not in self.out.places:
+                    if self.last_reader(first, loop):
+                        self.out.places[first] = self.out.places[p]
+
     def loop(self, node: Loop) -> None:
         """The carried values have one place each, that of the last version."""
         turn, places = self.fused.turns[node], self.out.places
@@ -319,8 +331,12 @@ class _Assigner:
 
     def ends_in(self, value: Node, loop: Loop) -> bool:
         """Whether nothing needs the value, or its memory, after the loop has begun."""
+        return value in self.fresh and self.last_reader(value, loop)
+
+    def last_reader(self, value: Node, loop: Loop) -> bool:
+        """Whether nothing reads the value after the loop has begun."""
         at = self.position[loop]
-        if value not in self.fresh or value in self.roots:
+        if value in self.roots:
             return False
         if value in self.fused.turns[loop].captures:
             return False

@@ -60,7 +60,8 @@ def contraction(s: Space) -> Contraction | None:
 
 
 def _vars(e: Expr) -> frozenset[str]:
-    return frozenset(n for n in names([e]) if n.startswith("$"))
+    """Variables of the loops; those of run-time loops (they hold a dot) are like sizes."""
+    return frozenset(n for n in names([e]) if n.startswith("$") and "." not in n)
 
 
 def _pair(body: Expr) -> tuple[Expr, Expr] | None:
