@@ -65,7 +65,7 @@ class Constant(Value):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Compute(Value):
-    """The one tensor operation: `out[axes] = op over raxes of body` (op "": no reduction, no raxes).
+    """The one tensor operation: `out[axes] = op over raxes of body` (op "": nothing is reduced).
 
     The type's shape is the axes' extents. `max`, `min`, `argmax`, `argmin` take the first extremal
     position in row-major order of raxes and propagate NaN; arg reductions have exactly one reduced
