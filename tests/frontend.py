@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,8 +50,11 @@ def front(text: str, path: Path = MODELS / "test.nn") -> Front:
 
 
 def check(text: str) -> None:
-    """Graphs that verify, or an error; every message can be shown and points into its text."""
+    """Graphs that verify, or an error, within 2 s; messages can be shown and point into a text."""
+    start = time.process_time()
     done = front(text)
+    took = time.process_time() - start
+    assert took < 2.0, f"took {took:.1f} s"
     assert done.text or not done.diagnostics.items
     for d in done.diagnostics.items:
         assert d.json()

@@ -21,7 +21,7 @@ _WORD = re.compile(rf"\b(?!(?:{'|'.join(sorted(KEYWORDS))})\b)(?<![\d\".])[A-Za-
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?:e-?\d+)?")
 _OPERATOR = re.compile(r"(?<=[\w\])] )(?:\*\*|//|:=|[-+*/%@=]|<=|>=|==|!=|<|>)(?= [\w(\[-])")
 _OPERATORS = ("+", "-", "*", "/", "//", "%", "@", "**", "<", "<=", "==", "!=", "and", "or")
-_NUMBERS = ("0", "1", "2", "3", "7", "64", "1000000", "9223372036854775807", "0.5", "1e30", "-1")
+_NUMBERS = ("0", "1", "2", "3", "7", "9", "1000000", "9223372036854775807", "0.5", "1e30", "-1")
 _EXPRESSIONS = [
     *'None true train self [] () [1] "s" x y w h B N T params(M) size(x) rank(x) real(x)'.split(),  # noqa: SIM905
     *"i32(x) x[0] x[-1] x[i] x[x] x.T x@x sum(x) argmax(x) stop(x) zeros[2] zeros[B]".split(),  # noqa: SIM905

@@ -7,7 +7,7 @@ products `H * (D/H)` is `D`). Sizes are integers; divisors are taken to be posit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import gcd, prod
@@ -110,7 +110,7 @@ class Dim:
             if power > 1:
                 return None
             (a if power else b)[rest] = c
-        pa, pb = _make(a), _make(b)
+        pa, pb = make(a), make(b)
         return None if name in pa.names | pb.names else (pa, pb)
 
     # ---- arithmetic ---------------------------------------------------------------------------
@@ -118,7 +118,7 @@ class Dim:
         out = dict(self.terms)
         for mono, c in Dim.of(other).terms:
             out[mono] = out.get(mono, 0) + c
-        return _make(out)
+        return make(out)
 
     def __neg__(self) -> Dim:
         return Dim(tuple((m, -c) for m, c in self.terms))
@@ -135,8 +135,8 @@ class Dim:
                 if left is None:
                     out[mono] = out.get(mono, 0) + c1 * c2
                 else:
-                    again = again + _make({mono: c1 * c2}) * left
-        return _make(out) + again if again.terms else _make(out)
+                    again = again + make({mono: c1 * c2}) * left
+        return make(out) + again if again.terms else make(out)
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -303,7 +303,7 @@ def polynomial_quotient(p: Dim, q: Dim) -> Dim | None:
         ratio = _mono_div(mono, lead_mono)
         if ratio is None or c % lead_c:
             return None
-        step = _make({ratio: c // lead_c})
+        step = make({ratio: c // lead_c})
         out, p = out + step, p - step * q
     return None
 
@@ -316,7 +316,8 @@ def _key(mono: Mono) -> tuple[int, str]:
     return (-sum(n for _, n in mono), "*".join(f"{a}^{n}" for a, n in mono))
 
 
-def _make(terms: Terms) -> Dim:
+def make(terms: Terms) -> Dim:
+    """The normal form of a sum of monomials."""
     kept = [(m, c) for m, c in terms.items() if c]
     if len(kept) > 1:
         kept.sort(key=lambda t: _key(t[0]))
@@ -368,7 +369,7 @@ def _reduced(p: Dim, q: Dim) -> tuple[Dim, Dim]:
         return p, q
 
     def cut(d: Dim) -> Dim:
-        return _make({_mono_div(m, shared) or (): c // max(g, 1) for m, c in d.terms})
+        return make({_mono_div(m, shared) or (): c // max(g, 1) for m, c in d.terms})
 
     return cut(p), cut(q)
 
@@ -392,7 +393,7 @@ def _split(p: Dim, q: Dim) -> tuple[Dim, Dim]:
             continue
         whole[ratio] = whole.get(ratio, 0) + c // cq
         rest[mono] = rest.get(mono, 0) + c % cq
-    return _make(whole), _make(rest)
+    return make(whole), make(rest)
 
 
 def _nested_floor(p: Dim, q: Dim) -> Dim | None:
@@ -401,7 +402,7 @@ def _nested_floor(p: Dim, q: Dim) -> Dim | None:
         if c == 1 and len(mono) == 1 and mono[0][1] == 1 and isinstance(mono[0][0], Func):
             f = mono[0][0]
             if f.kind == "floor":
-                rest = p - _make({mono: 1})
+                rest = p - make({mono: 1})
                 return (f.a + f.b * rest) // (f.b * q)
     return None
 
@@ -467,159 +468,3 @@ def _show_power(atom: Atom, n: int, alone: bool) -> str:
 
 ZERO = Dim(())
 ONE = Dim((((), 1),))
-
-
-# ---- bounds and proofs ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What is known of names: `zero` may be 0 (others are at least 1); `nonneg` dims are >= 0."""
-
-    zero: frozenset[str] = frozenset()
-    nonneg: tuple[Dim, ...] = ()
-
-    def low(self, name: str) -> int:
-        return 0 if name in self.zero or name.startswith("$") else 1
-
-    def plus(self, *more: Dim) -> Facts:
-        return Facts(self.zero, (*self.nonneg, *more))
-
-
-Range = tuple[Dim, Dim]  # inclusive bounds of a loop variable
-
-
-def prove_nonneg(
-    p: Dim, facts: Facts, ranges: Mapping[str, Range] | None = None, depth: int = 2
-) -> bool:
-    """Whether p >= 0 follows for all sizes (and loop variables in `ranges`); False: not proved."""
-    if _plainly_nonneg(_minimum(p, facts, ranges or {}), facts):
-        return True
-    if depth == 0:
-        return False
-    rest = [p - f for f in facts.nonneg]
-    if any(r.const is not None and r.const >= 0 for r in rest):
-        return True
-    return any(prove_nonneg(r, facts, ranges, depth - 1) for r in rest)
-
-
-def extremes(p: Dim, facts: Facts, ranges: Mapping[str, Range]) -> tuple[Dim, Dim] | None:
-    """Smallest and largest value of an affine p over a box of loop variables, as dims."""
-    low, high = _eliminate(p, facts, ranges, True), _eliminate(p, facts, ranges, False)
-    return None if low is None or high is None else (low, high)
-
-
-def _minimum(p: Dim, facts: Facts, ranges: Mapping[str, Range]) -> Dim | None:
-    return _eliminate(p, facts, ranges, True)
-
-
-def _eliminate(p: Dim, facts: Facts, ranges: Mapping[str, Range], low: bool) -> Dim | None:
-    """Replaces each loop variable by the end of its range that makes p smallest (or largest)."""
-    for name in sorted(p.names & ranges.keys()):
-        if name not in p.names:
-            continue
-        p = _bound_funcs(p, name, facts, ranges, low)
-        form = p.linear_in(name)
-        if form is None:
-            return None
-        a, b = form
-        lo, hi = ranges[name]
-        rising = _sign(a, facts, ranges)
-        if rising is None:
-            return None
-        p = a * (lo if rising == low else hi) + b
-    return p
-
-
-def _sign(a: Dim, facts: Facts, ranges: Mapping[str, Range]) -> bool | None:
-    if a.const is not None:
-        return a.const >= 0
-    if prove_nonneg(a, facts, ranges, 1):
-        return True
-    return False if prove_nonneg(-a, facts, ranges, 1) else None
-
-
-def _bound_funcs(p: Dim, name: str, facts: Facts, ranges: Mapping[str, Range], low: bool) -> Dim:
-    """Functions that hold the loop variable are replaced by their bound (floor is monotone)."""
-    out = ZERO
-    for mono, c in p.terms:
-        term = Dim.of(c)
-        for atom, n in mono:
-            if isinstance(atom, Func) and name in atom.a.names | atom.b.names:
-                bound = _func_bound(atom, facts, ranges, low == (c > 0))
-                term = term * (bound if bound is not None else Dim(((((atom, n),), 1),)))
-            else:
-                term = term * Dim(((((atom, n),), 1),))
-        out = out + term
-    return out
-
-
-def _func_bound(f: Func, facts: Facts, ranges: Mapping[str, Range], low: bool) -> Dim | None:
-    if f.kind == "mod" and not f.b.names & ranges.keys():
-        return ZERO if low else f.b - 1
-    a = _eliminate(f.a, facts, ranges, low)
-    if f.kind in ("floor", "div") and a is not None and not f.b.names & ranges.keys():
-        return a // f.b
-    b = _eliminate(f.b, facts, ranges, low)
-    return None if a is None or b is None or f.kind == "mod" else apply(f.kind, a, b)
-
-
-def _plainly_nonneg(p: Dim | None, facts: Facts, fuel: int = 12) -> bool:
-    """Bounds functions one by one, shifts each name to its least value, looks at coefficients."""
-    if p is None:
-        return False
-    if p.const is not None:
-        return p.const >= 0
-    for mono, c in p.terms:
-        for atom, n in mono:
-            if isinstance(atom, Func) and atom.kind != "div":
-                if n != 1 or fuel == 0:
-                    return False
-                rest = _make({tuple(x for x in mono if x[0] != atom): c})
-                others = p - rest * Dim(((((atom, 1),), 1),))
-                return _try_bounds(atom, rest, others, facts, fuel - 1)
-    return all(c >= 0 for _, c in _shift(p, facts).terms)
-
-
-def _shift(p: Dim, facts: Facts) -> Dim:
-    out = ZERO
-    for mono, c in p.terms:
-        term = Dim.of(c)
-        for atom, n in mono:
-            low = facts.low(atom) if isinstance(atom, str) else 1
-            term = term * (Dim(((((atom, 1),), 1),)) + low) ** n
-        out = out + term
-    return out
-
-
-def _try_bounds(f: Func, rest: Dim, others: Dim, facts: Facts, fuel: int) -> bool:
-    """Whether `rest*f + others >= 0`, replacing f by a bound that makes the sum smaller."""
-
-    def good(x: Dim) -> bool:
-        return _plainly_nonneg(others + x, facts, fuel)
-
-    rising = _plainly_nonneg(rest, facts, fuel)
-    if not rising and not _plainly_nonneg(-rest, facts, fuel):
-        return False
-    match f.kind:
-        case "min":
-            tries: Callable[[Iterable[bool]], bool] = all if rising else any
-            return tries(good(rest * x) for x in (f.a, f.b))
-        case "max":
-            tries = any if rising else all
-            return tries(good(rest * x) for x in (f.a, f.b))
-        case "mod":
-            return good(ZERO) if rising else good(rest * (f.b - 1))
-    ratio = polynomial_quotient(rest, f.b)
-    if ratio is not None:
-        return good(ratio * (f.a - f.b + 1 if rising else f.a)) or (
-            rising and _plainly_nonneg(f.a, facts, fuel) and good(ZERO)
-        )
-    if not _plainly_nonneg(f.a, facts, fuel):
-        return False
-    return good(ZERO) if rising else good(rest * f.a)
-
-
-def sizes_product(shape: Sequence[Dim]) -> Dim:
-    """The number of elements of a shape."""
-    return dim_prod(shape)
