@@ -202,7 +202,8 @@ def test_random_loops_native(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(38, 44))
 def test_random_loops_native_on_threads(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """No kernel counts as small."""
-    monkeypatch.setattr("nnc.codegen.spmd._SMALL", 1)
+    for name in ("_SMALL", "_SMALL_TURN"):
+        monkeypatch.setattr(f"nnc.codegen.spmd.{name}", 1)
     differ_native(seed)
 
 

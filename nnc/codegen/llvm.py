@@ -99,13 +99,13 @@ class _Kernel(Leaves):
         self.used = 0
         self.checks = False
         self.start()
-        self.setup(self.base_of, self.site_of, written(kernel.body))
+        self.stored = written(kernel.body)
 
-    def site_of(self, span: Span) -> int:
+    def site(self, span: Span) -> int:
         self.checks = True
         return self.outer.site(span)
 
-    def base_of(self, b: Buffer, start: Dim) -> str:
+    def base(self, b: Buffer, start: Dim) -> str:
         """Element `start` of a buffer: a parameter of the kernel, or local memory."""
         if b.scope == "local":
             if b.name not in self.local:
@@ -226,7 +226,7 @@ class _Emission:
             em.line(f"store {type_} {value}, ptr {place}")
         work = s.uniform(total_work(self.program.steps)).text
         small = flow.compare(em, "slt", work, str(_SMALL_PROGRAM))
-        alone = disjunction(em, all_small(s, self.program.kernels), small)
+        alone = disjunction(em, all_small(s, self.program.steps), small)
         threads = flow.select(em, alone, "i64", "1", threads)
         count = threads
         if flow.const(threads) is None:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nnc.codegen import flow
-from nnc.codegen.barriers import Plan, conjunction, is_parallel
+from nnc.codegen.barriers import Plan, conjunction, disjunction, is_parallel
 from nnc.codegen.indices import Indices
 from nnc.codegen.registers import MEMORY
-from nnc.ir.loop import Buffer, Commit, Kernel, Repeat, Step, kernels_of
+from nnc.ir.loop import Buffer, Commit, Kernel, Repeat, Step
 from nnc.lang.dims import ONE, ZERO, Dim
 
 _SMALL = 1 << 15  # scalar operations: kernels of fewer run on one thread
+_SMALL_TURN = 1 << 18  # and all turns of a loop of so few: every turn would need barriers
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ class Spmd:
     def repeat(self, loop: Repeat) -> None:
         """A loop of small kernels runs on thread 0 without barriers, any other on all threads."""
         em, first = self.em, self.number
-        small = all_small(self.s, kernels_of((loop,)), self.loops)
+        small = all_small(self.s, (loop,), self.loops)
         self.plan.barrier_before(loop, small)
         if small != "false":
             mine = em.op("icmp eq i32 %tid, 0", "mine")
@@ -182,12 +183,35 @@ def constant_name(symbol: str, b: Buffer) -> str:
     return f'@"{symbol}.const.{b.name}"'
 
 
-def all_small(s: Indices, kernels: Iterable[Kernel], loops: tuple[Repeat, ...] = ()) -> str:
-    """Whether thread 0 runs these kernels, inside of the loops, alone: an i1 operand."""
-    out, known = "true", {t.var for t in loops}
-    for work in dict.fromkeys(at_most(k.work, known) for k in kernels if is_parallel(k)):
-        small = flow.compare(s.em, "slt", s.uniform(work).text, str(_SMALL))
-        out = conjunction(s.em, out, small)
+def all_small(
+    s: Indices,
+    steps: Sequence[Step],
+    loops: tuple[Repeat, ...] = (),
+    inner: tuple[Repeat, ...] = (),
+) -> str:
+    """Whether thread 0 runs these steps, inside of the loops, alone: an i1 operand.
+
+    `inner`: loops further inside, in which the steps stand: for their last turn.
+    """
+    # As deep as loops are nested.
+    out, known = "true", {t.var for t in (*loops, *inner)}
+
+    def below(work: Dim, limit: int) -> str:
+        for t in reversed(inner):
+            work = work.subst({t.var: t.trip - 1})
+        return flow.compare(s.em, "slt", s.uniform(work).text, str(limit))
+
+    kernels = (k for k in steps if isinstance(k, Kernel) and is_parallel(k))
+    for work in dict.fromkeys(at_most(k.work, known) for k in kernels):
+        out = conjunction(s.em, out, below(work, _SMALL))
+    for loop in steps:
+        if isinstance(loop, Repeat):
+            turn = (*loop.before, *loop.steps)
+            small = all_small(s, turn, loops, (*inner, loop))
+            if small != "true":
+                last = total_work(turn).subst({loop.var: loop.trip - 1})
+                small = disjunction(s.em, small, below(last, _SMALL_TURN))
+            out = conjunction(s.em, out, small)
     return out
 
 
