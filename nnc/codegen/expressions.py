@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from nnc.codegen.memory import Guard, Memory, Part, strides
+from nnc.codegen.guards import Guard
+from nnc.codegen.memory import Memory, Part, strides
 from nnc.codegen.registers import literal
 from nnc.codegen.scopes import Value
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, walk

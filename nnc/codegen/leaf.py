@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 
 from nnc.codegen import contract, flow, pack, tiles
 from nnc.codegen.emit import Emitter
-from nnc.codegen.memory import ALWAYS, Guard, strides
+from nnc.codegen.guards import ALWAYS, Guard
+from nnc.codegen.memory import strides
 from nnc.codegen.reductions import Reductions
 from nnc.codegen.registers import HALVES, computes_in
 from nnc.codegen.scopes import Value

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from nnc.codegen import flow
 from nnc.codegen.emit import Emitter
 from nnc.codegen.expressions import Expressions
-from nnc.codegen.memory import Guard
+from nnc.codegen.guards import Guard
 from nnc.codegen.registers import tail_mask
 from nnc.codegen.scalars import MATH
 from nnc.codegen.scopes import Value
