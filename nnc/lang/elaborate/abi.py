@@ -10,9 +10,10 @@ from nnc.ir.graph import Input
 from nnc.ir.signature import ArgSig
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
-from nnc.lang.elaborate.context import Context, Frame, fail
+from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.declared import kind_of, module_type
 from nnc.lang.elaborate.members import leaves, tree_argument
+from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.signatures import add_leaves, tensor_param
 from nnc.lang.elaborate.values import Instance, Module, Origin, Stored, Tensor, Tree, Value, of_node
 

@@ -9,19 +9,12 @@ from nnc.ir.graph import Custom, Input, Node
 from nnc.lang import ast
 from nnc.lang.elaborate.arguments import near_help
 from nnc.lang.elaborate.arith import adapt
-from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.declared import kind_of, opaque_type
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.signatures import symbolic_param, symbolic_where
-from nnc.lang.elaborate.values import (
-    Module,
-    Tensor,
-    Tuple,
-    Unknown,
-    Value,
-    counted,
-    describe,
-    of_node,
-)
+from nnc.lang.elaborate.values import Module, Tensor, Tuple, Unknown, Value, of_node
+from nnc.lang.elaborate.words import counted, describe
 from nnc.lang.types import is_float
 
 

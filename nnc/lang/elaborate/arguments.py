@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
-from nnc.lang.elaborate.context import Mistake, fail
-from nnc.lang.elaborate.values import counted
+from nnc.lang.elaborate.mistakes import Mistake, fail
+from nnc.lang.elaborate.words import counted
 from nnc.lang.units import nearest
 
 

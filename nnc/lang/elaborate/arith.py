@@ -18,7 +18,8 @@ from nnc.lang.elaborate.broadcasting import (
     same_dtype,
     typed,
 )
-from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import (
     AxisRef,
     Bool,
@@ -32,8 +33,8 @@ from nnc.lang.elaborate.values import (
     Value,
     Weak,
     WeakTensor,
-    describe,
 )
+from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DType, TensorType, is_float, is_int
 
 Arithmetic = Tensor | Weak | Tree | WeakTensor

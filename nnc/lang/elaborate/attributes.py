@@ -8,7 +8,7 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.elaborate.arguments import near_help
 from nnc.lang.elaborate.broadcasting import typed
-from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.habits import (
     CASTS,
     FUNCTIONS,
@@ -19,6 +19,7 @@ from nnc.lang.elaborate.habits import (
     layer_help,
 )
 from nnc.lang.elaborate.members import member, member_names
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.names import in_file
 from nnc.lang.elaborate.values import (
     Module,
@@ -31,8 +32,8 @@ from nnc.lang.elaborate.values import (
     Value,
     Weak,
     WeakTensor,
-    describe,
 )
+from nnc.lang.elaborate.words import describe
 
 
 def attribute(cx: Context, e: ast.Attr) -> Value:

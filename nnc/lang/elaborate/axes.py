@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from nnc.lang import ast
 from nnc.lang.elaborate.broadcasting import typed
-from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import AxisRef, Pack, Tensor, Unknown, Weak
 
 

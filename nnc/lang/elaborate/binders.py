@@ -8,17 +8,11 @@ from dataclasses import dataclass, field
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, Facts, exact_div, prove_nonneg
-from nnc.lang.elaborate.context import Binder, Context, Mistake, Poisoned, fail
-from nnc.lang.elaborate.values import (
-    Instance,
-    Tensor,
-    Unknown,
-    Value,
-    WeakTensor,
-    axes_word,
-    counted,
-)
+from nnc.lang.elaborate.context import Binder, Context
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
+from nnc.lang.elaborate.values import Instance, Tensor, Unknown, Value, WeakTensor
 from nnc.lang.elaborate.walks import syntax
+from nnc.lang.elaborate.words import axes_word, counted
 from nnc.lang.units import nearest
 
 LEFT = "left side"

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 from nnc.diagnostics import Label, Span
 from nnc.lang.dims import ONE, Dim
-from nnc.lang.elaborate.context import Context, fail
-from nnc.lang.elaborate.values import Operand, Origins, Tensor, Value, Weak, WeakTensor, describe
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import fail
+from nnc.lang.elaborate.values import Operand, Origins, Tensor, Value, Weak, WeakTensor
+from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DTYPES, DType, TensorType, is_float
 
 SIGNS = {

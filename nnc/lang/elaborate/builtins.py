@@ -13,8 +13,9 @@ from nnc.lang.dims import apply
 from nnc.lang.elaborate.arguments import take
 from nnc.lang.elaborate.arith import as_tensor, convert, elementwise, module_tree, settle
 from nnc.lang.elaborate.axes import resolve_axes
-from nnc.lang.elaborate.context import Context, Poisoned, fail
+from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.gradients import grad, stop
+from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.randoms import random_tensor
 from nnc.lang.elaborate.reductions import REDUCTIONS, reduce_whole
 from nnc.lang.elaborate.tensors import concat, where, zeros_like

@@ -12,9 +12,10 @@ from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.broadcasting import grouped
 from nnc.lang.elaborate.builtins import call
 from nnc.lang.elaborate.clauses import where_clauses
-from nnc.lang.elaborate.context import Active, Context, Frame, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Active, Context, Frame
 from nnc.lang.elaborate.declared import kind_of, opaque_type
 from nnc.lang.elaborate.matching import bind_argument
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.places import place
 from nnc.lang.elaborate.reductions import REDUCTIONS, reduce_indexed
 from nnc.lang.elaborate.results import finish
@@ -31,8 +32,8 @@ from nnc.lang.elaborate.values import (
     Unknown,
     Value,
     Weak,
-    describe,
 )
+from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DTYPES, DType, is_float
 
 

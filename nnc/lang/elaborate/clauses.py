@@ -8,7 +8,8 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.binding import Binding
-from nnc.lang.elaborate.context import Context, Frame, fail
+from nnc.lang.elaborate.context import Context, Frame
+from nnc.lang.elaborate.mistakes import fail
 
 
 def where_clauses(b: Binding) -> None:

@@ -9,7 +9,8 @@ from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import element, elementwise, lift, settle, weak_kind
 from nnc.lang.elaborate.broadcasting import broadcast, common_dtype
 from nnc.lang.elaborate.clauses import comparison_facts
-from nnc.lang.elaborate.context import Context, fail
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Bool,
@@ -23,8 +24,8 @@ from nnc.lang.elaborate.values import (
     Value,
     Weak,
     WeakTensor,
-    describe,
 )
+from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DType
 
 COMPARISONS = {"==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}

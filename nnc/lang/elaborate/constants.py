@@ -5,9 +5,11 @@ from __future__ import annotations
 from nnc.ir.graph import Constant
 from nnc.lang import ast
 from nnc.lang.dims import Dim
-from nnc.lang.elaborate.context import Context, Frame, fail
+from nnc.lang.elaborate.context import Context, Frame
+from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.results import conform
-from nnc.lang.elaborate.values import Bool, Seq, Unknown, Value, Weak, declared_origins, of_node
+from nnc.lang.elaborate.values import Bool, Seq, Unknown, Value, Weak, of_node
+from nnc.lang.elaborate.words import declared_origins
 from nnc.lang.types import DTYPES, TensorType
 from nnc.lang.units import Unit
 

@@ -14,6 +14,7 @@ from nnc.ir.graph import Axis, Compute, Input, Node
 from nnc.ir.signature import Check
 from nnc.lang import ast
 from nnc.lang.dims import ZERO, Dim, Facts, Range, prove_nonneg
+from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.values import (
     Instance,
     Module,
@@ -29,33 +30,6 @@ from nnc.lang.types import DTYPES, DType, TensorType
 from nnc.lang.units import Loader, Unit
 
 LETTERS = "ijklmnpqrstuvwxyz"
-
-
-class Mistake(Exception):
-    """A diagnosed mistake; unwinds to the statement, whose results become Unknown."""
-
-    def __init__(self, diagnostic: Diagnostic) -> None:
-        super().__init__(diagnostic.message)
-        self.diagnostic = diagnostic
-
-
-class Poisoned(Exception):
-    """An operand is Unknown: the result is too; nothing is reported."""
-
-
-def fail(
-    code: str,
-    message: str,
-    span: Span,
-    text: str = "",
-    labels: Sequence[Label] = (),
-    notes: Sequence[str] = (),
-    help: str | None = None,
-    whole: Span | None = None,
-) -> Mistake:
-    """The exception to raise for a mistake in the program."""
-    labels, notes = tuple(labels), tuple(notes)
-    return Mistake(Diagnostic(code, message, span, text, labels, notes, help, whole=whole))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from nnc.ir.expr import Expr
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.elaborate.conditions import select
-from nnc.lang.elaborate.context import Context, Mistake, fail
+from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.lists import iteration
 from nnc.lang.elaborate.loops import UNLIMITED, run_loop
+from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.storage import may_define
 from nnc.lang.elaborate.values import (
     UNKNOWN,
@@ -22,10 +23,10 @@ from nnc.lang.elaborate.values import (
     Unknown,
     Value,
     Weak,
-    describe,
     integer,
 )
 from nnc.lang.elaborate.walks import nested
+from nnc.lang.elaborate.words import describe
 
 
 def run_if(cx: Context, stmt: ast.If) -> None:

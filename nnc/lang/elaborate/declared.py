@@ -9,9 +9,10 @@ from nnc.diagnostics import Span
 from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.dims import Dim
-from nnc.lang.elaborate.context import Context, Frame, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.habits import TYPES
 from nnc.lang.elaborate.members import leaves, tree_argument
+from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Instance,
@@ -23,10 +24,10 @@ from nnc.lang.elaborate.values import (
     Tuple,
     Unknown,
     Value,
-    describe,
     integer,
     of_node,
 )
+from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DTYPES, TensorType
 from nnc.lang.units import nearest
 

@@ -12,7 +12,8 @@ from nnc.lang import ast
 from nnc.lang.dims import Dim, dim_prod
 from nnc.lang.elaborate.binders import LEFT, bind, declare_binders
 from nnc.lang.elaborate.broadcasting import fits, free_dtype, typed
-from nnc.lang.elaborate.context import Binder, Context, Poisoned, fail
+from nnc.lang.elaborate.context import Binder, Context
+from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.values import (
     Bool,
     Nothing,
@@ -22,11 +23,11 @@ from nnc.lang.elaborate.values import (
     Unknown,
     Weak,
     WeakTensor,
-    describe,
     named,
     of_node,
     scalar,
 )
+from nnc.lang.elaborate.words import describe
 
 
 def define(cx: Context, target: ast.Index, rhs: ast.Expr) -> Tensor:

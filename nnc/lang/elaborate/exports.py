@@ -10,11 +10,12 @@ from nnc.ir.graph import Graph, Node, Write
 from nnc.ir.signature import ArgSig, ExportSig, ResultSig
 from nnc.lang import ast
 from nnc.lang.elaborate.abi import Abi, argument, determined, module_arg
-from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.lang.elaborate.engine import Overrides, context
 from nnc.lang.elaborate.generic import check_unit, warn_imports, warn_unused
 from nnc.lang.elaborate.inits import module_inits, test_graphs
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.signatures import symbolic_where
 from nnc.lang.elaborate.values import (

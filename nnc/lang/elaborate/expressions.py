@@ -7,8 +7,9 @@ from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.attributes import attribute
 from nnc.lang.elaborate.conditions import compare, conditional
-from nnc.lang.elaborate.context import Context, Poisoned, fail, fits_memory
+from nnc.lang.elaborate.context import Context, fits_memory
 from nnc.lang.elaborate.lists import iteration, read_list
+from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.names import lookup, undefined
 from nnc.lang.elaborate.operators import binary_chain, unary
 from nnc.lang.elaborate.reads import read
@@ -31,10 +32,10 @@ from nnc.lang.elaborate.values import (
     Unknown,
     Value,
     WeakTensor,
-    describe,
     integer,
     number,
 )
+from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DType, is_float
 
 

@@ -7,11 +7,12 @@ from nnc.lang import ast
 from nnc.lang.dims import Facts
 from nnc.lang.elaborate.adjoints import check_adjoint
 from nnc.lang.elaborate.constants import constant
-from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.engine import context
 from nnc.lang.elaborate.initial import initial
 from nnc.lang.elaborate.instances import generic_instance
 from nnc.lang.elaborate.members import leaves
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.recursion import recursive_functions
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.signatures import add_leaves, symbolic_param, symbolic_where

@@ -10,7 +10,8 @@ from nnc.lang import ast
 from nnc.lang.elaborate.arguments import take
 from nnc.lang.elaborate.arith import lift, module_tree, settle
 from nnc.lang.elaborate.broadcasting import typed
-from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import (
     Module,
     Operand,
@@ -20,9 +21,9 @@ from nnc.lang.elaborate.values import (
     Tuple,
     Unknown,
     Value,
-    describe,
     of_node,
 )
+from nnc.lang.elaborate.words import describe
 from nnc.lang.types import is_float
 
 

@@ -10,10 +10,12 @@ from nnc.lang.dims import ZERO
 from nnc.lang.elaborate.arguments import arguments
 from nnc.lang.elaborate.arith import adapt
 from nnc.lang.elaborate.calls import call_function
-from nnc.lang.elaborate.context import Context, Frame, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.engine import std_unit
 from nnc.lang.elaborate.members import StoredLeaf
-from nnc.lang.elaborate.values import Function, Tensor, Unknown, Value, WeakTensor, counted
+from nnc.lang.elaborate.mistakes import Poisoned, fail
+from nnc.lang.elaborate.values import Function, Tensor, Unknown, Value, WeakTensor
+from nnc.lang.elaborate.words import counted
 from nnc.lang.types import DTYPES
 
 

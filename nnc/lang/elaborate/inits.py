@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from nnc.ir.graph import Graph, Node
 from nnc.ir.signature import Leaf, ModuleSig
-from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.elaborated import Elaborated
 from nnc.lang.elaborate.engine import Overrides, context
 from nnc.lang.elaborate.initial import initial
 from nnc.lang.elaborate.members import leaves
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.randoms import rng_inputs
 from nnc.lang.elaborate.slots import slots
 from nnc.lang.elaborate.values import Instance, Tensor

@@ -8,8 +8,9 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arguments import near_help
-from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.members import elaborate_members
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import (
     Bool,
     Builtin,
@@ -26,11 +27,10 @@ from nnc.lang.elaborate.values import (
     Value,
     Weak,
     WeakTensor,
-    counted,
-    describe,
     integer,
     number,
 )
+from nnc.lang.elaborate.words import counted, describe
 from nnc.lang.types import DTYPES
 
 

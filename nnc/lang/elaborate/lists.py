@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from nnc.diagnostics import Span
 from nnc.lang import ast
-from nnc.lang.elaborate.context import Context, Poisoned, fail
-from nnc.lang.elaborate.values import (
-    ModuleList,
-    Seq,
-    Tuple,
-    Unknown,
-    Value,
-    Weak,
-    describe,
-    integer,
-)
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import Poisoned, fail
+from nnc.lang.elaborate.values import ModuleList, Seq, Tuple, Unknown, Value, Weak, integer
+from nnc.lang.elaborate.words import describe
 
 LONGEST = 1024  # items of a static list, turns of a static loop
 

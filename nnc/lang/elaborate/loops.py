@@ -15,7 +15,8 @@ from nnc.ir.graph import Axis, Compute, Input, Loop, Node, Part
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import adapt
-from nnc.lang.elaborate.context import Context, Poisoned, fail
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Bool,
@@ -26,10 +27,10 @@ from nnc.lang.elaborate.values import (
     Value,
     Weak,
     WeakTensor,
-    describe,
     integer,
     of_node,
 )
+from nnc.lang.elaborate.words import describe
 from nnc.lang.types import TensorType
 
 UNLIMITED = 2**31 - 1

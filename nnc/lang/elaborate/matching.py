@@ -10,10 +10,10 @@ from nnc.lang.elaborate.arith import adapt, module_tree, settle
 from nnc.lang.elaborate.axes import resolve_axis
 from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.broadcasting import same_dtype
-from nnc.lang.elaborate.context import fail
 from nnc.lang.elaborate.declared import kind_of, module_type
 from nnc.lang.elaborate.members import leaves, tree_argument
 from nnc.lang.elaborate.mismatches import declared, wrong_dtype
+from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.shape_matching import match_shape
 from nnc.lang.elaborate.values import (
     AxisRef,
@@ -26,8 +26,8 @@ from nnc.lang.elaborate.values import (
     Tree,
     Value,
     Weak,
-    describe,
 )
+from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DTYPES
 
 

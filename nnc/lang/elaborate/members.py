@@ -10,7 +10,8 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.elaborate.arith import convert
 from nnc.lang.elaborate.clauses import comparison_facts
-from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Frame
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Bool,
@@ -29,8 +30,8 @@ from nnc.lang.elaborate.values import (
     TreeParam,
     Unknown,
     Value,
-    describe,
 )
+from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DTYPES, TensorType
 from nnc.lang.units import STD
 

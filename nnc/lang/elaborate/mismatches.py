@@ -9,8 +9,10 @@ from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.broadcasting import grouped, size_origin, typed
-from nnc.lang.elaborate.context import Context, Mistake, fail
-from nnc.lang.elaborate.values import Tensor, axes_word
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import Mistake, fail
+from nnc.lang.elaborate.values import Tensor
+from nnc.lang.elaborate.words import axes_word
 from nnc.lang.types import DType
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim
-from nnc.lang.elaborate.context import Context, Mistake, fail
+from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.habits import LIBRARIES, NAMES, layer_help
 from nnc.lang.elaborate.members import member, member_names
+from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Bool,

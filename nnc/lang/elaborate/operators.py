@@ -10,7 +10,8 @@ from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import adapt, element, elementwise, lift, settle
 from nnc.lang.elaborate.broadcasting import broadcast, common_dtype, grouped, size_origin, typed
-from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.sizes import dim_op
 from nnc.lang.elaborate.values import (
     UNKNOWN,
@@ -24,11 +25,11 @@ from nnc.lang.elaborate.values import (
     Value,
     Weak,
     WeakTensor,
-    describe,
     integer,
     number,
     weak_op,
 )
+from nnc.lang.elaborate.words import describe
 
 ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod"}
 

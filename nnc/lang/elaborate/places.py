@@ -7,16 +7,11 @@ from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.elaborate.arguments import bang_text
 from nnc.lang.elaborate.arith import adapt
-from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.reads import planned
-from nnc.lang.elaborate.values import (
-    Stored,
-    Tensor,
-    Unknown,
-    View,
-    WeakTensor,
-    describe,
-)
+from nnc.lang.elaborate.values import Stored, Tensor, Unknown, View, WeakTensor
+from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DType
 
 

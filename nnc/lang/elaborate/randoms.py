@@ -9,7 +9,8 @@ from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.dims import ZERO, Dim
 from nnc.lang.elaborate.arguments import bang_text, take
-from nnc.lang.elaborate.context import Context, fail
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.places import without_bang
 from nnc.lang.elaborate.values import Value
 from nnc.lang.types import TensorType

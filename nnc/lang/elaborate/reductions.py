@@ -11,9 +11,11 @@ from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.elaborate.arith import elementwise
 from nnc.lang.elaborate.binders import bind, declare_binders
 from nnc.lang.elaborate.broadcasting import typed
-from nnc.lang.elaborate.context import Context, fail
+from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.definitions import element_value
-from nnc.lang.elaborate.values import Operand, Tensor, Value, axes_word, integer
+from nnc.lang.elaborate.mistakes import fail
+from nnc.lang.elaborate.values import Operand, Tensor, Value, integer
+from nnc.lang.elaborate.words import axes_word
 from nnc.lang.types import is_float
 
 COMPOSITE = ("mean", "var", "logsumexp")

@@ -10,8 +10,9 @@ from nnc.lang import ast
 from nnc.lang.dims import ONE
 from nnc.lang.elaborate.arith import adapt, module_tree, settle
 from nnc.lang.elaborate.broadcasting import grouped, same_dtype, typed, unequal
-from nnc.lang.elaborate.context import Context, Mistake, fail
+from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.declared import result_origins, result_place, shape_of
+from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Module,
@@ -24,10 +25,8 @@ from nnc.lang.elaborate.values import (
     Value,
     Weak,
     WeakTensor,
-    axes_word,
-    counted,
-    describe,
 )
+from nnc.lang.elaborate.words import axes_word, counted, describe
 from nnc.lang.types import DTYPES, DType, TensorType, is_float, is_int
 
 

@@ -7,8 +7,8 @@ from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, exact_div
 from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.broadcasting import typed
-from nnc.lang.elaborate.context import fail
 from nnc.lang.elaborate.mismatches import declared, wrong_rank, wrong_size
+from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.sizes import quantified
 from nnc.lang.elaborate.values import Tensor
 

@@ -9,10 +9,11 @@ from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.elaborate.clauses import constraint
-from nnc.lang.elaborate.context import Context, Frame, Mistake, fail
+from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.declared import kind_of, module_type, opaque_tree
 from nnc.lang.elaborate.habits import TYPES
 from nnc.lang.elaborate.members import StoredLeaf, leaves, tree_argument
+from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.sizes import quantified
 from nnc.lang.elaborate.values import (
     UNKNOWN,
@@ -23,9 +24,9 @@ from nnc.lang.elaborate.values import (
     Stored,
     TreeParam,
     Value,
-    declared_origins,
     of_node,
 )
+from nnc.lang.elaborate.words import declared_origins
 from nnc.lang.types import DTYPES, TensorType
 
 

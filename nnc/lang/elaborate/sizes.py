@@ -7,9 +7,11 @@ from dataclasses import fields
 
 from nnc.lang import ast
 from nnc.lang.dims import Dim, apply, divides, exact_div
-from nnc.lang.elaborate.context import Context, Frame, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context, Frame
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.names import undefined
-from nnc.lang.elaborate.values import Pack, Tensor, Unknown, Weak, describe
+from nnc.lang.elaborate.values import Pack, Tensor, Unknown, Weak
+from nnc.lang.elaborate.words import describe
 
 
 def quantified(cx: Context, frame: Frame, e: ast.Expr) -> list[str]:

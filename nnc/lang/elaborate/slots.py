@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from nnc.ir.signature import Slot
 from nnc.lang import ast
-from nnc.lang.elaborate.context import fail
 from nnc.lang.elaborate.members import subs
+from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.values import Instance
 
 

@@ -7,22 +7,15 @@ from dataclasses import replace
 
 from nnc.diagnostics import Span
 from nnc.lang import ast
-from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.control import run_assert, run_for, run_if, run_while
 from nnc.lang.elaborate.definitions import define
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.results import returned
 from nnc.lang.elaborate.storage import may_define, write_storage
-from nnc.lang.elaborate.values import (
-    UNKNOWN,
-    Origin,
-    Stored,
-    Tensor,
-    Tuple,
-    Unknown,
-    Value,
-    describe,
-)
+from nnc.lang.elaborate.values import UNKNOWN, Origin, Stored, Tensor, Tuple, Unknown, Value
 from nnc.lang.elaborate.walks import assigned, nested
+from nnc.lang.elaborate.words import describe
 
 
 def execute(cx: Context, body: Sequence[ast.Stmt]) -> None:

@@ -9,7 +9,8 @@ from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import adapt, as_tensor, module_tree
 from nnc.lang.elaborate.broadcasting import free_dtype, typed
-from nnc.lang.elaborate.context import Context, Mistake, Poisoned, fail
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.places import place, read_only, without_bang
 from nnc.lang.elaborate.updates import Writing, updated, writing
 from nnc.lang.elaborate.values import (
@@ -23,9 +24,8 @@ from nnc.lang.elaborate.values import (
     View,
     Weak,
     WeakTensor,
-    counted,
-    describe,
 )
+from nnc.lang.elaborate.words import counted, describe
 
 
 def may_define(cx: Context, name: str, span: Span) -> None:

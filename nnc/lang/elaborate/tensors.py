@@ -10,8 +10,10 @@ from nnc.lang.elaborate.arguments import take
 from nnc.lang.elaborate.arith import adapt, element, lift, settle, weak_kind
 from nnc.lang.elaborate.axes import resolve_axis
 from nnc.lang.elaborate.broadcasting import broadcast, common_dtype
-from nnc.lang.elaborate.context import Context, Poisoned, fail
-from nnc.lang.elaborate.values import Bool, Operand, Tensor, Value, WeakTensor, describe, number
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import Poisoned, fail
+from nnc.lang.elaborate.values import Bool, Operand, Tensor, Value, WeakTensor, number
+from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DType
 
 

@@ -9,7 +9,8 @@ from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.elaborate.arguments import take
 from nnc.lang.elaborate.arith import as_tensor, elementwise, lift, settle
-from nnc.lang.elaborate.context import Context, Poisoned
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import Poisoned
 from nnc.lang.elaborate.reductions import reduce_whole
 from nnc.lang.elaborate.values import (
     Operand,

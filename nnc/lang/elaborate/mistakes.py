@@ -1,0 +1,34 @@
+"""Mistakes in the program, as exceptions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from nnc.diagnostics import Diagnostic, Label, Span
+
+
+class Mistake(Exception):
+    """A diagnosed mistake; unwinds to the statement, whose results become Unknown."""
+
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic.message)
+        self.diagnostic = diagnostic
+
+
+class Poisoned(Exception):
+    """An operand is Unknown: the result is too; nothing is reported."""
+
+
+def fail(
+    code: str,
+    message: str,
+    span: Span,
+    text: str = "",
+    labels: Sequence[Label] = (),
+    notes: Sequence[str] = (),
+    help: str | None = None,
+    whole: Span | None = None,
+) -> Mistake:
+    """The exception to raise for a mistake in the program."""
+    labels, notes = tuple(labels), tuple(notes)
+    return Mistake(Diagnostic(code, message, span, text, labels, notes, help, whole=whole))
