@@ -221,7 +221,7 @@ COMMANDS = {
     "explain": [],
     "plan": ["f"],
     "profile": ["f"],
-    "golden": ["--update"],
+    "golden": [],
     "fmt": [],
 }
 

@@ -94,7 +94,7 @@ def _declaration(title: str, native: Native, rows: Sequence[_Pointer]) -> str:
 
 def _lookup(head: str, kind: str, items: Sequence[str]) -> str:
     """A function of an index into a table."""
-    used = "    (void)d;\n" if "*d" in head else ""
+    used = "    (void)d;\n" if "int64_t *d," in head else ""
     rows = "".join(f"        {item},\n" for item in items or ["0"])
     return (
         f"static inline {head} {{\n{used}    {kind} t[] = {{\n{rows}    }};\n    return t[i];\n}}\n"
