@@ -52,7 +52,7 @@ def golden(args: argparse.Namespace) -> int:
 
 
 def folder_of(path: Path) -> Path:
-    return path.with_suffix(".golden")
+    return path.parent / f"{path.stem}.golden"
 
 
 def compare(
