@@ -55,9 +55,7 @@ def numpy_step(p: Arrays, x: Any, y: Any) -> Callable[[], float]:
 
 
 def torch_step(torch: Any, p: Arrays, x: Any, y: Any) -> tuple[Callable[[], Any], Any]:
-    net = torch.nn.Sequential(
-        torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10)
-    )
+    net = torch.nn.Sequential(torch.nn.Linear(64, 128), torch.nn.ReLU(), torch.nn.Linear(128, 10))
     with torch.no_grad():
         for layer, name in ((net[0], "fc1"), (net[2], "fc2")):
             layer.weight.copy_(torch.from_numpy(p[f"{name}.weight"]))

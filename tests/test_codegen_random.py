@@ -22,9 +22,7 @@ from tests.test_lower import Maker
 
 def busy(p: Program) -> Program:
     """The same Program with so much work that every kernel runs on all threads."""
-    steps = tuple(
-        replace(s, work=Dim.of(1 << 30)) if isinstance(s, Kernel) else s for s in p.steps
-    )
+    steps = tuple(replace(s, work=Dim.of(1 << 30)) if isinstance(s, Kernel) else s for s in p.steps)
     return replace(p, steps=steps)
 
 

@@ -59,6 +59,12 @@ def close(got: Any, want: Any, tolerance: float, what: str = "") -> None:
     assert apart < tolerance, f"{what}: {apart:.2e}"
 
 
+def distance(got: Any, want: Any) -> float:
+    """The relative difference in the Euclidean norm."""
+    want = want.detach().numpy()
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
 def same_moments(opt: Any, p: Mapping[str, Any], tolerance: float, share: float = 0.1) -> None:
     """The first moments after the first step, which are `share` of the gradients."""
     largest = max(float(v.grad.abs().max()) for v in tm.trained(p).values())
@@ -239,11 +245,10 @@ def resnet_steps(m: Any, x: Any, steps: int, lr: float, tolerance: float) -> Non
         theirs.append(tm.descend(other, resnet_loss(p, x)))
         if step == 0:
             for key, value in tm.trained(p).items():
-                want = value.grad.numpy()
-                apart = np.linalg.norm(opt[f"m.{key}"] - want) / np.linalg.norm(want)
-                assert apart < tolerance, key
+                assert distance(opt[f"m.{key}"], value.grad) < tolerance, key
             for key, value in p.items():
-                close(net[key], value, 1e-4 if key.endswith(tm.STATISTICS) else tolerance, key)
+                statistic = key.endswith(tm.STATISTICS)
+                assert distance(net[key], value) < (1e-4 if statistic else tolerance), key
     curve(mine, theirs, 1e-2)
 
 
