@@ -290,9 +290,9 @@ class _Assigner:
         for p in self.users[loop]:
             if isinstance(p, Part) and p in self.graph.results and p.index < len(loop.init):
                 first = loop.init[p.index]
-                if isinstance(first, Compute) and first not in self.out.places:
-                    if self.last_reader(first, loop):
-                        self.out.places[first] = self.out.places[p]
+                fresh = isinstance(first, Compute) and first not in self.out.places
+                if fresh and self.last_reader(first, loop):
+                    self.out.places[first] = self.out.places[p]
 
     def loop(self, node: Loop) -> None:
         """The carried values have one place each, that of the last version."""
