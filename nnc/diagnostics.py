@@ -90,6 +90,7 @@ class Diagnostic:
     help: str | None = None
     severity: str = "error"
     whole: Span | None = None  # the expression at fault, when the primary underline is a part of it
+    once: tuple[str, ...] = ()  # of several with the same mark only the first is reported
 
     @property
     def at(self) -> Span:
@@ -123,8 +124,11 @@ class Diagnostics:
     items: list[Diagnostic] = field(default_factory=list)
 
     def add(self, diagnostic: Diagnostic) -> None:
+        """Keeps it, unless its place and message, or its mistake, have been reported."""
         same = (diagnostic.code, diagnostic.span, diagnostic.message)
-        if all((d.code, d.span, d.message) != same for d in self.items):
+        if any((d.code, d.span, d.message) == same for d in self.items):
+            return
+        if not diagnostic.once or all(d.once != diagnostic.once for d in self.items):
             self.items.append(diagnostic)
 
     @property

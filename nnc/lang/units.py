@@ -102,6 +102,7 @@ class Loader:
             unit.defs[decl.name] = decl
             return
         label = Label(old.name_span, "first defined here")
+        unit.failed.add(decl.name)
         what = "two exports" if _exported(old) and _exported(decl) else "two definitions"
         self._error(
             "E0807",

@@ -31,6 +31,8 @@ def argument(cx: Context, frame: Frame, p: ast.Param, abi: Abi) -> None:
     place = f"{p.span.source.name}:{p.span.line}"
     text = p.type.span.text if p.type is not None else ""
     frame.var_spans[p.name] = p.name_span
+    if p.inout:
+        frame.inout[p.name] = p.span
     default = _default(cx, p)
     match kind_of(p):
         case "dim":

@@ -163,6 +163,9 @@ def _sizes(shape: tuple[Dim, ...]) -> str:
 def no_range(cx: Context, r: Range, scope: Sequence[ast.Expr]) -> Exception:
     """An index name that nothing gives a size. Silent where a tensor is Unknown after a mistake."""
     uses = [n for n in syntax(*scope) if isinstance(n, ast.Index)]
+    for n in uses:
+        if isinstance(n.value, ast.Name | ast.Attr):
+            cx.eval(n.value)  # its own mistake comes first
     if any(isinstance(_quiet(cx, n.value), Unknown) for n in uses):
         return Poisoned()
     for use in uses:

@@ -107,6 +107,8 @@ def _ignore(cx: Context, e: ast.Expr) -> None:
 def call_function(cx: Context, fn: Function, e: ast.Call, given: Sequence[Given]) -> Value:
     """A user's function: types are matched, then its body is inlined (generic: by signature)."""
     func, owner = fn.defn, fn.owner
+    if func in cx.loader.cyclic:
+        raise Poisoned
     name = (owner.name or owner.inst.id) if owner is not None and func.name == "forward" else ""
     pairs = paired(func, name or func.name, e, given)
     _may_bang(cx, e)
@@ -119,18 +121,38 @@ def call_function(cx: Context, fn: Function, e: ast.Call, given: Sequence[Given]
         real=owner.inst.real if owner is not None else cx.frame.real,
     )
     b = Binding(cx, func, frame, e, [], name)
+    try:
+        _match(b, pairs)
+    except Mistake:
+        if _is_broken(cx, func):  # reported there; this may only follow from it
+            raise Poisoned from None
+        raise
+    return _opaque(b) if cx.generic else _inline(b, fn)
+
+
+def _match(b: Binding, pairs: Sequence[tuple[ast.Param, Given | None]]) -> None:
+    """Evaluates the arguments in the caller and binds them to the callee's names."""
+    cx, frame = b.cx, b.frame
     by = {p.name: g for p, g in pairs if g is not None}
     values = [(p, _evaluate(cx, p, g, frame.real)) for p, g in pairs]
     if any(isinstance(v, Unknown) and kind_of(p) != "axis" for p, v in values):
         raise Poisoned
-    if owner is None:
+    if frame.owner is None:
         frame.real = _real_of(cx, values)
     for p, value in values:
         bind_argument(b, p, value, by.get(p.name))
     _overlaps(frame, by)
     solve_pending(b)
     where_clauses(b)
-    return _opaque(b) if cx.generic else _inline(b, fn)
+
+
+def _is_broken(cx: Context, func: ast.FuncDef) -> bool:
+    """Whether a mistake has been reported inside a definition."""
+    span = func.span
+    return any(
+        d.span.source is span.source and span.line <= d.span.line <= span.end_line
+        for d in cx.diagnostics.errors
+    )
 
 
 def _may_bang(cx: Context, e: ast.Call) -> None:

@@ -67,7 +67,8 @@ def module_type(cx: Context, t: ast.TypeExpr | None) -> Instance | None:
             help = f"`from {homes[0]} import {name}`"
         if name in TYPES:
             help = f"`{TYPES[name]}`"
-        raise fail("E0801", f"there is no type `{name}`", t.name_span, help=help)
+        once = ("undefined", t.span.source.name, name)
+        raise fail("E0801", f"there is no type `{name}`", t.name_span, help=help, once=once)
     if isinstance(value, Unknown):
         raise Poisoned
     raise fail("E0801", f"`{name}` is {describe(value)}, not a type", t.name_span)

@@ -13,7 +13,7 @@ from nnc.lang.elaborate.initial import initial
 from nnc.lang.elaborate.instances import generic_instance
 from nnc.lang.elaborate.members import leaves
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
-from nnc.lang.elaborate.recursion import recursive_functions
+from nnc.lang.elaborate.recursion import doubled_names, recursive_functions
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.signatures import add_leaves, symbolic_param, symbolic_where
 from nnc.lang.elaborate.sizes import quantified
@@ -24,8 +24,11 @@ from nnc.lang.units import Loader, Unit
 
 def check_unit(loader: Loader, unit: Unit) -> None:
     """Checks every module and every function that is not exported, with sizes as names."""
-    for recursive in recursive_functions(unit):
+    for cycle, recursive in recursive_functions(unit):
+        loader.cyclic |= set(cycle)
         loader.diagnostics.add(recursive)
+    for twice in doubled_names(unit):
+        loader.diagnostics.add(twice)
     for defn in unit.defs.values():
         match defn:
             case ast.ModuleDef():

@@ -28,7 +28,9 @@ def fail(
     notes: Sequence[str] = (),
     help: str | None = None,
     whole: Span | None = None,
+    once: tuple[str, ...] = (),
 ) -> Mistake:
     """The exception to raise for a mistake in the program."""
     labels, notes = tuple(labels), tuple(notes)
-    return Mistake(Diagnostic(code, message, span, text, labels, notes, help, whole=whole))
+    d = Diagnostic(code, message, span, text, labels, notes, help, whole=whole, once=once)
+    return Mistake(d)

@@ -60,9 +60,9 @@ def _in_module(cx: Context, name: str) -> Value | None:
 
 
 def in_file(cx: Context, unit: Unit, name: str) -> Value | None:
-    found = unit.find(name)
-    if found is None and name in unit.failed:
+    if name in unit.failed:
         return UNKNOWN
+    found = unit.find(name)
     if found is None:
         return UnitRef(unit.aliases[name]) if name in unit.aliases else None
     where, definition = found
@@ -105,4 +105,5 @@ def undefined(cx: Context, name: str, span: Span) -> Mistake:
         help = "layers and functions need no prefix: `from std.nn import Linear`, `exp(x)`"
     elif help is None and near:
         help = f"did you mean `{near}`?"
-    return fail("E0801", f"`{name}` is not defined", span, help=help)
+    once = ("undefined", span.source.name, name)
+    return fail("E0801", f"`{name}` is not defined", span, help=help, once=once)

@@ -98,4 +98,5 @@ def without_bang(cx: Context, what: str, span: Span) -> Mistake:
         return fail("E0502", what, span, help="call the function with `!`")
     call = cx.calls[-1].call
     label = Label(call.span, "called without `!`", aside=True)
-    return fail("E0502", what, span, labels=(label,), help=f"`{bang_text(call)}`")
+    once = ("no bang", call.span.place)
+    return fail("E0502", what, span, labels=(label,), help=f"`{bang_text(call)}`", once=once)

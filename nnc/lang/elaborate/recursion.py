@@ -1,17 +1,17 @@
-"""Functions that call themselves: there is no recursion."""
+"""What the text alone shows: functions that call themselves, parameters with one name."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from nnc.diagnostics import Diagnostic, Span
+from nnc.diagnostics import Diagnostic, Label, Span
 from nnc.lang import ast
 from nnc.lang.elaborate.walks import syntax
 from nnc.lang.units import Unit
 
 
-def recursive_functions(unit: Unit) -> Iterator[Diagnostic]:
-    """One message for each cycle of calls among the functions of a file, or of one module."""
+def recursive_functions(unit: Unit) -> Iterator[tuple[list[ast.FuncDef], Diagnostic]]:
+    """Each cycle of calls among the functions of a file, or of one module, with its message."""
     functions = {n: d for n, d in unit.defs.items() if isinstance(d, ast.FuncDef)}
     yield from _cycles(functions)
     for module in unit.defs.values():
@@ -19,7 +19,9 @@ def recursive_functions(unit: Unit) -> Iterator[Diagnostic]:
             yield from _cycles({m.name: m for m in module.members if isinstance(m, ast.FuncDef)})
 
 
-def _cycles(functions: Mapping[str, ast.FuncDef]) -> Iterator[Diagnostic]:
+def _cycles(
+    functions: Mapping[str, ast.FuncDef],
+) -> Iterator[tuple[list[ast.FuncDef], Diagnostic]]:
     calls = {name: _calls(f, functions) for name, f in functions.items()}
     done: set[str] = set()
     for start in functions:
@@ -35,7 +37,8 @@ def _cycles(functions: Mapping[str, ast.FuncDef]) -> Iterator[Diagnostic]:
                 path.pop()
                 done.add(name)
             elif found[0] in path:
-                yield _recursive([*path[path.index(found[0]) :], found[0]], found[1])
+                cycle = path[path.index(found[0]) :]
+                yield [functions[n] for n in cycle], _recursive([*cycle, found[0]], found[1])
             elif found[0] not in done:
                 path.append(found[0])
                 stack.append((found[0], iter(calls[found[0]])))
@@ -57,3 +60,16 @@ def _recursive(names: list[str], span: Span) -> Diagnostic:
     notes = (" calls ".join(names),) if len(names) > 2 else ()
     help = "there is no recursion; `for` and lists of modules repeat"
     return Diagnostic("E0809", text, span, notes=notes, help=help)
+
+
+def doubled_names(unit: Unit) -> Iterator[Diagnostic]:
+    """Parameters of one definition that have the same name."""
+    for node in syntax(unit.file.decls):
+        if isinstance(node, ast.FuncDef | ast.ModuleDef | ast.ExternDef):
+            seen: dict[str, ast.Param] = {}
+            for p in node.params:
+                first = seen.setdefault(p.name, p)
+                if first is not p:
+                    label = (Label(first.name_span, "the first"),)
+                    text = f"two parameters of `{node.name}` are called `{p.name}`"
+                    yield Diagnostic("E0807", text, p.name_span, labels=label)

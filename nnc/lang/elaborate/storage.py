@@ -174,7 +174,8 @@ def _read_only(cx: Context, key: str, target: Span) -> Mistake:
     args = ", ".join(a.span.text for a in call.args)
     func = call.func.span
     quiet = f"`{func.text}({args})` uses the stored values and keeps them"
-    return fail("E0501", message, func, text, labels, help=quiet if call.bang else None)
+    once = ("read-only", func.place)
+    return fail("E0501", message, func, text, labels, help=quiet if call.bang else None, once=once)
 
 
 def _write_module(cx: Context, module: Module, value: Value, target: Span, span: Span) -> None:
