@@ -226,6 +226,8 @@ def _opaque(b: Binding) -> Value:
     cx = b.cx
     if b.func.returns is None:
         return Nothing()
+    if _is_broken(cx, b.func):
+        raise Poisoned
     with cx.in_frame(b.frame):
         return opaque_type(cx, b.func.returns, b.call.span, b.func.name)
 

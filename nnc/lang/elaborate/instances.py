@@ -224,6 +224,10 @@ def generic_instance(cx: Context, which: ModuleType) -> Instance:
 
 def _symbolic(cx: Context, frame: Frame, p: ast.Param) -> Value:
     kind = p.type.name if isinstance(p.type, ast.TensorTypeExpr) else None
+    if p.type is not None and kind not in (*DTYPES, "tree", "dim"):
+        help = "a parameter is a size, a number, a `bool`, a `tree`, or a function by its default"
+        text = f"a module parameter cannot be a `{p.type.span.text}`"
+        raise fail("E0308", text, p.type.span, help=help)
     if kind == "tree":
         return Tree({}, TreeParam(p.name))
     if kind == "bool":
