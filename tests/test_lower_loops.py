@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,11 @@ from nnc.ir.interpret import run as oracle
 from nnc.ir.loop import Commit, Kernel, Program, Repeat, Step
 from nnc.ir.print_loop import print_program
 from nnc.ir.scalar import add, cast, mul, op, sub
+from nnc.lang.dims import Dim
 from nnc.passes.fuse import fuse, print_fused
+from nnc.passes.verify_loop import verify
 from tests.graphs import axes, comp, graph, idx, inp, load, sample, update
-from tests.lowering import check
+from tests.lowering import check, compile_graph
 from tests.native import NUMPY, IndexFailure, native
 from tests.turns import carry, loop
 
@@ -381,3 +384,45 @@ def test_while_on_all_threads() -> None:
 def test_dump_of_a_loop() -> None:
     text = print_fused(fuse(nested()))
     assert text.count("# run-time loop over") == 2 and "write" in text
+
+
+# ---- memory, mistakes ---------------------------------------------------------------------------
+
+
+def test_memory_of_turns() -> None:
+    """Values of one turn share places; what is carried or read in every turn keeps its own."""
+    x = inp("x", "B", "B")
+    over = axes(i="B", j="B")
+    s = carry("s", "B", "B")
+    outside = comp(op("exp", load(x, "$i", "$j")), over)
+    value: Node = s
+    (k,) = axes(k="B")
+    for _ in range(6):
+        product = mul(load(value, "$i", "$k"), load(outside, "$k", "$j"))
+        total = load(comp(product, over, "sum", (k,)), "$i", "$j")
+        value = comp(op("tanh", mul(total, Const("f64", 0.01))), over)
+    (end,) = loop("$t.0", "T", [(s, outside, value)])
+    p = agree(graph([end], [x], ["B", "T"]), [{"B": 3, "T": 2}, {"B": 70, "T": 3}])
+    places = {str(b.offset) for b in p.buffers}
+    assert len(p.buffers) > 5 and len(places) <= 4, print_program(p)
+
+
+def broken(p: Program, text: str, **changes: Any) -> None:
+    """Asserts what is said about a program whose loop is changed."""
+    steps = tuple(replace(s, **changes) if isinstance(s, Repeat) else s for s in p.steps)
+    with pytest.raises(AssertionError, match=text):
+        verify(replace(p, steps=steps), "test")
+
+
+def test_mistakes_are_found() -> None:
+    x = inp("x", "T", "B")
+    s = carry("s", "B")
+    new = comp(add(load(s, "$i"), load(x, "$t.0", "$i")), axes(i="B"))
+    outs = loop("$t.0", "T", [(s, zeros("B"), new)], [new])
+    p = compile_graph(graph(outs, [x], ["B", "T"]))
+    broken(p, "unbound", var="$u.0")
+    broken(p, "may leave 0..T-1", trip=Dim.of("B"))
+    broken(p, "repeat", trip=Dim.of("N"))
+    broken(p, "nothing writes result1", steps=())
+    with pytest.raises(AssertionError, match="read before it is written"):
+        verify(replace(p, steps=p.steps[1:]), "test")

@@ -117,7 +117,7 @@ class LoopMaker(Maker):
         if self.rng.random() < 0.3 and over:
             turned = (*(a.var for a in over[:-1]), over[-1].extent - 1 - d(over[-1].var))
             fresh = mul(fresh, load(c, *turned))
-        return comp(op("tanh", mul(fresh, Const("f64", 0.25))), over)  # no chaos
+        return comp(op("tanh", mul(fresh, Const("f64", 0.05))), over)  # no chaos
 
     def storage(self) -> None:
         if self.turns:
