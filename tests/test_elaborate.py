@@ -956,3 +956,133 @@ def test_tests_become_graphs() -> None:
     ((title, graph, asserts),) = done.elaborated.tests
     assert title == "doubles" and len(asserts) == 2
     assert all(interpret(graph, {}, {}).results)
+
+
+# ---- corners --------------------------------------------------------------------------------------
+
+
+def test_bounds_are_those_of_the_slice_that_is_read() -> None:
+    text = """
+    def at(row: real[K], i: i32) -> real = row[i else 9]
+    export def f(x: f32[B, 4], n: i32[B]) -> f32[B]:
+        y[b] = at(x[b, 1:3], n[b])
+        return y
+    """
+    n = np.array([0, 2, -1], np.int32)
+    same(run(text, x=X, n=n), [X[0, 1], 9, 9])
+
+
+def test_else_of_a_part_and_else_of_an_element() -> None:
+    text = """
+    def at(row: real[K], i: dim) -> real = row[i else 2]
+    export def f(x: f32[2, 3]) -> f32[3, 4]:
+        y[a:3, b:4] = at(x[a else 1], b)
+        return y
+    """
+    x = array(2, 3)
+    want = np.full((3, 4), 2.0)
+    want[:2, :3], want[2, :3] = x, 1
+    same(run(text, x=x), want)
+
+
+def test_a_branch_that_is_not_taken_reads_nothing() -> None:
+    text = """
+    export def f(x: f32[D], n: i32[N]) -> (f32[N], f32[N]):
+        y[i] = x[n[i]] if n[i] >= 0 else 0
+        z[i] = sum[k:2](x[n[i] + k]) if n[i] >= 0 else 0
+        return y, z
+    """
+    n = np.array([1, -7, 2], np.int32)
+    same(run(text, x=V, n=n), [V[1], 0, V[2]], [V[1] + V[2], 0, V[2] + V[3]])
+
+
+def test_index_statements_inside_functions_of_elements() -> None:
+    text = """
+    def energy(row: real[D], scale: real) -> real:
+        z[i] = row[i] * scale
+        s = sum(z * z)
+        return s / (1 + s)
+    export def f(x: f32[B, D], c: f32[B]) -> f32[B]:
+        y[b] = energy(x[b], c[b]) if c[b] > 0 else -1
+        return y
+    """
+    s = ((X * U[:, None]) ** 2).sum(1)
+    same(run(text, x=X, c=U), np.where(U > 0, s / (1 + s), -1))
+
+
+def test_gathers_of_computed_tensors() -> None:
+    text = """
+    export def f(x: f32[B, D], n: i32[K]) -> (f32[K, D], f32[K]):
+        return (x + 1)[n], concat(x, 2 * x, over=0)[n, 0] + sum(x, over=1)[n]
+    """
+    n = np.array([2, 0], np.int32)
+    both = np.concatenate([X, 2 * X])
+    same(run(text, x=X, n=n), (X + 1)[n], both[n, 0] + X.sum(1)[n])
+
+
+def test_a_local_that_one_branch_writes() -> None:
+    text = """
+    def bump(inout a: real[D], v: real) -> real:
+        a[0] := v
+        return v
+    export def f(x: f32[4], limit: f32) -> (f32[4], f32):
+        y = x
+        r = 0.0
+        if limit > 0:
+            r = bump(y, limit)
+        y[1] := 5
+        return y, r
+    """
+    yes, no = V.copy(), V.copy()
+    yes[0], yes[1], no[1] = 2, 5, 5
+    same(run(text, x=V, limit=2.0), yes, 2)
+    same(run(text, x=V, limit=-1.0), no, 0)
+
+
+def test_reductions_of_literals() -> None:
+    text = """
+    export def f(x: f32[B, D]) -> (f32, i32, f32[B]):
+        part = where(x > 0, 1, 0)
+        y[b] = mean[d](1 if x[b, d] > 0 else 0)
+        return mean(part), sum(part), y
+    """
+    same(run(text, x=X), (X > 0).mean(), (X > 0).sum(), (X > 0).mean(1))
+
+
+def test_bytes_wrap_and_shifts_of_indices() -> None:
+    text = """
+    export def f(x: u8[K], m: bool[K]) -> (u8[K], bool[K], i32):
+        y[k:K] = x[(k + 1) % K]
+        return x + y, m and not m, sum(i32(x))
+    """
+    x = np.array([200, 100, 7], np.uint8)
+    y = np.roll(x, -1)
+    same(run(text, x=x, m=np.array([True, False, True])), x + y, [False] * 3, x.astype(int).sum())
+
+
+def test_static_lists_of_modules_and_their_slices() -> None:
+    text = f"""{LINEAR}
+module Net(D=4):
+    layers = [Linear(D, D) for l in 3]
+    def forward(x: real[B, D]) -> real[B, D]:
+        for layer in layers[1:]: x = layer(x)
+        return x + layers[0].bias
+export def f(net: Net, x: f32[B, 4]) -> f32[B, 4] = net(x)
+"""
+    w1, w2 = array(4, 4, seed=1), array(4, 4, seed=2)
+    got = run(text, net_layers_1_weight=w1, net_layers_2_weight=w2, net_layers_0_bias=V, x=X)
+    same(got, X @ w1.T @ w2.T + V)
+
+
+def test_an_inout_module_is_written_by_a_function() -> None:
+    text = f"""{PAIR}
+def decay(inout p: Pair, by: real) -> real:
+    p := by * p
+    p.a[0] := 3
+    return norm(p)
+export def f(inout p: Pair) -> f32 = decay(p, 0.5)
+"""
+    out = run(text, p_a=A, p_b=BB)
+    np.testing.assert_allclose(out.writes["p.a"], [3, A[1] / 2])
+    np.testing.assert_allclose(out.writes["p.b"], BB / 2)
+    same(out, np.sqrt(9 + (A[1] / 2) ** 2 + (BB**2).sum() / 4))

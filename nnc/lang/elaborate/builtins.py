@@ -11,13 +11,13 @@ from nnc.ir.scalar import SCALARS
 from nnc.lang import ast
 from nnc.lang.dims import apply
 from nnc.lang.elaborate.arguments import take
-from nnc.lang.elaborate.arith import as_tensor, convert, elementwise, module_tree, settle
+from nnc.lang.elaborate.arith import adapt, as_tensor, convert, elementwise, module_tree, settle
 from nnc.lang.elaborate.axes import resolve_axes
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.gradients import grad, stop
 from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.randoms import random_tensor
-from nnc.lang.elaborate.reductions import REDUCTIONS, reduce_whole
+from nnc.lang.elaborate.reductions import COMPOSITE, REDUCTIONS, reduce_whole
 from nnc.lang.elaborate.tensors import concat, where, zeros_like
 from nnc.lang.elaborate.trees import finite, norm, rank, size, total
 from nnc.lang.elaborate.values import (
@@ -171,7 +171,10 @@ def _reduction(cx: Context, name: str, e: ast.Call) -> Value:
         )
     tensor = settle(cx, Operand(x, args[0].span), "a tensor")
     if isinstance(tensor, Weak | WeakTensor):
-        tensor = as_tensor(cx, tensor, args[0].span)
+        if name in COMPOSITE:  # their results are real
+            tensor = adapt(cx, tensor, cx.frame.real, args[0].span)
+        else:
+            tensor = as_tensor(cx, tensor, args[0].span)
     if not isinstance(tensor, Tensor) or not isinstance(keep, Bool):
         raise Poisoned
     axes = None if over is None else resolve_axes(cx, tensor, over)
