@@ -1,8 +1,4 @@
-"""Loads object code into this process and calls it.
-
-MCJIT, not ORC: for finished objects both need about the same time (40 small objects: 2-3 ms and
-3-4 ms), and an engine keeps one object's symbols to itself: two models may use the same ones.
-"""
+"""Loads object code into this process and calls it."""
 
 from __future__ import annotations
 
@@ -10,17 +6,17 @@ import ctypes
 import os
 import threading
 from collections.abc import Sequence
-from typing import Any
 
-import llvmlite.binding as llvm
 import numpy as np
 
 from nnc.errors import DeviceError, IndexError
 from nnc.ir.signature import Native, Support
+from nnc.runtime.elf import Loaded, process_symbol
 from nnc.runtime.memory import Array, aligned, pointer, rounded
 
 _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-_shared: dict[str, object] = {}  # never unloaded: workers stand in the pool's code
+_shared: dict[str, Loaded] = {}  # never unloaded: workers stand in the pool's code
+_symbols: dict[str, int] = {}  # of what is shared
 _shared_lock = threading.Lock()
 
 
@@ -34,27 +30,16 @@ def install(support: Support) -> None:
     with _shared_lock:
         if support.name in _shared:
             return
-        engine = _engine(support.data)
-        for name in support.functions:
-            llvm.add_symbol(name, engine.get_function_address(name))
-        for name in support.tables:
-            llvm.add_symbol(name, engine.get_global_value_address(name))
-        _shared[support.name] = engine
+        loaded = _loaded(support.data)
+        _symbols.update({n: loaded.symbols[n] for n in (*support.functions, *support.tables)})
+        _shared[support.name] = loaded
 
 
-def _engine(data: bytes) -> Any:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    machine = llvm.Target.from_default_triple().create_target_machine(jit=True)
-    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+def _loaded(data: bytes) -> Loaded:
     try:
-        object_file = llvm.ObjectFileRef.from_data(data)
-    except RuntimeError as error:
+        return Loaded(data, lambda name: _symbols.get(name) or process_symbol(name))
+    except ValueError as error:
         raise DeviceError(f"this object code cannot be loaded: {error}") from None
-    engine.add_object_file(object_file)
-    engine.finalize_object()
-    engine.nnc_object = object_file  # lives as long as the code
-    return engine
 
 
 class Code:
@@ -63,19 +48,16 @@ class Code:
     def __init__(self, objects: Sequence[bytes], support: Sequence[Support] = ()) -> None:
         self.objects = tuple(objects)
         self.support = tuple(support)
-        self._engines: dict[int, Any] = {}
+        self._loaded: dict[int, Loaded] = {}
         self._lock = threading.Lock()
 
     def address(self, native: Native) -> int:
         with self._lock:
-            if native.object not in self._engines:
+            if native.object not in self._loaded:
                 for each in self.support:
                     install(each)
-                self._engines[native.object] = _engine(self.objects[native.object])
-            engine = self._engines[native.object]
-        found = int(engine.get_function_address(native.symbol))
-        assert found, native
-        return found
+                self._loaded[native.object] = _loaded(self.objects[native.object])
+            return self._loaded[native.object].symbols[native.symbol]
 
 
 class Entry:
