@@ -72,7 +72,7 @@ def torch_step(torch: Any, p: Arrays, x: Any, y: Any) -> tuple[Callable[[], Any]
         loss = torch.nn.functional.cross_entropy(net(xs), ys)
         loss.backward()
         opt.step()
-        return loss
+        return loss.detach()
 
     return step, net
 

@@ -14,6 +14,9 @@ from statistics import median
 import numpy as np
 
 
+IDLE = 0.02  # seconds before a sample: the workers of the candidate before stop spinning
+
+
 @dataclass(frozen=True)
 class Row:
     """One candidate of a workload: median seconds of a call; `ratio`: its time over nnc's (> 1: nnc is faster)."""
@@ -74,6 +77,7 @@ def alternate(
     while time.perf_counter() < end or len(next(iter(samples.values()))) < 5:
         for name, run in candidates.items():
             n = loops[name]
+            time.sleep(IDLE)
             run()  # wakes this candidate's workers
             start = time.perf_counter()
             for _ in range(n):

@@ -106,7 +106,7 @@ def var(name: str, dtype: str = "f32") -> Var:
     return Var(dtype, name)
 
 
-def kernel(*body: Stmt, work: DimLike = 1 << 20) -> Kernel:
+def kernel(*body: Stmt, work: DimLike = 1 << 24) -> Kernel:
     return Kernel("k", body, NOWHERE, "test", Dim.of(work))
 
 
