@@ -1086,3 +1086,28 @@ export def f(inout p: Pair) -> f32 = decay(p, 0.5)
     np.testing.assert_allclose(out.writes["p.a"], [3, A[1] / 2])
     np.testing.assert_allclose(out.writes["p.b"], BB / 2)
     same(out, np.sqrt(9 + (A[1] / 2) ** 2 + (BB**2).sum() / 4))
+
+
+# ---- what is checked at entry -----------------------------------------------------------------------
+
+
+def entry_checks(text: str) -> list[str]:
+    done = checked(text)
+    assert done.elaborated is not None
+    return [c.text for c in done.elaborated.exports[0].signature.checks]
+
+
+def test_where_clauses_and_exact_quotients_are_checked_at_entry() -> None:
+    text = "export def f(x: f32[B, T], H: dim) -> f32[B, T/H, H] where 2 <= T:\n"
+    text += "    y[b, i, h] = x[b, (i, h:H)]\n    return y\n"
+    assert entry_checks(text) == ["2 <= T", "H >= 1", "T % H == 0"]
+
+
+def test_sizes_that_may_be_negative_are_checked_at_entry() -> None:
+    text = "export def f(x: f32[B]) -> f32[B - 5]:\n    y[i:B-5] = x[i + 5]\n    return y\n"
+    assert entry_checks(text) == ["B-5 >= 0"]
+
+
+def test_divisors_are_checked_at_entry() -> None:
+    text = "export def f(x: f32[B], n: dim) -> f32[B]:\n    y[b:B] = x[b // n]\n    return y\n"
+    assert "n >= 1" in entry_checks(text.replace("x[b // n]", "x[b] * (B // n)"))

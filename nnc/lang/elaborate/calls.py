@@ -235,8 +235,9 @@ def _opaque(b: Binding) -> Value:
 def _inline(b: Binding, fn: Function) -> Value:
     cx, func = b.cx, b.func
     path = fn.owner.path if fn.owner is not None else None
-    if any(c.func is func and c.path == path for c in cx.calls) or len(cx.calls) > 100:
+    if any(c.func is func and c.path == path for c in cx.calls):
         raise recursive(func, b.call.span)
+    cx.step(b.call.span)
     cx.calls.append(Active(func, path, b.call))
     try:
         with cx.in_frame(b.frame):

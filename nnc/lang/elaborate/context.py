@@ -14,7 +14,7 @@ from nnc.ir.graph import Axis, Compute, Input, Node
 from nnc.ir.signature import Check
 from nnc.lang import ast
 from nnc.lang.dims import ZERO, Dim, Facts, Range, prove_nonneg
-from nnc.lang.elaborate.mistakes import Mistake, fail
+from nnc.lang.elaborate.mistakes import Exhausted, Mistake, fail
 from nnc.lang.elaborate.values import (
     Instance,
     Module,
@@ -29,6 +29,7 @@ from nnc.lang.elaborate.values import (
 from nnc.lang.types import DTYPES, DType, TensorType
 from nnc.lang.units import Loader, Unit
 
+MOST_STEPS = 20_000
 LETTERS = "ijklmnpqrstuvwxyz"
 
 
@@ -114,6 +115,9 @@ class Context:
     facts: Facts = field(default_factory=Facts)
     turns: dict[str, Dim] = field(default_factory=dict)  # variables of enclosing run-time loops
     calls: list[Active] = field(default_factory=list)
+    depth: int = 0  # of expressions being evaluated
+    sizes: set[Dim] = field(default_factory=set)  # known to be at least 0, or checked at entry
+    steps: int = 0  # statements executed, calls inlined, items of lists made
     static_depth: int = 0  # inside the arguments of a module type
     counters: dict[str, int] = field(default_factory=dict)
     rng: tuple[Input, Input] | None = None
@@ -143,6 +147,13 @@ class Context:
 
     def report(self, mistake: Mistake) -> None:
         self.diagnostics.add(mistake.diagnostic)
+
+    def step(self, span: Span) -> None:
+        """Counts work that a program can multiply by loops and calls."""
+        self.steps += 1
+        if self.steps > MOST_STEPS:
+            text = f"more than {MOST_STEPS} statements and calls when unrolled: not compiled yet"
+            raise Exhausted("E0901", text, span)
 
     def warn(self, code: str, message: str, span: Span, help: str | None = None) -> None:
         self.diagnostics.add(Diagnostic(code, message, span, help=help, severity="warning"))
@@ -315,6 +326,8 @@ class Context:
         outer = [(v, n) for v, n in outer if v not in {a for a, _ in (*axes, *raxes)}]
         every = (*outer, *axes)
         fits_memory([n for _, n in every], body.dtype, span)
+        for _, n in (*every, *raxes):
+            self.not_negative(n, span)
         dtype = "i32" if op in ("argmax", "argmin") else body.dtype
         result = Compute(
             type=TensorType(dtype, tuple(n for _, n in every)),
@@ -362,6 +375,18 @@ class Context:
         if not self.generic:
             place = f"{span.source.name}:{span.line}"
             self.checks.append(Check(dim, equal, text, place))
+
+    def not_negative(self, size: Dim, span: Span) -> None:
+        """A size is at least 0, or checked to be at entry."""
+        if size.const is None and (self.generic or size.name or size in self.sizes):
+            return
+        self.sizes.add(size)
+        if prove_nonneg(size, self.facts, self.box()):
+            return
+        shown = str(size).replace("$", "")
+        if size.const is not None or size.names & (self.turns.keys() | self.ranges.keys()):
+            raise fail("E0309", f"a size of {shown}", span, "it can be negative")
+        self.require(size, False, f"{shown} >= 0", span)
 
     def instance_labels(self, span: Span) -> list[Label]:
         """Where the instance that is being built comes from."""

@@ -10,12 +10,13 @@ from nnc.ir.graph import Graph, Node, Write
 from nnc.ir.signature import ArgSig, ExportSig, ResultSig
 from nnc.lang import ast
 from nnc.lang.elaborate.abi import Abi, argument, determined, module_arg
+from nnc.lang.elaborate.attempts import attempt, deep_recursion
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.lang.elaborate.engine import Overrides, context
 from nnc.lang.elaborate.generic import check_unit, warn_imports, warn_unused
 from nnc.lang.elaborate.inits import module_inits, test_graphs
-from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
+from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.signatures import symbolic_where
 from nnc.lang.elaborate.values import (
@@ -41,9 +42,16 @@ def elaborate(
     own_units: list[Unit] | None = None,
 ) -> Elaborated:
     """Checks every definition of the user's files, then builds the exports of this one."""
+    with deep_recursion():
+        return _elaborate(loader, unit, overrides, own_units or [unit])
+
+
+def _elaborate(
+    loader: Loader, unit: Unit, overrides: Overrides | None, own_units: list[Unit]
+) -> Elaborated:
     out = Elaborated(unit)
     diagnostics = loader.diagnostics
-    for each in own_units or [unit]:
+    for each in own_units:
         check_unit(loader, each)
     broken = bool(diagnostics.errors)
     for func, module in exported(unit, diagnostics, loader):
@@ -111,16 +119,10 @@ def _guarded(
     """Builds one export. After mistakes in definitions only mistakes in itself are reported."""
     cx = context(loader, unit, False, overrides)
     count = len(loader.diagnostics.items)
-    try:
-        built = build(cx, unit, func, module)
-    except Mistake as mistake:
-        cx.report(mistake)
-        built = None
-    except Poisoned:
-        built = None
-        if not loader.diagnostics.errors:
-            text = f"`{func.name}` holds something that is not compiled yet"
-            cx.report(fail("E0901", text, func.name_span))
+    built = attempt(cx, lambda: build(cx, unit, func, module), func.name_span)
+    if built is None and not loader.diagnostics.errors:
+        text = f"`{func.name}` holds something that is not compiled yet"
+        cx.report(fail("E0901", text, func.name_span))
     if broken:
         items = loader.diagnostics.items
         own = [d for d in items[count:] if _within(d.span, func.span) and module is None]

@@ -9,7 +9,7 @@ from nnc.lang.elaborate.attributes import attribute
 from nnc.lang.elaborate.conditions import compare, conditional
 from nnc.lang.elaborate.context import Context, fits_memory
 from nnc.lang.elaborate.lists import iteration, read_list
-from nnc.lang.elaborate.mistakes import Poisoned, fail
+from nnc.lang.elaborate.mistakes import Exhausted, Poisoned, fail
 from nnc.lang.elaborate.names import lookup, undefined
 from nnc.lang.elaborate.operators import binary_chain, unary
 from nnc.lang.elaborate.reads import read
@@ -38,13 +38,20 @@ from nnc.lang.elaborate.values import (
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DType, is_float
 
+DEEPEST = 4000
+
 
 def evaluate(cx: Context, e: ast.Expr) -> Value:
     """The value of an expression; Unknown operands give Unknown."""
+    cx.depth += 1
+    if cx.depth > DEEPEST:
+        raise Exhausted("E0809", "calls and expressions are nested too deep", e.span)
     try:
         return _evaluate(cx, e)
     except Poisoned:
         return UNKNOWN
+    finally:
+        cx.depth -= 1
 
 
 def _evaluate(cx: Context, e: ast.Expr) -> Value:
@@ -101,6 +108,7 @@ def _comprehension(cx: Context, e: ast.ListComp) -> Value:
     out: list[Value] = []
     known = items if items is not None else [integer(Dim.of(e.var))]
     for item in known:
+        cx.step(e.span)
         cx.frame.vars[e.var] = item
         out.append(cx.eval(e.element))
     cx.frame.vars.pop(e.var, None)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from nnc.diagnostics import Diagnostics
+from collections.abc import Callable
+from functools import partial
+
+from nnc.diagnostics import Diagnostics, Span
 from nnc.lang import ast
 from nnc.lang.dims import Facts
 from nnc.lang.elaborate.adjoints import check_adjoint
+from nnc.lang.elaborate.attempts import attempt
 from nnc.lang.elaborate.constants import constant
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.engine import context
 from nnc.lang.elaborate.initial import initial
 from nnc.lang.elaborate.instances import generic_instance
 from nnc.lang.elaborate.members import leaves
-from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
+from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.recursion import doubled_names, recursive_functions
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.signatures import add_leaves, symbolic_param, symbolic_where
@@ -30,29 +34,21 @@ def check_unit(loader: Loader, unit: Unit) -> None:
     for twice in doubled_names(unit):
         loader.diagnostics.add(twice)
     for defn in unit.defs.values():
+        span = defn.name_span
         match defn:
             case ast.ModuleDef():
-                _guarded(loader, unit, lambda cx, d=defn: _check_module(cx, unit, d))
+                _guarded(loader, unit, span, partial(_check_module, unit=unit, defn=defn))
             case ast.FuncDef(exported=False):
-                _guarded(loader, unit, lambda cx, d=defn: check_function(cx, d, None))
+                _guarded(loader, unit, span, partial(check_function, func=defn, owner=None))
             case ast.ConstDef():
-                _guarded(loader, unit, lambda cx, d=defn: constant(cx, unit, d))
+                _guarded(loader, unit, span, partial(constant, where=unit, d=defn))
     for adjoint in unit.adjoints.values():
-        _guarded(loader, unit, lambda cx, d=adjoint: _adjoint(cx, d))
+        _guarded(loader, unit, adjoint.span, partial(check_adjoint, d=adjoint))
 
 
-def _adjoint(cx: Context, d: ast.AdjointDef) -> None:
-    check_adjoint(cx, d)
-
-
-def _guarded(loader: Loader, unit: Unit, job: object) -> None:
+def _guarded(loader: Loader, unit: Unit, span: Span, job: Callable[[Context], object]) -> None:
     cx = context(loader, unit, True)
-    try:
-        job(cx)  # type: ignore[operator]
-    except Mistake as mistake:
-        cx.report(mistake)
-    except Poisoned:
-        return
+    attempt(cx, lambda: job(cx), span)
 
 
 def _check_module(cx: Context, unit: Unit, defn: ast.ModuleDef) -> None:
@@ -63,21 +59,11 @@ def _check_module(cx: Context, unit: Unit, defn: ast.ModuleDef) -> None:
     add_leaves(cx, inst, "self", True)
     for leaf in leaves(inst):
         if leaf.inst is inst and leaf.type is not None and leaf.decl.init is not None:
-            try:
-                initial(cx, leaf)
-            except Mistake as mistake:
-                cx.report(mistake)
-            except Poisoned:
-                pass
+            attempt(cx, partial(initial, cx, leaf), leaf.decl.span)
     for method in inst.methods.values():
         cx.facts = base
         saved = {k: s.now for k, s in cx.store.items()}
-        try:
-            check_function(cx, method, self_)
-        except Mistake as mistake:
-            cx.report(mistake)
-        except Poisoned:
-            pass
+        attempt(cx, partial(check_function, cx, method, self_), method.name_span)
         for k, now in saved.items():
             cx.store[k].now = now
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+
+from nnc.diagnostics import Diagnostic, Label
 from nnc.ir.graph import Graph, Node
 from nnc.ir.signature import Leaf, ModuleSig
+from nnc.lang.elaborate.attempts import attempt
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.elaborated import Elaborated
 from nnc.lang.elaborate.engine import Overrides, context
 from nnc.lang.elaborate.initial import initial
 from nnc.lang.elaborate.members import leaves
-from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
+from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.randoms import rng_inputs
 from nnc.lang.elaborate.slots import slots
 from nnc.lang.elaborate.values import Instance, Tensor
@@ -17,20 +21,21 @@ from nnc.lang.units import Loader, Unit
 
 
 def module_inits(loader: Loader, unit: Unit, overrides: Overrides | None, out: Elaborated) -> None:
+    """An initializer for every module type that an export takes."""
     seen: dict[str, Instance] = {}
     for built in out.exports:
-        for inst in built.instances:
-            seen.setdefault(inst.id, inst)
-            for tree in inst.trees.values():
-                seen.setdefault(tree.id, tree)
+        for inst in (i for one in built.instances for i in (one, *one.trees.values())):
+            first = seen.setdefault(inst.id, inst)
+            if first.defn is not inst.defn:
+                label = Label(first.defn.name_span, "the other")
+                text = f"two module types are called `{inst.id}`"
+                d = Diagnostic("E0807", text, inst.defn.name_span, labels=(label,))
+                loader.diagnostics.add(d)
     for inst in seen.values():
         cx = context(loader, unit, False, overrides)
-        try:
-            out.modules.append(_module(cx, inst))
-        except Mistake as mistake:
-            cx.report(mistake)
-        except Poisoned:
-            continue
+        made = attempt(cx, partial(_module, cx, inst), inst.defn.name_span)
+        if made is not None:
+            out.modules.append(made)
 
 
 def _module(cx: Context, inst: Instance) -> tuple[ModuleSig, Graph | None]:
@@ -76,7 +81,7 @@ def test_graphs(loader: Loader, unit: Unit, overrides: Overrides | None, out: El
         cx = context(loader, unit, False, overrides)
         frame = Frame(unit, exported=True, train=False, path=f"test {test.title}")
         with cx.in_frame(frame):
-            cx.execute(test.body)
+            attempt(cx, partial(cx.execute, test.body), test.span)
         inputs = cx.rng or ()
         name = f"test_{len(out.tests)}"
         nodes = tuple(n for n, _ in cx.asserted)

@@ -70,7 +70,8 @@ def _cached(cx: Context, inst: Instance, span: Span) -> Instance:
     if any(i.defn is inst.defn and i.id == inst.id for i, _ in cx.building):
         raise _contains_itself(cx, inst, span)
     if len(cx.building) > 64:
-        raise fail("E0809", "modules are nested more than 64 deep", span)
+        once = ("modules nested", span.source.name)
+        raise fail("E0809", "modules are nested more than 64 deep", span, once=once)
     cx.instances[key] = inst
     cx.building.append((inst, span))
     try:

@@ -19,6 +19,14 @@ class Poisoned(Exception):
     """An operand is Unknown: the result is too; nothing is reported."""
 
 
+class Exhausted(Exception):
+    """The program unrolls into more than is reasonable: the whole definition is given up."""
+
+    def __init__(self, code: str, message: str, span: Span) -> None:
+        super().__init__(message)
+        self.diagnostic = Diagnostic(code, message, span, once=(code, message))
+
+
 def fail(
     code: str,
     message: str,

@@ -65,7 +65,7 @@ def binary(cx: Context, op: str, a: Operand, b: Operand, span: Span) -> Value:
     x, y = cx.tensor(a.value), cx.tensor(b.value)
     match x, y:
         case Weak(), Weak():
-            return weak_binary(op, x, y, b.span)
+            return weak_binary(cx, op, x, y, b.span)
         case (Seq() | ModuleList(), Seq() | ModuleList()) if op == "+":
             return _concatenated(x, y)
         case (Unknown(), _) | (_, Unknown()):
@@ -88,15 +88,13 @@ def _concatenated(x: Value, y: Value) -> Value:
     return Seq((*x.items, *y.items))
 
 
-def weak_binary(op: str, x: Weak, y: Weak, span: Span) -> Weak:
+def weak_binary(cx: Context, op: str, x: Weak, y: Weak, span: Span) -> Weak:
     """Arithmetic of literals and sizes, folded when known."""
     if op == "@":
         raise fail("E0307", "`@` needs tensors", span)
     both = x.kind == y.kind == "int"
     if both and x.dim is not None and y.dim is not None and op in ("+", "-", "*", "//", "%"):
-        if op in ("//", "%") and y.dim.const == 0:
-            raise fail("E0203", "division by zero", span)
-        return integer(dim_op(op, x.dim, y.dim))
+        return integer(dim_op(cx, op, x.dim, y.dim, span))
     n = y.dim.const if both and op == "**" and y.dim is not None else None
     if n is not None and n >= 0 and x.dim is not None:
         return integer(_dim_power(x.dim, n, span))

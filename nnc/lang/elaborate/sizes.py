@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 
+from nnc.diagnostics import Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim, apply, divides, exact_div
 from nnc.lang.elaborate.context import Context, Frame
@@ -33,7 +34,8 @@ def quantified(cx: Context, frame: Frame, e: ast.Expr) -> list[str]:
     return out
 
 
-def dim_op(op: str, a: Dim, b: Dim) -> Dim:
+def dim_op(cx: Context, op: str, a: Dim, b: Dim, span: Span) -> Dim:
+    """`+ - * // %` of sizes; a divisor must be at least 1."""
     match op:
         case "+":
             return a + b
@@ -41,9 +43,20 @@ def dim_op(op: str, a: Dim, b: Dim) -> Dim:
             return a - b
         case "*":
             return a * b
-        case "//":
-            return a // b
-    return a % b
+    if b.const == 0:
+        raise fail("E0310", "division by zero", span)
+    positive(cx, b, span)
+    return a // b if op == "//" else a % b
+
+
+def positive(cx: Context, d: Dim, span: Span) -> None:
+    """A divisor: at least 1, or checked to be at entry."""
+    if d.const is not None or cx.generic or cx.proves(d - 1):
+        return
+    shown = str(d).replace("$", "")
+    if d.names & (cx.ranges.keys() | cx.turns.keys()):
+        raise fail("E0310", "this divisor can be 0 or less", span, shown)
+    cx.require(d - 1, False, f"{shown} >= 1", span)
 
 
 def dims_of(cx: Context, items: tuple[ast.Expr, ...]) -> Iterator[Dim]:
@@ -59,14 +72,22 @@ def dims_of(cx: Context, items: tuple[ast.Expr, ...]) -> Iterator[Dim]:
 
 def eval_dim(cx: Context, e: ast.Expr) -> Dim:
     """An expression in a size position: an integer polynomial; `/` is exact."""
+    spine: list[ast.Binary] = []
+    while isinstance(e, ast.Binary) and e.op in ("+", "-", "*", "/", "//", "%"):
+        spine.append(e)
+        e = e.left
+    out = _size(cx, e)
+    for node in reversed(spine):
+        right = eval_dim(cx, node.right)
+        if node.op == "/":
+            out = quotient(cx, out, right, node)
+        else:
+            out = dim_op(cx, node.op, out, right, node.span)
+    return out
+
+
+def _size(cx: Context, e: ast.Expr) -> Dim:
     match e:
-        case ast.Binary(op="/", left=left, right=right):
-            return quotient(cx, eval_dim(cx, left), eval_dim(cx, right), e)
-        case ast.Binary(op="+" | "-" | "*" | "//" | "%" as op, left=left, right=right):
-            a, b = eval_dim(cx, left), eval_dim(cx, right)
-            if op in ("//", "%") and b.const == 0:
-                raise fail("E0310", "division by zero", e.span)
-            return dim_op(op, a, b)
         case ast.Call(func=ast.Name(id="min" | "max" as kind), args=(a, b)):
             return apply(kind, eval_dim(cx, a.value), eval_dim(cx, b.value))
     value = cx.tensor(cx.eval(e))
@@ -93,6 +114,8 @@ def eval_dim(cx: Context, e: ast.Expr) -> Dim:
 def quotient(cx: Context, p: Dim, q: Dim, e: ast.Binary) -> Dim:
     """`p / q` in a size: must be exact."""
     exact = divides(p, q) if q.const != 0 else False
+    if q.const != 0:
+        positive(cx, q, e.span)
     if exact is False:
         raise _not_exact(cx, p, q, e)
     if exact is None:

@@ -24,6 +24,7 @@ def execute(cx: Context, body: Sequence[ast.Stmt]) -> None:
         if cx.frame.returned:
             cx.warn("W0004", "this is never reached", stmt.span)
             return
+        cx.step(stmt.span)
         try:
             _statement(cx, stmt)
         except Mistake as mistake:
