@@ -13,7 +13,6 @@ from statistics import median
 
 import numpy as np
 
-
 IDLE = 0.02  # seconds before a sample: the workers of the candidate before stop spinning
 
 
