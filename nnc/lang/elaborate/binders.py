@@ -8,14 +8,25 @@ from dataclasses import dataclass, field
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, Facts, exact_div, prove_nonneg
+from nnc.lang.elaborate.bases import base_shape, indexed, quiet_value
 from nnc.lang.elaborate.context import Binder, Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
-from nnc.lang.elaborate.values import Instance, Tensor, Unknown, Value, WeakTensor
+from nnc.lang.elaborate.values import Instance, Tensor, Unknown
 from nnc.lang.elaborate.walks import syntax
 from nnc.lang.elaborate.words import axes_word, counted
 from nnc.lang.units import nearest
 
 LEFT = "left side"
+
+
+@dataclass(frozen=True)
+class Use:
+    """A bare use `x[.., i, ..]`: the sizes of its axes, where, and which axis of what."""
+
+    sizes: tuple[Dim, ...]
+    span: Span
+    base: ast.Expr
+    axis: int
 
 
 @dataclass
@@ -26,14 +37,14 @@ class Range:
     span: Span
     pack: bool
     explicit: tuple[Dim, ...] | None = None
-    found: list[tuple[tuple[Dim, ...], Span]] = field(default_factory=list)
+    found: list[Use] = field(default_factory=list)
 
     @property
     def known(self) -> tuple[Dim, ...] | None:
         return (
             self.explicit
             if self.explicit is not None
-            else (self.found[0][0] if self.found else None)
+            else (self.found[0].sizes if self.found else None)
         )
 
 
@@ -125,8 +136,8 @@ def _member_named(inst: Instance, name: str) -> tuple[str, Span | None]:
 
 def agree(cx: Context, r: Range) -> None:
     """All bare uses have one size, or one that the `where` clauses say is the least of them."""
-    first, where = r.found[0]
-    other = next(((shape, span) for shape, span in r.found if shape != first), None)
+    first = r.found[0]
+    other = next((use for use in r.found if use.sizes != first.sizes), None)
     if other is None:
         return
     least = _least(cx, r)
@@ -134,17 +145,25 @@ def agree(cx: Context, r: Range) -> None:
         raise fail(
             "E0403",
             f"index `{r.name}` runs over axes of different sizes",
-            other[1],
-            _sizes(other[0]),
-            (Label(where, _sizes(first)),),
-            help=f"say which: `{r.name}:{_sizes(first)}`, or use another letter",
+            other.span,
+            _used_on(cx, other),
+            (Label(first.span, _used_on(cx, first)),),
+            help=f"say which: `{r.name}:{_sizes(first.sizes)}`, or use another letter",
         )
     r.explicit = least
 
 
+def _used_on(cx: Context, use: Use) -> str:
+    """`D   columns of x (line 1)`."""
+    value = quiet_value(cx, use.base)
+    origin = value.origin(use.axis) if isinstance(value, Tensor) else None
+    known = f"   {origin.show(use.span)}" if origin is not None and len(use.sizes) == 1 else ""
+    return f"{_sizes(use.sizes)}{known}"
+
+
 def _least(cx: Context, r: Range) -> tuple[Dim, ...] | None:
     """The size that declared facts make the least; of plain numbers only in a checked function."""
-    shapes = list(dict.fromkeys(shape for shape, _ in r.found))
+    shapes = list(dict.fromkeys(use.sizes for use in r.found))
     if any(len(shape) != 1 for shape in shapes):
         return None
     sizes = [shape[0] for shape in shapes]
@@ -166,10 +185,10 @@ def no_range(cx: Context, r: Range, scope: Sequence[ast.Expr]) -> Exception:
     for n in uses:
         if isinstance(n.value, ast.Name | ast.Attr):
             cx.eval(n.value)  # its own mistake comes first
-    if any(isinstance(_quiet(cx, n.value), Unknown) for n in uses):
+    if any(isinstance(quiet_value(cx, n.value), Unknown) for n in uses):
         return Poisoned()
     for use in uses:
-        shape = _base_shape(cx, use.value)
+        shape = base_shape(cx, use.value)
         if shape is not None and _slots_needed(cx, use.items) > len(shape):
             return too_many(use, shape)
     bound = list(cx.frame.binders)
@@ -200,7 +219,7 @@ def too_many(node: ast.Index, shape: Sequence[Dim]) -> Mistake:
 
 def _range_help(cx: Context, r: Range, uses: Sequence[ast.Index]) -> str:
     for use in uses:
-        shape = _base_shape(cx, use.value)
+        shape = base_shape(cx, use.value)
         for item, axis, _ in _slots(cx, use.items, len(shape or ()), {}):
             found = any(isinstance(n, ast.Name) and n.id == r.name for n in syntax(item))
             if found and not isinstance(item, ast.Name):
@@ -236,7 +255,7 @@ def _bound(cx: Context) -> tuple[str, ...]:
 
 def infer_ranges(cx: Context, ranges: dict[str, Range], scope: Sequence[ast.Expr]) -> None:
     """Every bare use `x[.., i, ..]` in `scope` contributes the size of that axis."""
-    uses = [(node, shape) for e in scope for node, shape in _indexed(cx, e)]
+    uses = [(node, shape) for e in scope for node, shape in indexed(cx, e)]
     for _ in range(2):  # the second round solves tuples whose other sizes the first one found
         for r in ranges.values():
             r.found.clear()
@@ -244,62 +263,6 @@ def infer_ranges(cx: Context, ranges: dict[str, Range], scope: Sequence[ast.Expr
             _collect(cx, ranges, node, shape)
         for node, shape in uses:
             _collect_tuples(cx, ranges, node, shape)
-
-
-def _indexed(cx: Context, root: ast.Expr) -> Iterator[tuple[ast.Index, tuple[Dim, ...]]]:
-    """All tensor reads below `root` whose base has a known shape."""
-    for node in syntax(root):
-        if isinstance(node, ast.Index):
-            shape = _base_shape(cx, node.value)
-            if shape is not None:
-                yield node, shape
-
-
-def _base_shape(cx: Context, base: ast.Expr) -> tuple[Dim, ...] | None:
-    match base:
-        case ast.Name(id=name) if name in cx.frame.binders:
-            return None
-        case ast.Name() | ast.Attr():
-            return _shape(_quiet(cx, base))
-        case ast.Index(value=inner, items=items):
-            found = None if _mentions_index(cx, base) else _shape(_quiet(cx, base))
-            if found is not None:
-                return found
-            shape = _base_shape(cx, inner)
-            simple = all(isinstance(i, ast.Name | ast.Num | ast.Binary) for i in items)
-            return None if shape is None or not simple else shape[len(items) :]
-        case ast.Call(func=ast.Name()) if not _mentions_index(cx, base):
-            return _shape(_quiet(cx, base))
-    return None
-
-
-def _mentions_index(cx: Context, e: ast.Expr) -> bool:
-    """Whether an index name, bound or to be bound, occurs: then `e` has no value by itself."""
-    for node in syntax(e):
-        if isinstance(node, ast.Call) and node.bang:
-            return True  # its numbers must not be drawn twice
-        if isinstance(node, ast.Name):
-            known = node.id in cx.frame.vars or node.id in cx.frame.dims
-            if node.id in cx.frame.binders or (not known and len(node.id) == 1):
-                return True
-    return False
-
-
-def _quiet(cx: Context, e: ast.Expr) -> Value | None:
-    """The value of a base, when it has one outside the index names."""
-    known = list(cx.diagnostics.items)
-    counters = dict(cx.counters)
-    try:
-        return cx.tensor(cx.eval(e))
-    except (Mistake, Poisoned):
-        return None
-    finally:
-        cx.diagnostics.items[:] = known
-        cx.counters = counters
-
-
-def _shape(value: Value | None) -> tuple[Dim, ...] | None:
-    return value.shape if isinstance(value, Tensor | WeakTensor) else None
 
 
 def _slots(
@@ -329,16 +292,19 @@ def _collect(
     for item, axis, n in _slots(cx, node.items, len(shape), ranges):
         match item:
             case ast.Name(id=name) if name in ranges and axis < len(shape):
-                ranges[name].found.append(((shape[axis],), item.span))
+                ranges[name].found.append(Use((shape[axis],), item.span, node.value, axis))
             case ast.Rest(name=name) if name in ranges:
-                ranges[name].found.append((shape[axis : axis + n], item.span))
+                sizes = shape[axis : axis + n]
+                ranges[name].found.append(Use(sizes, item.span, node.value, axis))
             case ast.Tuple(items=digits):
                 for digit in digits:
                     match digit:
                         case ast.Slice(lower=ast.Name(id=name), upper=upper) if (
                             name in ranges and upper is not None
                         ):
-                            ranges[name].found.append(((cx.eval_dim(upper),), digit.span))
+                            digits_ = (cx.eval_dim(upper),)
+                            use = Use(digits_, digit.span, digit, 0)
+                            ranges[name].found.append(use)
 
 
 def _collect_tuples(
@@ -364,7 +330,8 @@ def _collect_tuples(
                     rest = rest * size
         if len(open_) == 1:
             name, span = open_[0]
-            ranges[name].found.append(((exact_div(shape[axis], rest),), span))
+            quotient = (exact_div(shape[axis], rest),)
+            ranges[name].found.append(Use(quotient, span, node.value, axis))
 
 
 def size_of(cx: Context, ranges: dict[str, Range], name: str) -> Dim | None:

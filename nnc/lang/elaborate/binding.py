@@ -8,6 +8,7 @@ from nnc.diagnostics import Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.context import Context, Frame
+from nnc.lang.elaborate.values import Tensor
 
 
 @dataclass(eq=False)
@@ -20,6 +21,7 @@ class Binding:
     call: ast.Call
     pending: list[tuple[Dim, ast.Expr, Span, ast.Param]]
     owner_name: str
+    real_from: tuple[str, Tensor] | None = None  # the parameter that decided what `real` is
 
     @property
     def shown(self) -> str:

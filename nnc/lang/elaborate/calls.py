@@ -138,7 +138,7 @@ def _match(b: Binding, pairs: Sequence[tuple[ast.Param, Given | None]]) -> None:
     if any(isinstance(v, Unknown) and kind_of(p) != "axis" for p, v in values):
         raise Poisoned
     if frame.owner is None:
-        frame.real = _real_of(cx, values)
+        frame.real = _real_of(b, values)
     for p, value in values:
         bind_argument(b, p, value, by.get(p.name))
     _overlaps(frame, by)
@@ -211,14 +211,15 @@ def _overlaps(frame: Frame, by: Mapping[str, Given]) -> None:
             )
 
 
-def _real_of(cx: Context, values: Sequence[tuple[ast.Param, Value | None]]) -> DType:
+def _real_of(b: Binding, values: Sequence[tuple[ast.Param, Value | None]]) -> DType:
     """`real` of a function call: the float dtype of the first argument declared `real`."""
     for p, value in values:
         if isinstance(p.type, ast.TensorTypeExpr) and p.type.name == "real" and value is not None:
-            v = cx.tensor(value)
+            v = b.cx.tensor(value)
             if isinstance(v, Tensor) and is_float(v.dtype):
+                b.real_from = (p.name, v)
                 return v.dtype
-    return cx.frame.real
+    return b.cx.frame.real
 
 
 def _opaque(b: Binding) -> Value:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from math import prod
 
 from nnc.diagnostics import NOWHERE, Diagnostic, Diagnostics, Label, Span
 from nnc.ir.bounds import condition_facts
@@ -14,6 +13,7 @@ from nnc.ir.graph import Axis, Compute, Input, Node
 from nnc.ir.signature import Check
 from nnc.lang import ast
 from nnc.lang.dims import ZERO, Dim, Facts, Range, prove_nonneg
+from nnc.lang.elaborate.limits import MOST_STEPS, fits_memory
 from nnc.lang.elaborate.mistakes import Exhausted, Mistake, fail
 from nnc.lang.elaborate.values import (
     Instance,
@@ -26,10 +26,9 @@ from nnc.lang.elaborate.values import (
     Value,
     of_node,
 )
-from nnc.lang.types import DTYPES, DType, TensorType
+from nnc.lang.types import DType, TensorType
 from nnc.lang.units import Loader, Unit
 
-MOST_STEPS = 20_000
 LETTERS = "ijklmnpqrstuvwxyz"
 
 
@@ -391,14 +390,3 @@ class Context:
     def instance_labels(self, span: Span) -> list[Label]:
         """Where the instance that is being built comes from."""
         return [Label(s, f"{i.id} is built here") for i, s in self.building if s != span][-1:]
-
-
-def fits_memory(sizes: Sequence[Dim], dtype: DType, span: Span) -> None:
-    """Sizes above 2^63 - 1 bytes are refused where they are known."""
-    known = [n.const for n in sizes]
-    if all(n is not None and n < 2**15 for n in known) and len(known) < 5:
-        return
-    total = prod(n for n in known if n is not None) * DTYPES[dtype].bytes
-    if None not in known and total > 2**63 - 1:
-        text = f"{TensorType(dtype, tuple(sizes))}, that is {float(total):.2e} bytes"
-        raise fail("E0314", "this is larger than 2^63 - 1 bytes", span, text)

@@ -7,7 +7,8 @@ from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.attributes import attribute
 from nnc.lang.elaborate.conditions import compare, conditional
-from nnc.lang.elaborate.context import Context, fits_memory
+from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.limits import fits_memory
 from nnc.lang.elaborate.lists import iteration, read_list
 from nnc.lang.elaborate.mistakes import Exhausted, Poisoned, fail
 from nnc.lang.elaborate.names import lookup, undefined

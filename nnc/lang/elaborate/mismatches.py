@@ -8,16 +8,19 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.elaborate.binding import Binding
-from nnc.lang.elaborate.broadcasting import grouped, size_origin, typed
+from nnc.lang.elaborate.broadcasting import cast_help, grouped, size_origin, typed
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.values import Tensor
 from nnc.lang.elaborate.words import axes_word
-from nnc.lang.types import DType
+from nnc.lang.types import DType, is_float
 
 
 def wrong_dtype(b: Binding, p: ast.Param, v: Tensor, dtype: DType, span: Span) -> Mistake:
     """An argument of another dtype than the declared one."""
+    first = _first_real(b, p)
+    if first is not None and is_float(v.dtype):
+        return _two_reals(b, *first, v, span)
     shown = "real (f32 unless said)" if dtype == "real" else dtype
     return fail(
         "E0201",
@@ -26,6 +29,36 @@ def wrong_dtype(b: Binding, p: ast.Param, v: Tensor, dtype: DType, span: Span) -
         typed(v, span),
         (declared(p),),
         help=f"`{dtype}({span.text})`",
+    )
+
+
+def _first_real(b: Binding, p: ast.Param) -> tuple[ast.Arg, Tensor] | None:
+    """The argument that decided what `real` is in this call, when `p` is `real` too."""
+    if b.real_from is None or not isinstance(p.type, ast.TensorTypeExpr) or p.type.name != "real":
+        return None
+    name, value = b.real_from
+    names = [q.name for q in b.func.params]
+    for i, arg in enumerate(b.call.args):
+        if (arg.name or names[i]) == name and name != p.name:
+            return arg, value
+    return None
+
+
+def _two_reals(b: Binding, first: ast.Arg, fv: Tensor, v: Tensor, span: Span) -> Mistake:
+    """`mse(low, y)` with bf16 and f32: the call with the cast to write."""
+    text = first.value.span.text
+    cast = cast_help(text, fv, span.text, v)
+    words = [a.span.text for a in b.call.args]
+    at = [a.value.span for a in b.call.args]
+    which = at.index(first.value.span if text in cast else span)
+    words[which] = words[which].replace(at[which].text, cast)
+    return fail(
+        "E0201",
+        f"{v.dtype} and {fv.dtype} do not mix",
+        span,
+        typed(v, span),
+        (Label(first.value.span, typed(fv, span)),),
+        help=f"`{b.call.func.span.text}({', '.join(words)})`",
     )
 
 
