@@ -858,6 +858,19 @@ def test_ranges_agree_by_where_clauses() -> None:
     same(run(text, x=U, y=V), U @ V[:3])
 
 
+def test_equations_of_where_clauses_hold_everywhere() -> None:
+    text = """
+    def diagonal(x: real[S, T]) -> real[S] where S == T:
+        y[i] = x[i, i]
+        return y
+    export def f(x: f32[B, T], y: f32[Y, B]) -> (f32[B, B], f32[B]) where B == T, Y = B + 1:
+        z[b] = y[b + 1, b]
+        return x + y[1:], z + diagonal(x)
+    """
+    x, y = array(3, 3), array(4, 3)
+    same(run(text, x=x, y=y), x + y[1:], np.diag(y[1:]) + np.diag(x))
+
+
 def test_exact_quotients_cancel() -> None:
     text = """
     def heads(x: real[B, D], H: dim) -> real[B, D] where 1 <= H:

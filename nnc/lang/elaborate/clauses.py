@@ -54,7 +54,7 @@ def constraint(cx: Context, frame: Frame, clause: ast.Expr) -> Iterator[tuple[Di
 
 def _proved(b: Binding, fact: Dim, equal: bool, text: str, place: Span) -> None:
     cx = b.cx
-    fine = fact == Dim(()) if equal else cx.proves(fact)
+    fine = cx.proves(fact) and (not equal or cx.proves(-fact))
     if fine:
         return
     false = cx.proves(-fact - 1) or (equal and fact.const is not None)

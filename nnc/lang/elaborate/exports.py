@@ -18,7 +18,7 @@ from nnc.lang.elaborate.generic import check_unit, warn_imports, warn_unused
 from nnc.lang.elaborate.inits import module_inits, test_graphs
 from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.results import finish
-from nnc.lang.elaborate.signatures import symbolic_where
+from nnc.lang.elaborate.signatures import equations, symbolic_where
 from nnc.lang.elaborate.values import (
     Instance,
     Module,
@@ -153,6 +153,7 @@ def build(cx: Context, unit: Unit, func: ast.FuncDef, module: ModuleType | None)
         frame.instance = inst
         module_arg(cx, abi, "net", inst, _writes(func), func.name_span, inst.id)
     with cx.in_frame(frame):
+        equations(cx, frame, func)
         for p in func.params:
             argument(cx, frame, p, abi)
         determined(cx, frame, func)

@@ -19,7 +19,7 @@ from nnc.lang.elaborate.members import leaves
 from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.recursion import doubled_names, recursive_functions
 from nnc.lang.elaborate.results import finish
-from nnc.lang.elaborate.signatures import add_leaves, symbolic_param, symbolic_where
+from nnc.lang.elaborate.signatures import add_leaves, equations, symbolic_param, symbolic_where
 from nnc.lang.elaborate.sizes import quantified
 from nnc.lang.elaborate.values import Module, ModuleType
 from nnc.lang.types import DTYPES
@@ -72,6 +72,7 @@ def check_function(cx: Context, func: ast.FuncDef, owner: Module | None) -> None
     """One function with its declared types, sizes as names, calls typed by signature."""
     frame = Frame(cx.frame.unit, func, owner, train=None, real="real")
     with cx.in_frame(frame):
+        equations(cx, frame, func)
         for p in func.params:
             symbolic_param(cx, frame, p)
         symbolic_where(cx, frame, func)

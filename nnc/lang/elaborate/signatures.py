@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Container, Iterator
 from dataclasses import replace
 
 from nnc.diagnostics import Label, Span
 from nnc.ir.graph import Input
 from nnc.lang import ast
-from nnc.lang.dims import Dim, Facts
+from nnc.lang.dims import ZERO, Dim, Facts
 from nnc.lang.elaborate.clauses import constraint
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.declared import kind_of, module_type, opaque_tree
@@ -52,16 +53,75 @@ def _leaf_origins(leaf: StoredLeaf, kind: TensorType, name: str) -> tuple[Origin
     return tuple(o for o in declared_origins(name, kind.shape, leaf.decl.name_span) if o)
 
 
+def equations(cx: Context, frame: Frame, func: ast.FuncDef) -> None:
+    """Sizes of arguments that a `where` clause gives as an equation are that, everywhere.
+
+    Called before the arguments are declared; without such clauses these declare the sizes.
+    """
+    names = _argument_sizes(cx, frame, func)
+    given = {n: e for n, e in _equations(func, names) if n in names}
+    if not given:
+        return
+    for p in func.params:
+        if kind_of(p) == "dim":
+            frame.dims[p.name] = Dim.of(p.name)
+    for name, (span, p) in names.items():
+        if name not in given:
+            _new_size(frame, name, span, p)
+    for _ in range(len(given)):
+        for name, value in list(given.items()):
+            if not quantified(cx, frame, value):
+                frame.dims[name] = cx.eval_dim(value)
+                frame.used.add(name)
+                del given[name]
+    for name in given:  # they define each other
+        _new_size(frame, name, *names[name])
+
+
+def _argument_sizes(
+    cx: Context, frame: Frame, func: ast.FuncDef
+) -> dict[str, tuple[Span, ast.Param]]:
+    own = {p.name for p in func.params}
+    out: dict[str, tuple[Span, ast.Param]] = {}
+    for p in func.params:
+        dims = p.type.dims or () if isinstance(p.type, ast.TensorTypeExpr) else ()
+        for d in dims:
+            if not isinstance(d, ast.Rest | ast.Str | ast.Slice | ast.ListLit):
+                for name in quantified(cx, frame, d):
+                    if name not in own:
+                        out.setdefault(name, (d.span, p))
+    return out
+
+
+def _equations(func: ast.FuncDef, names: Container[str]) -> Iterator[tuple[str, ast.Expr]]:
+    for clause in func.where:
+        match clause:
+            case ast.WhereDef(name=name, value=value):
+                yield name, value
+            case ast.Compare(first=first, rest=(("==", ast.Name(id=name)),)) if name in names:
+                yield name, first
+            case ast.Compare(first=ast.Name(id=name), rest=(("==", value),)):
+                yield name, value
+
+
 def symbolic_where(cx: Context, frame: Frame, func: ast.FuncDef) -> None:
     """Where clauses as definitions and facts, when a function is elaborated by itself."""
     for clause in func.where:
         if isinstance(clause, ast.WhereDef):
-            frame.dims[clause.name] = cx.eval_dim(clause.value)
+            value = cx.eval_dim(clause.value)
+            known = frame.dims.setdefault(clause.name, value)
+            if known != value:
+                text = f"{clause.name} == {clause.value.span.text}"
+                _fact(cx, known - value, True, text, clause.span)
             continue
         for fact, equal, text in constraint(cx, frame, clause):
-            more = (fact, -fact) if equal else (fact,)
-            cx.facts = cx.facts.plus(*more)
-            cx.require(fact, equal, text, clause.span)
+            _fact(cx, fact, equal, text, clause.span)
+
+
+def _fact(cx: Context, fact: Dim, equal: bool, text: str, span: Span) -> None:
+    if fact != ZERO:
+        cx.facts = cx.facts.plus(*((fact, -fact) if equal else (fact,)))
+        cx.require(fact, equal, text, span)
 
 
 def symbolic_param(cx: Context, frame: Frame, p: ast.Param) -> None:
@@ -131,7 +191,11 @@ def _declared_size(cx: Context, frame: Frame, d: ast.Expr, p: ast.Param) -> Dim:
     for name in quantified(cx, frame, d):
         if name in DTYPES:
             raise fail("E0309", f"`{name}` is a dtype, a size is expected here", d.span)
-        frame.dims[name] = Dim.of(name)
-        frame.dim_spans[name] = Origin(f"a size of {p.name}", d.span)
-        frame.used.add(name)
+        _new_size(frame, name, d.span, p)
     return cx.eval_dim(d)
+
+
+def _new_size(frame: Frame, name: str, span: Span, p: ast.Param) -> None:
+    frame.dims[name] = Dim.of(name)
+    frame.dim_spans[name] = Origin(f"a size of {p.name}", span)
+    frame.used.add(name)
