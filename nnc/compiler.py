@@ -11,10 +11,11 @@ import llvmlite
 
 from nnc.codegen import contract, llvm, objects
 from nnc.codegen.pool import pool_module
+from nnc.codegen.pycall import pycall_module
 from nnc.codegen.profile import profiled as profiling
 from nnc.codegen.spmd import total_work
 from nnc.codegen.target import Target, host
-from nnc.diagnostics import Diagnostic, Diagnostics, Source
+from nnc.diagnostics import Diagnostic, Diagnostics, Source, Span
 from nnc.errors import CompileError
 from nnc.ir.graph import Graph
 from nnc.ir.loop import Program
@@ -200,7 +201,7 @@ class _Objects:
             program.arena,
             module.scratch,
             work_of(program),
-            tuple((s.place, s.text) for s in module.sites),
+            tuple(_site(s) for s in module.sites),
         )
 
     def compile(self, text: str) -> bytes:
@@ -213,12 +214,22 @@ class _Objects:
     def support(self) -> tuple[Support, ...]:
         """The shared code that what was made refers to."""
         key = object_key("", self.target)
-        out = [Support("pool", self.compile(pool_module()), ("nnrt_run", "nnrt_barrier"))]
+        out = [
+            Support("pool", self.compile(pool_module()), ("nnrt_run", "nnrt_barrier")),
+            Support("call", self.compile(pycall_module()), ("nnrt_call",)),
+        ]
         for dtype in sorted(self.contractions):
             functions, tables = contract.support_symbols(dtype, self.target)
             data = self.compile(contract.support_module(dtype, self.target))
             out.append(Support(f"contraction {dtype} {key}", data, functions, tables))
         return tuple(out)
+
+
+def _site(check: Span) -> tuple[str, str]:
+    """Place and text of a run-time check: the reader's line, then the library's."""
+    if check.own is check:
+        return check.place, check.text
+    return check.own.place, f"{check.own.text}\n  in {check.place}: {check.text}"
 
 
 def profiled(found: Scheduled) -> tuple[Native, tuple[bytes, ...], tuple[Support, ...]]:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """One source text; `name` is how messages call it (the path as given, or `std/nn.nn`)."""
+    """One source text; `name` is how messages call it (the path as given, or `std/nn.nn`).
+
+    `library`: whether it comes with nnc.
+    """
 
     name: str
     text: str
+    library: bool = False
 
     @cached_property
     def lines(self) -> list[str]:
@@ -22,13 +26,18 @@ class Source:
 
 @dataclass(frozen=True)
 class Span:
-    """A stretch of source; lines and columns are 1-based, the end column is exclusive."""
+    """A stretch of source; lines and columns are 1-based, the end column is exclusive.
+
+    `caller`: the call in whose inlined body it stands (shared by all that this call computes).
+    Spans are equal when they are the same stretch, through whatever calls.
+    """
 
     source: Source
     line: int
     column: int
     end_line: int
     end_column: int
+    caller: Span | None = field(default=None, compare=False)
 
     @property
     def place(self) -> str:
@@ -40,6 +49,26 @@ class Span:
         if other is not None and other.source is self.source:
             return f"line {self.line}"
         return f"{self.source.name}:{self.line}"
+
+    def through(self, caller: Span | None) -> Span:
+        """This stretch as it is reached through a call."""
+        return self if caller is None or self.caller is caller else replace(self, caller=caller)
+
+    @property
+    def trail(self) -> tuple[Span, ...]:
+        """This place, the call that led to it, the call around that one, ..."""
+        out: list[Span] = [self]
+        while (caller := out[-1].caller) is not None:
+            out.append(caller)
+        return tuple(out)
+
+    @property
+    def own(self) -> Span:
+        """The innermost place of the trail that is not in nnc's library (itself if there is none).
+
+        What a reader takes for the line that computes something.
+        """
+        return next((s for s in self.trail if not s.source.library), self)
 
     def to(self, end: Span) -> Span:
         return Span(self.source, self.line, self.column, end.end_line, end.end_column)
@@ -60,7 +89,7 @@ class Span:
         return self.place
 
 
-NOWHERE = Span(Source("<built-in>", ""), 1, 1, 1, 1)
+NOWHERE = Span(Source("<built-in>", "", library=True), 1, 1, 1, 1)
 
 
 @dataclass(frozen=True)

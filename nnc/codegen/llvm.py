@@ -150,7 +150,7 @@ class _Emission:
     ) -> None:
         self.program, self.target, self.symbol = program, target, symbol
         self.spmd, self.more = spmd, more
-        self.sites: dict[Span, int] = {}
+        self.sites: dict[tuple[Span, int], tuple[int, Span]] = {}
         self.constants: dict[str, str] = {}
         self.calls: set[tuple[str, str, int]] = set()
         self.contractions: set[str] = set()
@@ -158,7 +158,9 @@ class _Emission:
         self.scratch = 0
 
     def site(self, span: Span) -> int:
-        return self.sites.setdefault(span, len(self.sites) + 1)
+        """The number of a check: one for each place and call that led there."""
+        number, _ = self.sites.setdefault((span, id(span.caller)), (len(self.sites) + 1, span))
+        return number
 
     def constant(self, b: Buffer) -> None:
         self.constants.setdefault(constant_name(self.symbol, b), _constant(b))
@@ -179,7 +181,7 @@ class _Emission:
         return Module(
             text,
             self.symbol,
-            tuple(self.sites),
+            tuple(span for _, span in self.sites.values()),
             self.scratch,
             self.externals(),
             tuple(sorted(self.contractions)),

@@ -50,7 +50,7 @@ class Unit:
 def _library(name: str, text: str) -> ast.File | None:
     """A file of the standard library, read once in a process; None when it has mistakes."""
     diagnostics = Diagnostics()
-    file = parse(Source(name, text), diagnostics)
+    file = parse(Source(name, text, library=True), diagnostics)
     return None if diagnostics.items else file
 
 
@@ -165,7 +165,7 @@ class Loader:
         except (OSError, UnicodeDecodeError) as error:
             self._error("E0805", f"cannot read {shown}: {error}", decl.module_span)
             return None
-        return self.load(path, decl.module, Source(shown, text))
+        return self.load(path, decl.module, Source(shown, text, library=parts[0] == "std"))
 
     def _missing(self, decl: ast.Import, known: list[str], shown: str) -> None:
         near = nearest(decl.module, known, 0.75)

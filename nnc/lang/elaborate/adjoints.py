@@ -143,7 +143,7 @@ def with_adjoint(cx: Context, frame: Frame, d: ast.AdjointDef, result: Value, sp
             grads.append(_cotangent(cx, v, node, last.span))
     custom = Custom(
         type=value.type,
-        span=span,
+        span=cx.at(span),
         source=value.node,
         inputs=tuple(inputs),
         dout=dout,

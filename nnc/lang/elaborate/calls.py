@@ -239,7 +239,7 @@ def _inline(b: Binding, fn: Function) -> Value:
     if any(c.func is func and c.path == path for c in cx.calls):
         raise recursive(func, b.call.span)
     cx.step(b.call.span)
-    cx.calls.append(Active(func, path, b.call))
+    cx.calls.append(Active(func, path, b.call, cx.at(b.call.span)))
     try:
         with cx.in_frame(b.frame):
             cx.execute(func.body)

@@ -89,11 +89,13 @@ class Storage:
 
 @dataclass(frozen=True)
 class Active:
-    """A call that is being inlined; `path`: the module whose method it is."""
+    """A call that is being inlined; `path`: the module whose method it is; `at`: the call, with
+    the calls around it."""
 
     func: ast.FuncDef
     path: str | None
     call: ast.Call
+    at: Span
 
     @property
     def span(self) -> Span:
@@ -156,6 +158,10 @@ class Context:
 
     def warn(self, code: str, message: str, span: Span, help: str | None = None) -> None:
         self.diagnostics.add(Diagnostic(code, message, span, help=help, severity="warning"))
+
+    def at(self, span: Span) -> Span:
+        """A place in the running function, with the calls that led there."""
+        return span.through(self.calls[-1].at) if self.calls else span
 
     # ---- frames and loops ---------------------------------------------------------------------
     @contextmanager
@@ -330,7 +336,7 @@ class Context:
         dtype = "i32" if op in ("argmax", "argmin") else body.dtype
         result = Compute(
             type=TensorType(dtype, tuple(n for _, n in every)),
-            span=span,
+            span=self.at(span),
             name=name,
             axes=tuple(Axis(v, n) for v, n in every),
             raxes=tuple(Axis(v, n) for v, n in raxes),

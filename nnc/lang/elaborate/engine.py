@@ -29,7 +29,7 @@ def std_unit(loader: Loader, name: str) -> Unit:
     path = (STD / f"{name}.nn").resolve()
     if path in loader.units:
         return loader.units[path]
-    source = Source(f"std/{name}.nn", path.read_text(encoding="utf-8"))
+    source = Source(f"std/{name}.nn", path.read_text(encoding="utf-8"), library=True)
     unit = loader.load(path, f"std.{name}", source)
     assert unit is not None, loader.diagnostics.items
     return unit

@@ -41,7 +41,7 @@ def _stopped(cx: Context, operand: Operand) -> Value:
         return lifted
     t = settle(cx, operand)
     if isinstance(t, Tensor) and t.node is not None:
-        node = Stop(type=t.type, span=operand.span, source=t.node)
+        node = Stop(type=t.type, span=cx.at(operand.span), source=t.node)
         return of_node(node, t.letters, t.origins)
     if isinstance(t, Tensor):
         return _stopped_lazily(cx, t, operand.span)
@@ -142,9 +142,10 @@ def _grad_one(cx: Context, y: Tensor, x: ast.Expr, e: ast.Call, zero: bool) -> V
     if not cx.generic and not zero and not any(depends(y.node, w) for w in wrt):
         raise _independent(cx, x, e)
     _bounded(y.node, wrt, e)
-    node = Grad(type=y.type, span=e.span, y=y.node, wrt=tuple(wrt))
+    span = cx.at(e.span)
+    node = Grad(type=y.type, span=span, y=y.node, wrt=tuple(wrt))
     parts = [
-        of_node(Part(type=t.type, span=e.span, source=node, index=i), (), t.origins)
+        of_node(Part(type=t.type, span=span, source=node, index=i), (), t.origins)
         for i, t in enumerate(tensors)
     ]
     if isinstance(current, Tree):

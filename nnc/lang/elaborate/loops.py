@@ -340,7 +340,7 @@ def _finish(
     first = carries.items[0].slot if carries.items else yields[0]
     loop = Loop(
         type=first.type,
-        span=span,
+        span=cx.at(span),
         var=turn,
         trip=trip,
         carries=tuple(c.slot for c in carries.items),
@@ -350,7 +350,7 @@ def _finish(
         cond=cond,
     )
     ends = iter(
-        of_node(Part(type=c.slot.type, span=span, source=loop, index=i, name=c.name))
+        of_node(Part(type=c.slot.type, span=loop.span, source=loop, index=i, name=c.name))
         for i, c in enumerate(carries.items)
     )
     for name in names:
@@ -362,7 +362,7 @@ def _finish(
     stacked: list[Value] = []
     for k, node in enumerate(yields):
         kind = TensorType(node.type.dtype, (trip, *node.type.shape))
-        part = Part(type=kind, span=span, source=loop, index=len(carries.items) + k)
+        part = Part(type=kind, span=loop.span, source=loop, index=len(carries.items) + k)
         stacked.append(of_node(part))
     _assign(cx, targets, stacked, span)
 

@@ -130,7 +130,7 @@ def _read_item(
         case _:
             value = _index_value(cx, item, base.shape[axis])
             if isinstance(value, Tensor):
-                _gather(base, axis, value, plan, item)
+                _gather(base, axis, value, plan, item, cx.at(item.span))
             else:
                 scalar_index(cx, (base, axis, node, item.span), value, plan, guarded)
 
@@ -181,7 +181,7 @@ def scalar_index(
     if guarded:
         return
     if not isinstance(index, Idx):
-        plan.check = span
+        plan.check = cx.at(span)
         return
     size = base.shape[axis]
     if _inside(cx, index.dim, size):
@@ -323,7 +323,7 @@ def _bound(cx: Context, e: ast.Expr, size: Dim) -> Dim:
     return cx.eval_dim(e)
 
 
-def _gather(base: Tensor, axis: int, index: Tensor, plan: Plan, item: ast.Expr) -> None:
+def _gather(base: Tensor, axis: int, index: Tensor, plan: Plan, item: ast.Expr, at: Span) -> None:
     if plan.gather is not None:
         raise fail(
             "E0405",
@@ -335,7 +335,7 @@ def _gather(base: Tensor, axis: int, index: Tensor, plan: Plan, item: ast.Expr) 
     plan.source.append(-1)
     plan.shape.extend(index.shape)
     plan.origins.extend([*index.origins, *([None] * (len(index.shape) - len(index.origins)))])
-    plan.check = item.span
+    plan.check = at
 
 
 def _finish(cx: Context, base: Tensor, node: ast.Index, plan: Plan) -> Tensor:

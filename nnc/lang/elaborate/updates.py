@@ -72,7 +72,7 @@ def updated(
         value = Op(value.dtype, "neg", (value,))
     node = Update(
         type=root.type,
-        span=span,
+        span=cx.at(span),
         base=cx.as_node(root, span),
         axes=w.axes,
         target=index,
