@@ -35,6 +35,11 @@ def install(support: Support) -> None:
         _shared[support.name] = loaded
 
 
+def shared_symbol(name: str) -> int | None:
+    """The address of a function of the shared code that was installed."""
+    return _symbols.get(name)
+
+
 def _loaded(data: bytes) -> Loaded:
     try:
         return Loaded(data, lambda name: _symbols.get(name) or process_symbol(name))
@@ -78,9 +83,10 @@ class Entry:
         self._size = 0
         self._last: dict[int, Array] = {}  # the pointers that stand at a position
         self._last_dims: Array | None = None
-        self._function = _FUNCTION(code.address(native))
+        self.address = code.address(native)
+        self.pointers = tuple(pointer(a) for a in (self._context, self.dims, self.args))
+        self._function = _FUNCTION(self.address)
         self._code = code
-        self._pointers = tuple(pointer(a) for a in (self._context, self.dims, self.args))
 
     def record_times(self, table: Array) -> None:
         """Where code that takes times adds them up (`nnc.codegen.profile`)."""
@@ -101,6 +107,12 @@ class Entry:
 
     def run(self, arena: int, threads: int) -> None:
         """Calls with the present `dims` and `args`; `arena`: workspace bytes but the threads'."""
+        self.prepare(arena, threads)
+        if self._function(*self.pointers):
+            raise self.index_error()
+
+    def prepare(self, arena: int, threads: int) -> None:
+        """Workspace for a call of `threads` threads."""
         need = rounded(arena) + threads * self.native.scratch
         context = self._context
         if need > self._size:
@@ -113,8 +125,6 @@ class Entry:
             context[0] = pointer(self._workspace)
         context[1] = threads
         context[2] = 0
-        if self._function(*self._pointers):
-            raise self._index_error(*(int(x) for x in context[2:5]))
 
     def _plan(self, need: int) -> str:
         """Which call asks for how much, and the command that shows it line by line."""
@@ -122,6 +132,8 @@ class Entry:
         call = " ".join([self.native.symbol.removeprefix("nn_"), *sizes])
         return f"workspace: {need} bytes\n  help: nnc plan MODEL.nn {call}"
 
-    def _index_error(self, site: int, value: int, extent: int) -> IndexError:
+    def index_error(self) -> IndexError:
+        """Why the last call was refused."""
+        site, value, extent = (int(x) for x in self._context[2:5])
         place, text = self.native.sites[site - 1] if site else ("?", "?")
         return IndexError(f"index {value} is outside 0 ... {extent - 1} at {place}\n  {text}")

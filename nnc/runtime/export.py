@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from nnc.ir.signature import ArgSig, ExportSig, ModuleSig, Native, ResultSig
 from nnc.runtime.arrays import dim_argument, tensor_argument
 from nnc.runtime.boundary import boundary, split_place
 from nnc.runtime.cpu import Entry
+from nnc.runtime.fastcall import SMALL, FastCall
 from nnc.runtime.leaves import Module, Store, Tree
 from nnc.runtime.memory import Array, empty, numpy_dtype, pointer
 from nnc.runtime.modules import Program, initialised, native_threads
@@ -31,6 +33,7 @@ class Plan:
     results: tuple[tuple[tuple[int, ...], tuple[int, ...]] | None, ...]  # native, seen; None: tree
     arena: int  # bytes
     threads: int
+    small: bool  # work for a FastCall
 
 
 @dataclass
@@ -54,6 +57,8 @@ class Export:
         self.native = program.natives[sig.symbol]
         self._entry: Entry | None = None
         self._plans: dict[tuple[Any, ...], Plan] = {}
+        self._fast: FastCall | None = None
+        self._calls = 0  # that came this way
         self.__doc__ = f"{sig.text}\n\n{sig.doc}".strip()
         self.__name__ = self.__qualname__ = sig.name
 
@@ -73,6 +78,8 @@ class Export:
         """For when the number of threads changed."""
         with self.program.lock:
             self._plans.clear()
+        if self._fast is not None:
+            self._fast.forget()
 
     def takes_first(self, module: str) -> bool:
         """Whether the first argument is a module of this type."""
@@ -98,7 +105,32 @@ class Export:
             finally:
                 if self.writes:
                     self.mark_written(call.values)
+        if call.plan.small:
+            self._remember(call)
         return self.wrap(results, call.plan)
+
+    def _remember(self, call: Call) -> None:
+        """From now on calls like this one are fast. Seldom, should calls differ each time."""
+        self._calls += 1
+        if self._calls < 2 or self._calls & (self._calls - 1):
+            return
+        if self._fast is None:
+            entry = Entry(self.native, self.program.code, self.pointer_count())
+            if not FastCall.fits(self.sig.args, self.sig.results):
+                return
+            slow = MethodType(type(self).__call__, self)
+
+            def refused() -> None:
+                raise entry.index_error()
+
+            fail = boundary(refused, *split_place(self.sig.place), self.sig.name)
+            self._fast = FastCall(entry, self.args, slow, fail)
+            type.__setattr__(type(self), "__call__", self._fast.call)
+        shapes = [shape[1] for shape in call.plan.results if shape is not None]
+        dtypes = [numpy_dtype(r.type.dtype) for r in self.sig.results if r.type is not None]
+        outputs = list(zip(dtypes, shapes, strict=True))
+        plan = call.plan
+        self._fast.remember(call.values, plan.dims, plan.arena, outputs, self.sig.returns_tuple)
 
     def init(self, argument: str, *like: Any, seed: int = 0, files: Any = None) -> Module:
         """A new module of the type that the argument is declared with."""
@@ -221,6 +253,7 @@ class Export:
             results=shapes,
             arena=arena,
             threads=native_threads(native, env, self.program.threads),
+            small=native.work.evaluate(env) < SMALL,
         )
 
     def _result_shape(
@@ -298,12 +331,8 @@ def put(entry: Entry, position: int, kind: str, value: Any) -> int:
         return position + 1
     if kind == "dim":
         return position
-    pointers = value.pointers if kind == "module" else param_pointers(value)
+    pointers = value.pointers if kind == "module" else value.param_pointers
     return entry.set_pointers(position, pointers)
-
-
-def param_pointers(value: Tree | Module) -> Array:
-    return value.pointers if isinstance(value, Tree) else value.param_pointers
 
 
 def put_results(entry: Entry, position: int, results: Sequence[Any]) -> int:

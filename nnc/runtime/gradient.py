@@ -13,7 +13,7 @@ from nnc.lang.types import TensorType, is_float
 from nnc.runtime.arrays import tensor_argument
 from nnc.runtime.boundary import boundary
 from nnc.runtime.cpu import Code, Entry
-from nnc.runtime.export import Call, Export, param_pointers, put_results
+from nnc.runtime.export import Call, Export, put_results
 from nnc.runtime.leaves import Module, Store, Tree
 from nnc.runtime.memory import Array, empty, numpy_dtype, pointer
 from nnc.runtime.modules import native_threads
@@ -184,7 +184,7 @@ class Run:
         for arg, value in zip(self._by.export.args, self._call.values, strict=True):
             names = self._by.export.leaf_names(arg)
             if isinstance(value, Module | Tree):
-                stored = value.pointers if arg.kind == "module" else param_pointers(value)
+                stored = value.pointers if arg.kind == "module" else value.param_pointers
                 out |= dict(zip(names, (int(p) for p in stored), strict=True))
             elif names:
                 out[arg.name] = pointer(value)

@@ -16,7 +16,7 @@ from nnc.runtime import checkpoint
 from nnc.runtime.arrays import tensor_argument
 from nnc.runtime.boundary import boundary
 from nnc.runtime.checkpoint import Wanted
-from nnc.runtime.memory import Array, aligned, cast_help, human, numpy_dtype, rounded
+from nnc.runtime.memory import Array, aligned, cast_help, human, numpy_dtype, pointer, rounded
 
 
 class Layout:
@@ -67,7 +67,18 @@ class Store:
         self.arrays = self.layout.views(self.buffer)
         base = self.buffer.ctypes.data
         self.pointers = np.array([base + at for at in self.layout.offsets], np.uintp)
-        self.version = 0  # counts changes that go through nnc
+        self.param_pointers = self.pointers
+        self._version: Array = np.zeros(1, np.int64)
+        self.counter = pointer(self._version)  # native code counts here too
+
+    @property
+    def version(self) -> int:
+        """Counts changes that go through nnc."""
+        return int(self._version[0])
+
+    @version.setter
+    def version(self, count: int) -> None:
+        self._version[0] = count
 
     def tensors(self, prefix: str = "") -> dict[str, Wanted]:
         dtypes = (leaf.type.dtype for leaf in self.layout.leaves)
