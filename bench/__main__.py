@@ -1,28 +1,107 @@
-"""`python -m bench [workload ...]`: prints each workload's table; writes bench/results/cpu.json."""
+"""`python -m bench`: every workload beside the installed peers, as tables and as JSON.
+
+python -m bench --only mlp_b64,tiny --peers torch,ort --quick --threads 1
+"""
 
 from __future__ import annotations
 
 import argparse
+import fnmatch
+import os
+import time
 from pathlib import Path
 
-from bench import contraction, digits_step
-from bench.measure import Result, save, show
-
-WORKLOADS = {"digits_step": digits_step.run, "contraction": contraction.run}
+from bench import measure, peak, peers
+from bench.workload import Context, Figure
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("workloads", nargs="*", choices=[[], *WORKLOADS], help="default: all")
-    parser.add_argument("--seconds", type=float, default=3.0, help="for each workload")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cpu.json")
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--only", default="*", help="names or patterns, comma separated")
+    parser.add_argument("--peers", default="", help=f"of {','.join(peers.NAMES)}; none: only nnc")
+    parser.add_argument("--threads", type=int, default=peers.cores(), help="of each candidate")
+    parser.add_argument("--seconds", type=float, default=6.0, help="of timing for each workload")
+    parser.add_argument("--quick", action="store_true", help="1.5 seconds for each workload")
+    parser.add_argument("--list", action="store_true", help="print the names")
+    parser.add_argument("--out", type=Path, help="JSON (default: bench/results/TIME.json)")
     args = parser.parse_args()
-    results: list[Result] = []
-    for name in args.workloads or WORKLOADS:
-        for result in WORKLOADS[name](seconds=args.seconds):
-            print(show(result), flush=True)
+    peers.limit_environment(args.threads)
+    from bench.workloads import FIGURES, WORKLOADS
+
+    names = [n for n in [*WORKLOADS, *FIGURES] if chosen(n, args.only.split(","))]
+    if args.list:
+        print("\n".join(names))
+        return
+    if not names:
+        parser.error(f"no workload is called {args.only}; see --list")
+    wanted = (
+        args.peers.split(",") if args.peers else [p for p in peers.NAMES if p not in peers.SLOW]
+    )
+    context = Context(args.threads, 1.5 if args.quick else args.seconds)
+    run(names, context, wanted, args.out)
+
+
+def chosen(name: str, patterns: list[str]) -> bool:
+    return any(fnmatch.fnmatchcase(name, p) for p in patterns)
+
+
+def run(names: list[str], context: Context, wanted: list[str], out: Path | None) -> None:
+    from bench.workloads import FIGURES, WORKLOADS
+
+    peers.limit_threads(context.threads)
+    roof = measure.Roof(peak.flops(context.threads), peak.bandwidth(context.threads))
+    machine = {**measure.machine(), **{f"version {k}": v for k, v in peers.versions().items()}}
+    print("; ".join(f"{k}: {v}" for k, v in machine.items()))
+    print(
+        f"roof, {measure.threads_text(context.threads)}: {roof.flop / 1e9:.0f} GFLOP/s, {roof.read / 1e9:.1f} GB/s read\n"
+    )
+    results: list[measure.Result | Figure] = []
+    out = out or Path(__file__).parent / "results" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
+    for name in names:
+        if name in FIGURES:
+            figure = FIGURES[name](context, wanted)
+            print(show_figure(name, figure), "\n", flush=True)
+            results.append(figure)
+        else:
+            case = WORKLOADS[name](context)
+            calls, missing, notes = measure.prepare(case, wanted)
+            samples = measure.alternate(calls, context.seconds, case.calls) if calls else {}
+            result = measure.summarise(name, case, context.threads, samples, missing, notes, roof)
+            print(measure.show(result), "\n", flush=True)
             results.append(result)
-    save(results, args.out)
+            del case, calls
+        document = {"machine": machine, "roof": {"flop": roof.flop, "read": roof.read}}
+        measure.save(document, results, out)
+    print(summary([r for r in results if isinstance(r, measure.Result)]))
+    print(f"\n{os.path.relpath(out)}")
+
+
+def summary(results: list[measure.Result]) -> str:
+    """One line a workload: milliseconds of each candidate."""
+    who = [
+        n for n in ("nnc", *peers.NAMES) if any(r.candidate == n for x in results for r in x.rows)
+    ]
+    lines = [
+        f"{'workload (ms)':22}"
+        + "".join(f"{w:>13}" for w in who)
+        + f"{'best peer':>11}{'roof':>7}{'demand':>8}{'aim':>6}"
+    ]
+    for x in results:
+        cells = {r.candidate: r.seconds * 1e3 for r in x.rows}
+        row = "".join(f"{cells[w]:>13.4g}" if w in cells else f"{'-':>13}" for w in who)
+        share = f"{100 * x.roof:.0f} %" if x.roof else "-"
+        lines.append(f"{x.name:22}{row}{x.best:>10.2f}x{share:>7}{x.demand:>8g}{x.aim:>6g}")
+    return "\n".join(lines)
+
+
+def show_figure(name: str, figure: Figure) -> str:
+    lines = [f"{name}: {figure.title}"]
+    lines += [f"  {who:14}{value:>12.3f} {figure.unit}" for who, value in figure.values.items()]
+    lines += [f"  {who:14}{why[:120]}" for who, why in figure.missing.items()]
+    tail = "; ".join(t for t in (figure.demand and f"demand {figure.demand}", figure.note) if t)
+    return "\n".join([*lines, f"  = {tail}"] if tail else lines)
 
 
 if __name__ == "__main__":

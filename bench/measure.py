@@ -5,15 +5,20 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 
+from bench.workload import Call, Case, Missing, numbers
+
 IDLE = 0.02  # seconds before a sample: the workers of the candidate before stop spinning
+LONG = 0.05  # seconds: a call of this length needs no call before it to wake the workers
 
 
 @dataclass(frozen=True)
@@ -29,15 +34,30 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Result:
-    """One workload with its candidates, the first of them nnc."""
+class Roof:
+    """What the machine reaches with the threads of the run: FLOP/s on registers, bytes/s read."""
 
-    workload: str
+    flop: float
+    read: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """One workload with its candidates. `best`: the best peer's time over nnc's, 0 if there is none;
+    `roof`: nnc's share of the machine's limit, 0 if unknown."""
+
+    name: str
+    title: str
     threads: int
     rows: tuple[Row, ...]
-    flop: float = 0.0
-    roof: float = 0.0  # FLOP/s that the machine reaches on register FMAs, with these threads
-    machine: Mapping[str, str] = field(default_factory=dict)
+    missing: Mapping[str, str]
+    best: float
+    roof: float
+    demand: float
+    aim: float
+    rounds: int
+    note: str = ""
+    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def machine() -> dict[str, str]:
@@ -53,31 +73,74 @@ def machine() -> dict[str, str]:
         "cpu": cpu,
         "cores": str(len(os.sched_getaffinity(0))),
         "python": platform.python_version(),
-        "numpy": np.__version__,
-        "date": time.strftime("%Y-%m-%d"),
+        "date": time.strftime("%Y-%m-%d %H:%M"),
+        "command": " ".join(["python -m bench", *sys.argv[1:]]),
+        "load": " ".join(f"{x:.1f}" for x in os.getloadavg()),
     }
+
+
+def prepare(
+    case: Case, wanted: Sequence[str]
+) -> tuple[dict[str, Call], dict[str, str], dict[str, str]]:
+    """The calls of the candidates that can be made, why the others cannot, and differing results."""
+    calls: dict[str, Call] = {}
+    missing: dict[str, str] = {}
+    notes: dict[str, str] = {}
+    reference: list[Any] | None = None
+    for name in ("nnc", *(n for n in wanted if n != "nnc")):
+        if name not in case.makers:
+            continue
+        try:
+            call = case.makers[name]()
+            found = [numbers(call()) for _ in range(case.checks)]
+        except Missing as e:
+            missing[name] = str(e)
+            continue
+        except Exception as e:  # a peer that fails is a line of the table
+            missing[name] = (
+                f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''}"
+            )
+            continue
+        if reference is None:
+            reference = found
+        elif difference := _difference(found, reference, case.tolerance):
+            notes[name] = difference
+        calls[name] = call
+    return calls, missing, notes
+
+
+def _difference(found: Sequence[Any], want: Sequence[Any], tolerance: float) -> str:
+    for i, (x, y) in enumerate(zip(found, want, strict=True)):
+        if x.size != y.size:
+            return f"RESULT HAS SHAPE {x.shape}, NOT {y.shape}"
+        error = float(np.max(np.abs(x.reshape(y.shape) - y)) / max(1e-9, float(np.max(np.abs(y)))))
+        if not error <= tolerance:
+            return f"RESULT {i} DIFFERS: {error:.1e} of the largest"
+    return ""
 
 
 def alternate(
     candidates: Mapping[str, Callable[[], object]], seconds: float = 3.0, inner: int = 0
 ) -> dict[str, list[float]]:
-    """Times the candidates in turn for about `seconds`; each sample is the mean of `inner` calls
-    (0: as many as take about 2 ms)."""
+    """Times the candidates in turn for about `seconds`, at least 5 rounds; each sample is the mean
+    of `inner` calls (0: as many as take about 2 ms)."""
     loops: dict[str, int] = {}
+    once: dict[str, float] = {}
     for name, run in candidates.items():
-        for _ in range(3):
+        for _ in range(2):
             run()
         start = time.perf_counter()
         run()
-        once = time.perf_counter() - start
-        loops[name] = inner or max(1, min(1000, int(2e-3 / max(once, 1e-7))))
+        once[name] = time.perf_counter() - start
+        loops[name] = inner or max(1, min(1000, int(2e-3 / max(once[name], 1e-7))))
     samples: dict[str, list[float]] = {name: [] for name in candidates}
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(next(iter(samples.values()))) < 5:
         for name, run in candidates.items():
             n = loops[name]
             time.sleep(IDLE)
-            run()  # wakes this candidate's workers
+            if once[name] < LONG:
+                run()  # wakes this candidate's workers
             start = time.perf_counter()
             for _ in range(n):
                 run()
@@ -86,38 +149,66 @@ def alternate(
 
 
 def summarise(
-    workload: str,
-    samples: Mapping[str, Sequence[float]],
+    name: str,
+    case: Case,
     threads: int,
-    flop: float = 0.0,
-    roof: float = 0.0,
-    notes: Mapping[str, str] | None = None,
+    samples: Mapping[str, Sequence[float]],
+    missing: Mapping[str, str],
+    notes: Mapping[str, str],
+    roof: Roof,
 ) -> Result:
-    base = list(samples["nnc"])
+    base = samples.get("nnc")
     rows = []
-    for name, times in samples.items():
-        ratio = median(t / b for t, b in zip(times, base, strict=True))
-        note = (notes or {}).get(name, "")
-        rows.append(Row(name, median(times), min(times), max(times), ratio, note))
-    return Result(workload, threads, tuple(rows), flop, roof, machine())
+    for who, times in samples.items():
+        ratio = median(t / b for t, b in zip(times, base, strict=True)) if base else 0.0
+        rows.append(Row(who, median(times), min(times), max(times), ratio, notes.get(who, "")))
+    best = min((r.ratio for r in rows if r.candidate != "nnc"), default=0.0)
+    share = 0.0
+    if base:
+        limit = max(case.flop / roof.flop, case.read / roof.read)
+        share = limit / median(base)
+    rounds = len(next(iter(samples.values()))) if samples else 0
+    return Result(
+        name, case.title, threads, tuple(rows), dict(missing), best, share, case.demand, case.aim,
+        rounds, case.note,
+    )  # fmt: skip
 
 
 def show(result: Result) -> str:
     """The table that a person reads."""
-    lines = [f"{result.workload}, {result.threads} thread{'s' * (result.threads != 1)}"]
+    lines = [
+        f"{result.name}: {result.title}, {threads_text(result.threads)}, {result.rounds} rounds"
+    ]
     lines.append(f"  {'':14}{'median':>12}{'low':>12}{'high':>12}{'time / nnc':>12}")
     for r in result.rows:
-        cells = "".join(f"{t * 1e6:>10.1f}us" for t in (r.seconds, r.low, r.high))
-        rate = ""
-        if result.flop:
-            gflops = result.flop / r.seconds / 1e9
-            rate = f"  {gflops:6.1f} GFLOP/s"
-            if result.roof:
-                rate += f" = {100 * gflops * 1e9 / result.roof:3.0f} % of the FMA peak"
-        lines.append(f"  {r.candidate:14}{cells}{r.ratio:>12.2f}{rate}  {r.note}".rstrip())
-    return "\n".join(lines)
+        cells = "".join(f"{_time(t):>12}" for t in (r.seconds, r.low, r.high))
+        lines.append(f"  {r.candidate:14}{cells}{r.ratio:>12.2f}  {r.note}".rstrip())
+    lines += [f"  {name:14}{why[:120]}" for name, why in result.missing.items()]
+    return "\n".join([*lines, f"  = {verdict(result)}"])
 
 
-def save(results: Sequence[Result], path: Path) -> None:
+def verdict(r: Result) -> str:
+    parts = [f"{r.best:.2f}x the best peer" if r.best else "no peer"]
+    if r.roof:
+        parts.append(f"{100 * r.roof:.0f} % of the roof")
+    if r.demand:
+        parts.append(f"demand {r.demand:g}x, aim {r.aim:g}x")
+    if r.note:
+        parts.append(r.note)
+    return "; ".join(parts)
+
+
+def threads_text(n: int) -> str:
+    return f"{n} thread{'s' * (n != 1)}"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.2f} us"
+    return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
+
+
+def save(document: Mapping[str, Any], results: Sequence[Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n")
+    data = {**document, "results": [asdict(r) for r in results]}
+    path.write_text(json.dumps(data, indent=1) + "\n")

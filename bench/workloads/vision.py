@@ -1,0 +1,144 @@
+"""Convolutional networks: a small one's and ResNet-18's training step, ResNet inference."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from bench import peers
+from bench.workload import Call, Case, Context, Missing, load, weights
+from bench.workloads.dense import cross_entropy
+
+LR = 1e-3
+
+
+def _pictures(*shape: int) -> Any:
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+def cnn(context: Context, batch: int = 64) -> Case:
+    model = load("cnn.nn", context)
+    net, opt = model.train_step.init("net", seed=0), model.train_step.init("opt")
+    p = weights(net)
+    x = _pictures(batch, 1, 28, 28)
+    y = np.random.default_rng(1).integers(0, 10, batch).astype(np.int32)
+
+    def module() -> Any:
+        from bench import torch_models
+
+        net = torch_models.with_weights(torch_models.CNN(), p)
+        return net.to(memory_format=torch_models.torch.channels_last)
+
+    def adam(net: Any) -> Any:
+        return peers.need("torch").optim.Adam(net.parameters(), lr=LR, fused=True)
+
+    def jax_loss(j: Any, q: Any) -> Any:
+        h = x.transpose(0, 2, 3, 1)
+        for i in (1, 2):
+            h = j.lax.conv_general_dilated(
+                h, q[f"conv{i}.weight"], (1, 1), "VALID", dimension_numbers=("NHWC", "OIHW", "NHWC")
+            )
+            h = j.nn.relu(h + q[f"conv{i}.bias"])
+        h = j.lax.reduce_window(h, -np.inf, j.lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID")
+        h = h.transpose(0, 3, 1, 2).reshape(batch, -1)
+        h = j.nn.relu(h @ q["fc1.weight"].T + q["fc1.bias"])
+        return cross_entropy(j, h @ q["fc2.weight"].T + q["fc2.bias"], y)
+
+    first, second = 26 * 26 * 32 * 9, 24 * 24 * 64 * 288
+    return Case(
+        f"CNN on 28 x 28, step with Adam, batch {batch}",
+        {
+            "nnc": lambda: lambda: model.train_step(net, opt, x, y, LR),
+            **peers.training(module, _loss(x, y), adam),
+            "jax": peers.jax_training(context.threads, p, jax_loss, *peers.jax_adam(LR)),
+        },
+        1.5,
+        2.2,
+        flop=2.0 * batch * (3 * (second + 9216 * 128 + 1280) + 2 * first),
+        checks=3,
+    )
+
+
+def _loss(x: Any, y: Any) -> Any:
+    """The loss of a module on pictures in channels-last order."""
+
+    def loss(net: Any) -> Any:
+        torch = peers.need("torch")
+        pictures = torch.from_numpy(x).contiguous(memory_format=torch.channels_last)
+        return torch.nn.functional.cross_entropy(net(pictures), torch.from_numpy(y).long())
+
+    return loss
+
+
+def resnet(
+    depth: int, batch: int, demand: float, aim: float, flop: float, context: Context
+) -> Case:
+    model = load(f"resnet{depth}.nn", context)
+    net = getattr(model, f"ResNet{depth}").init(seed=0)
+    p = weights(net)
+    x = _pictures(batch, 3, 224, 224)
+
+    def module() -> Any:
+        from bench import torch_models
+
+        return torch_models.with_weights(getattr(torch_models, f"resnet{depth}")(), p)
+
+    return Case(
+        f"ResNet-{depth}, inference, batch {batch}",
+        {
+            "nnc": lambda: partial(model.predict, net, x),
+            **peers.inference(module, [x], context.threads, channels_last=True),
+        },
+        demand,
+        aim,
+        flop=flop * batch,
+    )
+
+
+def resnet18_train(context: Context, batch: int = 8) -> Case:
+    model = load("resnet18.nn", context)
+    net, opt = model.train_step.init("net", seed=0), model.train_step.init("opt")
+    p = weights(net)
+    x = _pictures(batch, 3, 64, 64)
+    y = np.random.default_rng(1).integers(0, 1000, batch).astype(np.int32)
+
+    def module() -> Any:
+        from bench import torch_models
+
+        net = torch_models.with_weights(torch_models.resnet18(), p)
+        return net.to(memory_format=torch_models.torch.channels_last)
+
+    def sgd(net: Any) -> Any:
+        return peers.need("torch").optim.SGD(net.parameters(), lr=LR, momentum=0.9, fused=True)
+
+    return Case(
+        f"ResNet-18 on 64 x 64, step with momentum, batch {batch}",
+        {
+            "nnc": lambda: lambda: model.train_step(net, opt, x, y, LR),
+            **peers.training(module, _loss(x, y), sgd),
+        },
+        1.3,
+        2.2,
+        flop=3 * batch * 2.98e8,
+        checks=3,
+    )
+
+
+def resnet50_int8(context: Context) -> Case:
+    def nnc() -> Call:
+        raise Missing("nnc has no quantized inference yet")
+
+    return Case("ResNet-50, int8 inference, batch 1", {"nnc": nnc}, 1.0, 1.3)
+
+
+WORKLOADS = {
+    "cnn": cnn,
+    "resnet18_b1": partial(resnet, 18, 1, 1.2, 1.8, 3.63e9),
+    "resnet18_b8": partial(resnet, 18, 8, 1.2, 1.8, 3.63e9),
+    "resnet50_b1": partial(resnet, 50, 1, 1.2, 1.6, 8.18e9),
+    "resnet50_b8": partial(resnet, 50, 8, 1.2, 1.6, 8.18e9),
+    "resnet18_train": resnet18_train,
+    "resnet50_int8": resnet50_int8,
+}
