@@ -48,7 +48,7 @@ def chosen(name: str, patterns: list[str]) -> bool:
 
 
 def run(names: list[str], context: Context, wanted: list[str], out: Path | None) -> None:
-    from bench.workloads import FIGURES, WORKLOADS
+    from bench.workloads import FIGURES
 
     peers.limit_threads(context.threads)
     roof = measure.Roof(peak.flops(context.threads), peak.bandwidth(context.threads))
@@ -60,22 +60,36 @@ def run(names: list[str], context: Context, wanted: list[str], out: Path | None)
     results: list[measure.Result | Figure] = []
     out = out or Path(__file__).parent / "results" / f"{time.strftime('%Y%m%d-%H%M%S')}.json"
     for name in names:
-        if name in FIGURES:
-            figure = FIGURES[name](context, wanted)
-            print(show_figure(name, figure), "\n", flush=True)
-            results.append(figure)
-        else:
-            case = WORKLOADS[name](context)
-            calls, missing, notes = measure.prepare(case, wanted)
-            samples = measure.alternate(calls, context.seconds, case.calls) if calls else {}
-            result = measure.summarise(name, case, context.threads, samples, missing, notes, roof)
-            print(measure.show(result), "\n", flush=True)
+        result = (
+            FIGURES[name](context, wanted) if name in FIGURES else one(name, context, wanted, roof)
+        )
+        print(result if isinstance(result, str) else shown(name, result), "\n", flush=True)
+        if not isinstance(result, str):
             results.append(result)
-            del case, calls
         document = {"machine": machine, "roof": {"flop": roof.flop, "read": roof.read}}
         measure.save(document, results, out)
     print(summary([r for r in results if isinstance(r, measure.Result)]))
     print(f"\n{os.path.relpath(out)}")
+
+
+def one(name: str, context: Context, wanted: list[str], roof: measure.Roof) -> measure.Result | str:
+    """A workload's result, or why its program could not be prepared."""
+    from bench.workloads import WORKLOADS
+
+    try:
+        case = WORKLOADS[name](context)
+    except Exception as e:
+        return f"{name}: nnc: {type(e).__name__}: {e}"
+    calls, missing, notes = measure.prepare(case, wanted)
+    idle = measure.IDLE if context.threads > 1 else 0.0
+    samples = measure.alternate(calls, context.seconds, case.calls, idle) if calls else {}
+    return measure.summarise(name, case, context.threads, samples, missing, notes, roof)
+
+
+def shown(name: str, result: measure.Result | Figure) -> str:
+    if isinstance(result, Figure):
+        return show_figure(name, result)
+    return measure.show(result)
 
 
 def summary(results: list[measure.Result]) -> str:
@@ -83,16 +97,17 @@ def summary(results: list[measure.Result]) -> str:
     who = [
         n for n in ("nnc", *peers.NAMES) if any(r.candidate == n for x in results for r in x.rows)
     ]
+    head = "".join(f"{w:>13}" for w in who)
     lines = [
-        f"{'workload (ms)':22}"
-        + "".join(f"{w:>13}" for w in who)
-        + f"{'best peer':>11}{'roof':>7}{'demand':>8}{'aim':>6}"
+        f"{'workload (ms)':18}{head}{'best peer':>11}{'quiet':>8}{'roof':>7}{'demand':>8}{'aim':>6}"
     ]
     for x in results:
         cells = {r.candidate: r.seconds * 1e3 for r in x.rows}
         row = "".join(f"{cells[w]:>13.4g}" if w in cells else f"{'-':>13}" for w in who)
         share = f"{100 * x.roof:.0f} %" if x.roof else "-"
-        lines.append(f"{x.name:22}{row}{x.best:>10.2f}x{share:>7}{x.demand:>8g}{x.aim:>6g}")
+        lines.append(
+            f"{x.name:18}{row}{x.best:>10.2f}x{x.quiet:>7.2f}x{share:>7}{x.demand:>8g}{x.aim:>6g}"
+        )
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,6 +44,7 @@ class Roof:
 @dataclass(frozen=True)
 class Result:
     """One workload with its candidates. `best`: the best peer's time over nnc's, 0 if there is none;
+    `quiet`: the same of the shortest samples, which other work on the machine disturbs least;
     `roof`: nnc's share of the machine's limit, 0 if unknown."""
 
     name: str
@@ -52,12 +53,12 @@ class Result:
     rows: tuple[Row, ...]
     missing: Mapping[str, str]
     best: float
+    quiet: float
     roof: float
     demand: float
     aim: float
     rounds: int
     note: str = ""
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def machine() -> dict[str, str]:
@@ -120,7 +121,10 @@ def _difference(found: Sequence[Any], want: Sequence[Any], tolerance: float) -> 
 
 
 def alternate(
-    candidates: Mapping[str, Callable[[], object]], seconds: float = 3.0, inner: int = 0
+    candidates: Mapping[str, Callable[[], object]],
+    seconds: float = 3.0,
+    inner: int = 0,
+    idle: float = IDLE,
 ) -> dict[str, list[float]]:
     """Times the candidates in turn for about `seconds`, at least 5 rounds; each sample is the mean
     of `inner` calls (0: as many as take about 2 ms)."""
@@ -138,7 +142,7 @@ def alternate(
     while time.perf_counter() < end or len(next(iter(samples.values()))) < 5:
         for name, run in candidates.items():
             n = loops[name]
-            time.sleep(IDLE)
+            time.sleep(idle)
             if once[name] < LONG:
                 run()  # wakes this candidate's workers
             start = time.perf_counter()
@@ -163,15 +167,27 @@ def summarise(
         ratio = median(t / b for t, b in zip(times, base, strict=True)) if base else 0.0
         rows.append(Row(who, median(times), min(times), max(times), ratio, notes.get(who, "")))
     best = min((r.ratio for r in rows if r.candidate != "nnc"), default=0.0)
+    others = [min(times) for who, times in samples.items() if who != "nnc"]
+    quiet = min(others, default=0.0) / min(base) if base else 0.0
     share = 0.0
     if base:
         limit = max(case.flop / roof.flop, case.read / roof.read)
         share = limit / median(base)
     rounds = len(next(iter(samples.values()))) if samples else 0
     return Result(
-        name, case.title, threads, tuple(rows), dict(missing), best, share, case.demand, case.aim,
-        rounds, case.note,
-    )  # fmt: skip
+        name=name,
+        title=case.title,
+        threads=threads,
+        rows=tuple(rows),
+        missing=dict(missing),
+        best=best,
+        quiet=quiet,
+        roof=share,
+        demand=case.demand,
+        aim=case.aim,
+        rounds=rounds,
+        note=case.note,
+    )
 
 
 def show(result: Result) -> str:
@@ -188,7 +204,9 @@ def show(result: Result) -> str:
 
 
 def verdict(r: Result) -> str:
-    parts = [f"{r.best:.2f}x the best peer" if r.best else "no peer"]
+    parts = ["no peer"]
+    if r.best:
+        parts = [f"{r.best:.2f}x the best peer (shortest samples: {r.quiet:.2f}x)"]
     if r.roof:
         parts.append(f"{100 * r.roof:.0f} % of the roof")
     if r.demand:

@@ -25,9 +25,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def need(module: str) -> Any:
+def found(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise Missing(f"{module} is not installed")
+
+
+def need(module: str) -> Any:
+    found(module)
     return importlib.import_module(module)
 
 
@@ -172,6 +176,11 @@ def _folder() -> Path:
     folder = tempfile.TemporaryDirectory(prefix="nnc-bench-")
     _kept.append(folder)
     return Path(folder.name)
+
+
+def onnx_call(who: str, path: Path, inputs: Sequence[Any], threads: int) -> Call:
+    """An ONNX file in "ort" or "openvino"."""
+    return _ort(path, inputs, threads, False) if who == "ort" else _openvino(path, inputs, threads)
 
 
 def _ort(path: Path, inputs: Sequence[Any], threads: int, numpy_io: bool) -> Call:

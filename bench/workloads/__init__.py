@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bench.workload import Case, Context, Figure
-from bench.workloads import contraction, dense, language, pointwise, vision
+from bench.workloads import contraction, dense, language, pointwise, startup, vision
 
 WORKLOADS: dict[str, Callable[[Context], Case]] = {
     **dense.WORKLOADS,
@@ -14,4 +14,4 @@ WORKLOADS: dict[str, Callable[[Context], Case]] = {
     **language.WORKLOADS,
     **vision.WORKLOADS,
 }
-FIGURES: dict[str, Callable[[Context, Sequence[str]], Figure]] = {}
+FIGURES: dict[str, Callable[[Context, Sequence[str]], Figure]] = startup.FIGURES

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ def torch_mlp(sizes: tuple[int, ...], p: dict[str, Any]) -> Any:
     """Linear layers fc1, fc2, ... with relu between."""
     torch = peers.need("torch")
     layers: list[Any] = []
-    for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False), 1):
+    for i, (a, b) in enumerate(pairwise(sizes), 1):
         layer = torch.nn.Linear(a, b)
         with torch.no_grad():
             layer.weight.copy_(torch.from_numpy(p[f"fc{i}.weight"]))

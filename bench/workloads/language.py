@@ -81,7 +81,7 @@ def jax_gpt2(
     return norm("ln_f", x)
 
 
-def _jax_logits(p: dict[str, Any], inputs: list[Any], threads: int) -> Callable[[], Call]:
+def jax_logits(p: dict[str, Any], inputs: list[Any], threads: int) -> Callable[[], Call]:
     def make() -> Call:
         j = peers.jax(threads)
         held = {k: j.numpy.asarray(v) for k, v in p.items()}
@@ -105,7 +105,7 @@ def prefill(length: int, context: Context) -> Case:
         {
             "nnc": lambda: partial(model.logits, net, kv, tokens, 0),
             **peers.inference(First(_gpt2(p)), [tokens], context.threads, exported=_gpt2(p)),
-            "jax": _jax_logits(p, [tokens], context.threads),
+            "jax": jax_logits(p, [tokens], context.threads),
         },
         1.1,
         1.3,
@@ -128,7 +128,7 @@ def decode(context: Context, past: int = 128) -> Case:
         {
             "nnc": lambda: partial(model.logits, net, kv, token, past),
             **peers.inference(First(_gpt2(p)), inputs, context.threads, exported=_gpt2(p)),
-            "jax": _jax_logits(p, inputs, context.threads),
+            "jax": jax_logits(p, inputs, context.threads),
         },
         1.0,
         1.1,
