@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
@@ -11,17 +11,17 @@ import llvmlite
 
 from nnc.codegen import contract, llvm, objects
 from nnc.codegen.pool import pool_module
-from nnc.codegen.pycall import pycall_module
 from nnc.codegen.profile import profiled as profiling
+from nnc.codegen.pycall import pycall_module
 from nnc.codegen.spmd import total_work
 from nnc.codegen.target import Target, host
 from nnc.diagnostics import Diagnostic, Diagnostics, Source, Span
 from nnc.errors import CompileError
-from nnc.ir.graph import Graph
+from nnc.ir.graph import Graph, Node
 from nnc.ir.loop import Program
 from nnc.ir.print_loop import print_program
 from nnc.ir.printer import print_graph
-from nnc.ir.signature import Differentiated, Manifest, Native, Support
+from nnc.ir.signature import Differentiated, Manifest, Native, Support, Variant
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.lang.elaborate.exports import elaborate
@@ -69,13 +69,18 @@ class TestCase:
 
 @dataclass(frozen=True)
 class Compiled:
-    """Everything native about one file. `lazy(name)` compiles an export's forward and backward."""
+    """Everything native about one file.
+
+    `lazy(name)` compiles an export's forward and backward, `probed(name, paths)` its variant that
+    also gives the values of `probe` statements.
+    """
 
     manifest: Manifest
     objects: tuple[bytes, ...]
     support: tuple[Support, ...]
     lazy: Callable[[str], Differentiated]
     dump: Callable[[str, str], str]
+    probed: Callable[[str, tuple[str, ...]], Variant]
     tests: tuple[TestCase, ...] = ()
 
 
@@ -287,6 +292,7 @@ def compile_file(
         out.support(),
         lazy,
         lambda name, stage: dump_stage(found, name, stage, out.target),
+        lambda name, paths: probed(built[name], paths, out.target, cache),
         cases,
     )
 
@@ -317,6 +323,28 @@ def differentiate(built: Built, target: Target, cache: Cache | None) -> Differen
         tuple(out.made),
         out.support(),
     )
+
+
+def probed(built: Built, paths: tuple[str, ...], target: Target, cache: Cache | None) -> Variant:
+    """An export with the values of some probes as further results."""
+    values = dict(zip(built.signature.probes, built.probes, strict=True))
+    return widened(built, built.graph, [values[p] for p in paths], "probed", target, cache)
+
+
+def widened(
+    built: Built,
+    graph: Graph,
+    more: Sequence[Node],
+    what: str,
+    target: Target,
+    cache: Cache | None,
+) -> Variant:
+    """A version of an export's graph with further results."""
+    out = _Objects(target, cache)
+    whole = optimise(replace(graph, results=(*graph.results, *more)))
+    native = out.native(whole, f"{built.signature.symbol}_{what}")
+    types = tuple(n.type for n in more)
+    return Variant(native, types, tuple(out.made), out.support())
 
 
 # ---- dumps ------------------------------------------------------------------------------------

@@ -37,7 +37,9 @@ def compile_file(
 def model_of(compiled: Compiled) -> Model:
     """The compiled file, ready to be called."""
     manifest, objects, support = compiled.manifest, compiled.objects, compiled.support
-    return Model(manifest, objects, support, compiled.lazy, partial(dump, compiled))
+    return Model(
+        manifest, objects, support, compiled.lazy, partial(dump, compiled), compiled.probed
+    )
 
 
 def dump(compiled: Compiled, name: str, stage: str) -> str:

@@ -18,7 +18,7 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from nnc.errors import ArgumentError, Error
-from nnc.ir.signature import Differentiated, Manifest, Support
+from nnc.ir.signature import Differentiated, Manifest, Support, Variant
 from nnc.runtime import cache
 from nnc.runtime.manifest import decode, encode
 from nnc.runtime.model import Model
@@ -54,14 +54,18 @@ def load_model(path: str, overrides: Overrides, use_cache: bool = True) -> Model
 
         return driver.dump(compiled(), name, stage)
 
+    def probed(name: str, paths: tuple[str, ...]) -> Variant:
+        made: Variant = compiled().probed(name, paths)
+        return made
+
     found = None if key is None else cache.get(key)
     if found is not None:
         manifest, objects, support = _parts(found)
-        return Model(decode(Manifest, manifest), objects, support, lazy, dump)
+        return Model(decode(Manifest, manifest), objects, support, lazy, dump, probed)
     made = compiled()
     if key is not None:
         cache.put(key, _packed(made.manifest, made.objects, made.support))
-    return Model(made.manifest, made.objects, made.support, lazy, dump)
+    return Model(made.manifest, made.objects, made.support, lazy, dump, probed)
 
 
 # ---- what is kept -----------------------------------------------------------------------------

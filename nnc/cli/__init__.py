@@ -173,6 +173,13 @@ def _call(commands: Commands) -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--save", metavar="FILE", type=Path, help="write the results, .npz or .npy")
     parser.add_argument(
+        "--probe",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="also the value of a `probe` statement, e.g. h.3.attn.p",
+    )
+    parser.add_argument(
         "--save-weights", metavar="NAME=FILE", action="append", default=[], help="write a module"
     )
 

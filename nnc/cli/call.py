@@ -14,6 +14,7 @@ from nnc.errors import ArgumentError, LoadError, SaveError, nearest
 from nnc.runtime.export import Export
 from nnc.runtime.leaves import Module, Tree
 from nnc.runtime.memory import Array
+from nnc.runtime.model import Model
 from nnc.runtime.modules import initialised
 
 
@@ -29,8 +30,7 @@ def call(args: argparse.Namespace) -> int:
     modules = _modules(export, args)
     to_save = pairs("--save-weights", args.save_weights)
     _only(export, to_save, "--save-weights", "module")
-    result = export(**values, **modules)
-    rows = _rows(result)
+    rows = _called(model, args, {**values, **modules})
     if args.save is not None:
         _save(args.save, rows)
     else:
@@ -39,6 +39,19 @@ def call(args: argparse.Namespace) -> int:
     for name, path in to_save.items():
         modules[name].save(path)
     return 0
+
+
+def _called(model: Model, args: argparse.Namespace, values: dict[str, Any]) -> dict[str, Array]:
+    """Results and probed values by name."""
+    if not args.probe:
+        return _rows(model.exports[args.function](**values))
+    for path in args.probe:
+        exports = model.probes.get(path)
+        if exports is not None and args.function not in exports:
+            raise ArgumentError(f"--probe {path}: {args.function} does not compute it")
+    with model.probe(*args.probe) as seen:
+        rows = _rows(model.exports[args.function](**values))
+    return rows | {path: np.asarray(seen[path]) for path in seen}
 
 
 def _only(export: Export, given: dict[str, str], flag: str, kind: str) -> None:

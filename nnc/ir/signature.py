@@ -114,6 +114,16 @@ class ExportSig:
     doc: str = ""
     place: str = ""
     text: str = ""  # the signature as written
+    probes: tuple[str, ...] = ()  # paths of values that can be asked for
+
+
+@dataclass(frozen=True)
+class Extern:
+    """A C function that native code calls: `prototype` as C declares it, `place` of a call."""
+
+    symbol: str
+    prototype: str
+    place: str
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,7 @@ class Native:
     scratch: int  # bytes for each thread, after the arena
     work: Dim  # about how many scalar operations
     sites: tuple[tuple[str, str], ...] = ()  # of run-time index checks: (file:line:column, text)
+    externs: tuple[Extern, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -158,6 +169,16 @@ class Differentiated:
     inputs: tuple[str, ...]
     gradients: tuple[str, ...]
     objects: tuple[bytes, ...] = ()  # what the natives' `object` counts
+    support: tuple[Support, ...] = ()
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An export compiled once more, with further results behind its own; on demand."""
+
+    native: Native
+    results: tuple[TensorType, ...]  # of the further results
+    objects: tuple[bytes, ...] = ()
     support: tuple[Support, ...] = ()
 
 

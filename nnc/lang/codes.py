@@ -176,6 +176,9 @@ E0318 a loop that never ends
     The condition of `while` is true for ever. It must depend on something that the body changes.
 E0319 a loop that yields nothing, or more than once
     `ys = for t in T:` stacks one value (or tuple) a turn: exactly one `yield` in its body.
+E0320 a probe in a loop without a limit
+    What is probed in a loop is kept for every turn, so there must be a bound on the turns:
+    write `while c limit N:`, or probe the value after the loop.
 E0401 an index without a range
     Every index on the right is bound on the left or by a reduction such as `sum[k]`, and takes
     its range from a bare use (`x[i]`) or from `i:N`. There is no implied sum: this is often a

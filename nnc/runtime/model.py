@@ -16,6 +16,7 @@ from nnc.runtime.export import Export
 from nnc.runtime.gradient import Differentiable
 from nnc.runtime.leaves import Module
 from nnc.runtime.modules import Constructor, Program
+from nnc.runtime.watch import Compile, Probe, Watching
 
 Lazy = Callable[[str], Differentiated]
 Dump = Callable[[str, str], str]
@@ -35,9 +36,11 @@ class Model:
         support: Sequence[Support] = (),
         lazy: Lazy | None = None,
         dump: Dump | None = None,
+        probed: Compile | None = None,
     ) -> None:
         """`support`: shared code that the objects refer to; `lazy`: an export's name -> its
-        forward and backward; `dump`: (function, stage) -> text."""
+        forward and backward; `dump`: (function, stage) -> text; `probed`: (export, paths) -> the
+        variant that gives the probed values."""
         self.manifest = manifest
         self._program = Program(
             code=Code(objects, support),
@@ -53,6 +56,7 @@ class Model:
             self.exports[sig.name] = export
             if not hasattr(type(self), sig.name):
                 self.__dict__[sig.name] = export  # found without `__getattr__`
+        self._watching = Watching(probed, self.exports)
 
     def __repr__(self) -> str:
         rows = [f"  {e.sig.text or e.sig.name}" for e in self.exports.values()]
@@ -114,6 +118,30 @@ class Model:
             hint = nearest(function, self.exports)
             raise AttributeError(f"{self.manifest.source} exports no {function!r}{hint}")
         return self._dump(function, stage)
+
+    @property
+    def probes(self) -> dict[str, tuple[str, ...]]:
+        """The path of every `probe` statement's value, with the exports that compute it."""
+        return self._watching.paths
+
+    @boundary
+    def probe(self, *paths: str) -> Probe:
+        """Makes the values of `probe` statements visible, from now on.
+
+            with m.probe("h.3.attn.p") as seen:
+                m.predict(net, x)
+            seen.value                 # of the last call; seen[path] when several were asked for
+
+        Without `with` it goes on until `seen.close()`. Meanwhile calls `m.predict(...)` run a
+        variant of the export, compiled when first asked for. KeyError for an unknown path.
+        """
+
+        def changed(name: str, export: Export) -> None:
+            self.exports[name] = export
+            if name in self.__dict__:
+                self.__dict__[name] = export
+
+        return self._watching.open(paths, changed)
 
     # ---- everything in one file -----------------------------------------------------------
 

@@ -132,6 +132,7 @@ def with_adjoint(cx: Context, frame: Frame, d: ast.AdjointDef, result: Value, sp
             assert node is not None
             inputs.append(node)
     grads: list[Node] = []
+    probed = len(cx.probes)
     with cx.in_frame(inner):
         cx.execute(d.body[:-1])
         last = d.body[-1]
@@ -141,6 +142,8 @@ def with_adjoint(cx: Context, frame: Frame, d: ast.AdjointDef, result: Value, sp
             values = list(values[0].items)
         for v, node in zip(values, inputs, strict=True):
             grads.append(_cotangent(cx, v, node, last.span))
+    if len(cx.probes) > probed:
+        raise fail("E0901", "`probe` in an adjoint is not compiled yet", d.name_span)
     custom = Custom(
         type=value.type,
         span=cx.at(span),
@@ -148,6 +151,7 @@ def with_adjoint(cx: Context, frame: Frame, d: ast.AdjointDef, result: Value, sp
         inputs=tuple(inputs),
         dout=dout,
         grads=tuple(grads),
+        regions=cx.regions,
     )
     return replace(of_node(custom), letters=result.letters, origins=result.origins)
 

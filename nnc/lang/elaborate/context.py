@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from nnc.diagnostics import NOWHERE, Diagnostic, Diagnostics, Label, Span
 from nnc.ir.bounds import condition_facts
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, names
-from nnc.ir.graph import Axis, Compute, Input, Node
+from nnc.ir.graph import Axis, Compute, Input, Node, Region
 from nnc.ir.signature import Check
 from nnc.lang import ast
 from nnc.lang.dims import ZERO, Dim, Facts, Range, prove_nonneg
@@ -118,6 +118,7 @@ class Context:
     calls: list[Active] = field(default_factory=list)
     depth: int = 0  # of expressions being evaluated
     sizes: set[Dim] = field(default_factory=set)  # known to be at least 0, or checked at entry
+    regions: tuple[Region, ...] = ()  # of recomputation, around what is evaluated
     steps: int = 0  # statements executed, calls inlined, items of lists made
     static_depth: int = 0  # inside the arguments of a module type
     counters: dict[str, int] = field(default_factory=dict)
@@ -128,6 +129,8 @@ class Context:
     overrides: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     building: list[tuple[Instance, Span]] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
+    root: str = ""  # the path of the module whose method is exported
+    probes: dict[str, Node] = field(default_factory=dict)  # of `probe p`: path -> value
     asserted: list[tuple[Node, ast.Assert]] = field(default_factory=list)
     # wired by elaborate.engine, so that the rooms need not import each other
     lookup: Callable[[str], Value | None] = field(init=False)
@@ -202,6 +205,16 @@ class Context:
             yield
         finally:
             self.facts = saved
+
+    @contextmanager
+    def in_region(self, span: Span, asked: bool) -> Iterator[None]:
+        """What is computed may be computed again for a gradient (`asked`: will be)."""
+        saved = self.regions
+        self.regions = (*saved, Region(self.at(span), asked))
+        try:
+            yield
+        finally:
+            self.regions = saved
 
     @contextmanager
     def outside_loops(self) -> Iterator[None]:
@@ -325,7 +338,7 @@ class Context:
     ) -> Tensor:
         """A Compute node over the active loop variables that its body uses, then `axes`."""
         if self.conds and (op or hoist):
-            body = self._guarded(body)
+            body = self.guarded(body)
         used = names([body]) if self.ranges else frozenset()
         outer = [(v, n) for v, n in self.ranges.items() if v in used]
         outer = [(v, n) for v, n in outer if v not in {a for a, _ in (*axes, *raxes)}]
@@ -342,6 +355,7 @@ class Context:
             raxes=tuple(Axis(v, n) for v, n in raxes),
             op=op,
             body=body,
+            regions=self.regions,
         )
         if not outer:
             return of_node(result, (), origins)
@@ -353,8 +367,10 @@ class Context:
 
         return Tensor(TensorType(dtype, shape), at, None, (), origins)
 
-    def _guarded(self, body: Expr) -> Expr:
-        """A hoisted reduction keeps the laziness of the branch that it stands in."""
+    def guarded(self, body: Expr) -> Expr:
+        """A hoisted value keeps the laziness of the branches that it stands in."""
+        if not self.conds:
+            return body
         cond = self.conds[0]
         for c in self.conds[1:]:
             cond = Op("bool", "and", (cond, c))

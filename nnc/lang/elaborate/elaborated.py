@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from nnc.ir.graph import Graph
+from nnc.ir.graph import Graph, Node
 from nnc.ir.signature import ExportSig, ModuleSig
 from nnc.lang import ast
 from nnc.lang.elaborate.values import Instance
@@ -13,11 +13,15 @@ from nnc.lang.units import Unit
 
 @dataclass(frozen=True)
 class Built:
-    """One export: its Graph and what the runtime must know of it."""
+    """One export: its Graph and what the runtime must know of it.
+
+    `probes`: the values of `signature.probes`, which are no results.
+    """
 
     graph: Graph
     signature: ExportSig
     instances: tuple[Instance, ...] = ()
+    probes: tuple[Node, ...] = ()
 
 
 @dataclass(eq=False)

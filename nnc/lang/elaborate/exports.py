@@ -17,6 +17,7 @@ from nnc.lang.elaborate.engine import Overrides, context
 from nnc.lang.elaborate.generic import check_unit, warn_imports, warn_unused
 from nnc.lang.elaborate.inits import module_inits, test_graphs
 from nnc.lang.elaborate.mistakes import Poisoned, fail
+from nnc.lang.elaborate.probes import shown as shown_probes
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.signatures import equations, symbolic_where
 from nnc.lang.elaborate.values import (
@@ -149,7 +150,7 @@ def build(cx: Context, unit: Unit, func: ast.FuncDef, module: ModuleType | None)
     if module is not None:
         with cx.in_frame(frame):
             inst = cx.instantiate(module, [], module.defn.name_span)
-        frame.owner = Module(inst, "net", "net")
+        frame.owner, cx.root = Module(inst, "net", "net"), "net"
         frame.instance = inst
         module_arg(cx, abi, "net", inst, _writes(func), func.name_span, inst.id)
     with cx.in_frame(frame):
@@ -178,6 +179,7 @@ def _assemble(cx: Context, func: ast.FuncDef, frame: Frame, abi: Abi, result: Va
     )
     dims = tuple(dict.fromkeys(_size_names(frame)))
     graph = Graph(func.name, dims, tuple(abi.inputs), tuple(results), writes, cx.facts, func.span)
+    probes = shown_probes(cx.probes, [a.name for a in abi.args if a.kind == "module"])
     signature = ExportSig(
         func.name,
         f"nn_{func.name}",
@@ -189,8 +191,9 @@ def _assemble(cx: Context, func: ast.FuncDef, frame: Frame, abi: Abi, result: Va
         func.doc or "",
         f"{func.span.source.name}:{func.span.line}",
         signature_text(func),
+        tuple(probes),
     )
-    return Built(graph, signature, tuple(abi.instances))
+    return Built(graph, signature, tuple(abi.instances), tuple(probes.values()))
 
 
 def _size_names(frame: Frame) -> Iterator[str]:

@@ -52,15 +52,18 @@ class _State:
     vars: dict[str, Value]
     store: dict[str, Tensor]
     counters: dict[str, int]
+    probes: dict[str, Node]
 
 
 def _state(cx: Context) -> _State:
-    return _State(dict(cx.frame.vars), {k: s.now for k, s in cx.store.items()}, dict(cx.counters))
+    store = {k: s.now for k, s in cx.store.items()}
+    return _State(dict(cx.frame.vars), store, dict(cx.counters), dict(cx.probes))
 
 
 def _restore(cx: Context, s: _State) -> None:
     cx.frame.vars = dict(s.vars)
     cx.counters = dict(s.counters)
+    cx.probes = dict(s.probes)
     for key, now in s.store.items():
         cx.store[key].now = now
 
@@ -79,7 +82,7 @@ def run_loop(
     if cx.ranges:
         raise fail("E0901", "a run-time loop inside index notation is not compiled yet", span)
     turn = cx.fresh_var(var or "turn", list(cx.turns))
-    before = _state(cx)
+    before, probed = _state(cx), len(cx.probes)
     with _turning(cx, turn, trip):
         changed, keys = _trial(cx, body, var, turn, cond, before)
         if changed is None:
@@ -94,12 +97,13 @@ def run_loop(
             cx.frame.vars[var] = integer(Dim.of(turn))
         test = None if cond is None else _condition(cx, cond)
         yields = _body(cx, body, span)
+        watched = dict(list(cx.probes.items())[probed:])
         ends = [carries.end(cx, n, cx.frame.vars.get(n, UNKNOWN)) for n in changed]
         following = [n for nodes in ends for n in nodes]
         following += [carries.stored(cx, key) for key in keys]
     if test is not None and limited:
         following = [
-            _chosen(test, n, c.slot) for n, c in zip(following, carries.items, strict=True)
+            _chosen(cx, test, n, c.slot) for n, c in zip(following, carries.items, strict=True)
         ]
     _finish(
         cx,
@@ -110,6 +114,7 @@ def run_loop(
         turn,
         trip,
         None if limited else test,
+        watched,
         before,
         list(changed),
         keys,
@@ -307,13 +312,13 @@ def _differs(name: str, old: TensorType, new: TensorType, span: Span) -> Excepti
     )
 
 
-def _chosen(test: Node, new: Node, old: Node) -> Node:
+def _chosen(cx: Context, test: Node, new: Node, old: Node) -> Node:
     """`new if test else old`, element by element."""
     axes = tuple(Axis(f"$i{k}", n) for k, n in enumerate(new.type.shape))
     index = tuple(Idx(Dim.of(a.var)) for a in axes)
     dtype = new.type.dtype
     body = Select(dtype, Load("bool", test, ()), Load(dtype, new, index), Load(dtype, old, index))
-    return Compute(type=new.type, span=new.span, axes=axes, body=body)
+    return Compute(type=new.type, span=new.span, axes=axes, body=body, regions=cx.regions)
 
 
 def _finish(
@@ -325,6 +330,7 @@ def _finish(
     turn: str,
     trip: Dim,
     cond: Node | None,
+    watched: dict[str, Node],
     before: _State,
     names: list[str],
     keys: list[str],
@@ -335,9 +341,13 @@ def _finish(
     cx.frame.vars = {n: v for n, v in cx.frame.vars.items() if n in before.vars}
     if var is not None:
         cx.frame.vars.pop(var, None)
-    if not carries.items and not yields:
+    if watched and cond is not None:
+        text = "`probe` in a `while` without a limit: nobody knows how many values there will be"
+        raise fail("E0320", text, span, help="`while c limit N:` keeps at most N")
+    outs = [*yields, *watched.values()]
+    if not carries.items and not outs:
         return
-    first = carries.items[0].slot if carries.items else yields[0]
+    first = carries.items[0].slot if carries.items else outs[0]
     loop = Loop(
         type=first.type,
         span=cx.at(span),
@@ -346,8 +356,9 @@ def _finish(
         carries=tuple(c.slot for c in carries.items),
         init=tuple(c.init for c in carries.items),
         next=tuple(following),
-        yields=tuple(yields),
+        yields=tuple(outs),
         cond=cond,
+        regions=cx.regions,
     )
     ends = iter(
         of_node(Part(type=c.slot.type, span=loop.span, source=loop, index=i, name=c.name))
@@ -360,10 +371,10 @@ def _finish(
         new = next(ends)
         cx.store[key].now = Tensor(new.type, new.at, new.node, old.letters, old.origins)
     stacked: list[Value] = []
-    for k, node in enumerate(yields):
-        kind = TensorType(node.type.dtype, (trip, *node.type.shape))
-        part = Part(type=kind, span=loop.span, source=loop, index=len(carries.items) + k)
-        stacked.append(of_node(part))
+    for k, _ in enumerate(yields):
+        stacked.append(of_node(Part.of(loop, len(carries.items) + k)))
+    for k, path in enumerate(watched, len(yields)):
+        cx.probes[path] = Part.of(loop, len(carries.items) + k, cx.probes[path].name)
     _assign(cx, targets, stacked, span)
 
 

@@ -11,6 +11,7 @@ from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.control import run_assert, run_for, run_if, run_while
 from nnc.lang.elaborate.definitions import define
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
+from nnc.lang.elaborate.probes import run_probe
 from nnc.lang.elaborate.results import returned
 from nnc.lang.elaborate.storage import may_define, write_storage
 from nnc.lang.elaborate.values import UNKNOWN, Origin, Stored, Tensor, Tuple, Unknown, Value
@@ -62,7 +63,7 @@ def _statement(cx: Context, stmt: ast.Stmt) -> None:
         case ast.While():
             run_while(cx, stmt)
         case ast.Probe():
-            raise fail("E0901", "`probe` is not compiled yet", stmt.span)
+            run_probe(cx, stmt)
         case ast.Yield():
             _yield(cx, stmt)
 
