@@ -286,4 +286,4 @@ def test_error_manual(golden: Golden) -> None:
 def test_explain() -> None:
     assert explain("e0302").startswith("E0302: two shapes cannot be combined\n\n")
     with pytest.raises(LookupError, match="did you mean E03"):
-        explain("E0320")
+        explain("E0399")
