@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from nnc.diagnostics import Diagnostic, Diagnostics, Label, Source, Span
 from nnc.lang import ast
+from nnc.lang.elaborate.habits import LAYERS
 from nnc.lang.syntax import parse
 
 STD = Path(__file__).resolve().parent.parent / "std"
@@ -123,7 +124,8 @@ class Loader:
         for name in decl.names:
             found = target.defs.get(name.id)
             if found is None:
-                near = nearest(name.id, list(target.defs))
+                near = LAYERS.get(name.id) or nearest(name.id, target.defs)
+                near = near if near in target.defs else None
                 text = f"did you mean `{near}`?" if near else _offer(target)
                 self._error("E0806", f"`{decl.module}` has no `{name.id}`", name.span, help=text)
                 unit.failed.add(name.id)
@@ -168,7 +170,7 @@ class Loader:
         return self.load(path, decl.module, Source(shown, text, library=parts[0] == "std"))
 
     def _missing(self, decl: ast.Import, known: list[str], shown: str) -> None:
-        near = nearest(decl.module, known, 0.75)
+        near = nearest(decl.module, known)
         text = f"did you mean `{near}`?" if near else f"nnc looks for {shown}"
         if decl.module.split(".")[0] == "std":
             text = f"the library has {', '.join(k for k in known if k.startswith('std.'))}"
@@ -208,10 +210,26 @@ def _homes(name: str) -> list[str]:
     return out
 
 
-def nearest(name: str, known: list[str], cutoff: float = 0.6) -> str | None:
-    """The known name most like `name`, if one is near."""
-    lower = {k.lower(): k for k in known}
-    if name.lower() in lower:
-        return lower[name.lower()]
-    found = difflib.get_close_matches(name, known, n=1, cutoff=cutoff)
-    return found[0] if found else None
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a slip of typing makes `name` of, if there is one."""
+    near = {k: slips(name.lower(), k.lower()) for k in known if k != name}
+    found = min(near, key=lambda k: near[k], default=None)
+    most = max(1, min(len(name), len(found)) // 3) if found is not None else 0
+    if found is None or near[found] > most or (len(name) < 2 and near[found]):
+        return None
+    return found
+
+
+def slips(a: str, b: str) -> int:
+    """How many letters are missing, surplus, wrong, or swapped with their neighbour."""
+    if abs(len(a) - len(b)) > len(a) // 2 + 1:
+        return len(a) + len(b)
+    before: list[int] = []
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, 1):
+        older, before, row = before, row, [i]
+        for j, y in enumerate(b, 1):
+            row.append(min(before[j] + 1, row[j - 1] + 1, before[j - 1] + (x != y)))
+            if i > 1 and j > 1 and x == b[j - 2] and y == a[i - 2]:
+                row[j] = min(row[j], older[j - 2] + 1)
+    return row[-1]

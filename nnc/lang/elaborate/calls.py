@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
@@ -20,6 +22,7 @@ from nnc.lang.elaborate.places import place
 from nnc.lang.elaborate.reductions import REDUCTIONS, reduce_indexed
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.shape_matching import solve_pending
+from nnc.lang.elaborate.translation import translated
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Builtin,
@@ -33,6 +36,7 @@ from nnc.lang.elaborate.values import (
     Value,
     Weak,
 )
+from nnc.lang.elaborate.walks import nested
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DTYPES, DType, is_float
 
@@ -43,7 +47,7 @@ def call_expr(cx: Context, e: ast.Call) -> Value:
         base = cx.lookup(e.func.value.id)
         if isinstance(base, Builtin) and base.name in REDUCTIONS:
             return reduce_indexed(cx, base.name, e, e.func.items)
-    func = cx.eval(e.func)
+    func = _callee(cx, e)
     match func:
         case Unknown():
             for arg in e.args:
@@ -69,14 +73,40 @@ def call_expr(cx: Context, e: ast.Call) -> Value:
     raise _not_callable(cx, func, e)
 
 
+def _callee(cx: Context, e: ast.Call) -> Value:
+    """What is called; for a function of another library the help spells the whole call."""
+    try:
+        return cx.eval(e.func)
+    except Mistake as mistake:
+        d = mistake.diagnostic
+        own = d.span in (e.func.span, getattr(e.func, "name_span", None))
+        own = own or (isinstance(e.func, ast.Attr) and d.span == e.func.value.span)
+        if d.code not in ("E0801", "E0804") or not own:
+            raise
+        help = translated(cx, e)
+        raise Mistake(replace(d, help=help)) if help is not None else mistake from None
+
+
 def _made_here(cx: Context, defn: ast.ModuleDef, e: ast.Call) -> Mistake:
     """A module with parameters made inside a function has nowhere to keep them."""
-    name = defn.name.lower()
+    body = cx.frame.func.body if cx.frame.func is not None else ()
+    made = [s for s in nested(body) if isinstance(s, ast.Assign) and e in s.values]
+    target = made[0].targets[0] if made else None
+    name = target.id if isinstance(target, ast.Name) else defn.name.lower()
     help = f"declare `{name} = {e.span.text}` in the module, and call `{name}(...)` here"
     if cx.frame.module is None:
-        help = f"take it as an argument: `{name}: {e.span.text}`"
+        args = [_as_type(cx, a) for a in e.args]
+        word = "inout " if any("tree" in p.span.text for p in defn.params) else ""
+        help = f"take it as an argument: `{word}{name}: {e.func.span.text}({', '.join(args)})`"
     text = f"`{defn.name}` is a module type; modules are declared, not made in functions"
-    return fail("E0803", text, e.span, help=help)
+    once = ("undefined", e.span.source.name, name)
+    return fail("E0803", text, e.span, help=help, once=once)
+
+
+def _as_type(cx: Context, a: ast.Arg) -> str:
+    """The argument of a module type: for a module that is at hand its type."""
+    value = _quiet(cx, a.value)
+    return value.inst.id if isinstance(value, Module) else a.span.text
 
 
 def _not_callable(cx: Context, func: Value, e: ast.Call) -> Mistake:
@@ -158,17 +188,7 @@ def _is_broken(cx: Context, func: ast.FuncDef) -> bool:
 def _may_bang(cx: Context, e: ast.Call) -> None:
     frame = cx.frame
     if e.bang and not (cx.generic or frame.train or frame.exported or frame.train is None):
-        raise fail(
-            "E0502",
-            "`!` inside a function that was called without `!`",
-            e.span,
-            labels=_called_at(cx),
-            help="call it with `!` as well",
-        )
-
-
-def _called_at(cx: Context) -> tuple[Label, ...]:
-    return (Label(cx.calls[-1].span, "called here"),) if cx.calls else ()
+        raise without_bang(cx, f"calls `{e.func.span.text}!`", e.func.span)
 
 
 def _path(cx: Context, fn: Function) -> str:
@@ -242,11 +262,10 @@ def _inline(b: Binding, fn: Function) -> Value:
     cx.calls.append(Active(func, path, b.call, cx.at(b.call.span)))
     try:
         with cx.in_frame(b.frame):
-            cx.execute(func.body)
-            result = finish(cx, func)
-            if fn.owner is None and func.name in fn.unit.adjoints:
-                return with_adjoint(cx, b.frame, fn.unit.adjoints[func.name], result, b.call.span)
-            return result
+            adjoint = fn.unit.adjoints.get(func.name) if fn.owner is None else None
+            if adjoint is None:
+                return _result(cx, func, b)
+            return with_adjoint(cx, b.frame, adjoint, partial(_result, cx, func, b), b.call.span)
     finally:
         cx.calls.pop()
 

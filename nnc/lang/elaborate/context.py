@@ -69,6 +69,8 @@ class Frame:
     initializing: bool = False
     yields: list[list[tuple[Value, Span]]] | None = None  # of the turn of a loop being run
     half: dict[str, Span] = field(default_factory=dict)  # assigned in one branch of an `if` only
+    looped: dict[str, Span] = field(default_factory=dict)  # assigned in a run-time loop only
+    older: dict[str, list[Value]] = field(default_factory=dict)  # values that `=` has replaced
 
     @property
     def module(self) -> Instance | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nnc.diagnostics import Span
@@ -25,7 +26,7 @@ from nnc.lang.elaborate.values import (
     Weak,
     integer,
 )
-from nnc.lang.elaborate.walks import nested
+from nnc.lang.elaborate.walks import assigned, nested
 from nnc.lang.elaborate.words import describe
 
 
@@ -161,6 +162,7 @@ def run_for(cx: Context, stmt: ast.For) -> None:
         (var,) = stmt.vars
         may_define(cx, var, stmt.span)
         run_loop(cx, stmt.span, stmt.body, var, size, stmt.targets)
+        _forget(cx, stmt.body)
         return
     items = iteration(cx, iterable, stmt.iterable.span)
     if stmt.targets:
@@ -190,6 +192,14 @@ def run_while(cx: Context, stmt: ast.While) -> None:
     trip = Dim.of(UNLIMITED) if stmt.limit is None else cx.eval_dim(stmt.limit)
     limited = stmt.limit is not None
     run_loop(cx, stmt.span, stmt.body, None, trip, (), stmt.cond, limited)
+    _forget(cx, stmt.body)
+
+
+def _forget(cx: Context, body: Sequence[ast.Stmt]) -> None:
+    """What only a run-time loop assigns is not there after it: it may have no turns."""
+    spans = cx.frame.var_spans
+    lost = [n for n in assigned(body) if n not in cx.frame.vars and n in spans]
+    cx.frame.looped.update({n: spans[n] for n in lost})
 
 
 def _loop_item(cx: Context, stmt: ast.For, item: Value) -> None:

@@ -13,6 +13,7 @@ from nnc.lang.elaborate.broadcasting import typed
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import (
+    Function,
     Module,
     Operand,
     Stored,
@@ -41,7 +42,7 @@ def _stopped(cx: Context, operand: Operand) -> Value:
         return lifted
     t = settle(cx, operand)
     if isinstance(t, Tensor) and t.node is not None:
-        node = Stop(type=t.type, span=cx.at(operand.span), source=t.node)
+        node = Stop(type=t.type, span=cx.at(operand.span), source=t.node, regions=cx.regions)
         return of_node(node, t.letters, t.origins)
     if isinstance(t, Tensor):
         return _stopped_lazily(cx, t, operand.span)
@@ -54,7 +55,7 @@ def _stopped_lazily(cx: Context, t: Tensor, span: Span) -> Value:
     def cut(x: Expr) -> Expr:
         if isinstance(x, Load) and is_float(x.dtype):
             source: Node = x.tensor  # type: ignore[assignment]
-            stopped = Stop(type=source.type, span=span, source=source)
+            stopped = Stop(type=source.type, span=span, source=source, regions=cx.regions)
             return Load(x.dtype, stopped, x.index, x.other, x.check)
         return x
 
@@ -67,14 +68,21 @@ def grad(cx: Context, e: ast.Call) -> Value:
     zero = isinstance(missing, ast.Name) and missing.id == "zero"
     args = [a.value for a in e.args if a.name != "missing"]
     if len(args) != 2:
-        raise fail(
-            "E0802",
-            "`grad` takes a scalar and what to differentiate by",
-            e.span,
-            help="`grad(loss, net)`",
-        )
+        texts = [a.span.text for a in args]
+        help = f"`grad({texts[0] if texts else 'loss'}, net)`"
+        if len(args) > 2:
+            help = f"several stand in a list: `grad({texts[0]}, [{', '.join(texts[1:])}])`"
+        what = "`grad` takes a scalar and what to differentiate by"
+        raise fail("E0802", what, e.span, help=help)
     y_ast, x_ast = args
-    y = settle(cx, Operand(cx.eval(y_ast), y_ast.span), "a scalar")
+    value = cx.eval(y_ast)
+    if isinstance(value, Function):
+        called = ", ".join(p.name for p in value.defn.params)
+        help = (
+            f"call it first: `y = {y_ast.span.text}({called})`, then `grad(y, {x_ast.span.text})`"
+        )
+        raise fail("E0603", "a gradient is of a number, this is a function", y_ast.span, help=help)
+    y = settle(cx, Operand(value, y_ast.span), "a scalar")
     if isinstance(y, Tree):
         help = f"`total({y_ast.span.text})` is the sum of its leaves"
         raise fail("E0603", "a gradient is of one number, this is a tree", y_ast.span, help=help)
@@ -87,6 +95,7 @@ def grad(cx: Context, e: ast.Call) -> Value:
             y_ast.span,
             typed(y, y_ast.span),
             help=f"`mean({y_ast.span.text})` or `total({y_ast.span.text})`",
+            once=("not a scalar", y_ast.span.source.name, y_ast.span.text),
         )
     if not is_float(y.dtype):
         raise fail("E0604", f"{y.dtype} has no gradient", y_ast.span, str(y.type))
@@ -116,6 +125,8 @@ def _by(cx: Context, e: ast.Expr) -> Tree | Tensor:
     part = isinstance(e, ast.Index) and isinstance(current, Tensor)
     if not _named(e) or part:
         help = "give the expression a name first, and use that name for the loss"
+        if isinstance(e, ast.Tuple):
+            help = f"several stand in a list: `[{', '.join(i.span.text for i in e.items)}]`"
         raise fail("E0605", "`grad` is by a variable", e.span, "an expression", help=help)
     if isinstance(x, Stored) and cx.store[x.key].kind == "state":
         raise fail("E0604", f"`{e.span.text}` is a state, which has no gradient", e.span)
@@ -140,10 +151,10 @@ def _grad_one(cx: Context, y: Tensor, x: ast.Expr, e: ast.Call, zero: bool) -> V
         keys, tensors = [""], [current]
     wrt = [cx.as_node(t, x.span) for t in tensors]
     if not cx.generic and not zero and not any(depends(y.node, w) for w in wrt):
-        raise _independent(cx, x, e)
+        raise _independent(cx, x, e, y.node)
     _bounded(y.node, wrt, e)
     span = cx.at(e.span)
-    node = Grad(type=y.type, span=span, y=y.node, wrt=tuple(wrt))
+    node = Grad(type=y.type, span=span, y=y.node, wrt=tuple(wrt), regions=cx.regions)
     parts = [
         of_node(Part(type=t.type, span=span, source=node, index=i), (), t.origins)
         for i, t in enumerate(tensors)
@@ -162,12 +173,20 @@ def _bounded(y: Node, wrt: list[Node], e: ast.Call) -> None:
             raise fail("E0606", text, e.span, labels=(label,), help="`while c limit N:` bounds it")
 
 
-def _independent(cx: Context, x: ast.Expr, e: ast.Call) -> Mistake:
+def _replaced(cx: Context, x: ast.Expr, y: Node) -> Span | None:
+    """Where `=` gave the variable a new value, if y depends on an older one."""
+    older = cx.frame.older.get(x.id, []) if isinstance(x, ast.Name) else []
+    nodes = [v.node for v in older if isinstance(v, Tensor) and v.node is not None]
+    return cx.frame.var_spans.get(x.span.text) if any(depends(y, n) for n in nodes) else None
+
+
+def _independent(cx: Context, x: ast.Expr, e: ast.Call, y: Node) -> Mistake:
     loss, name, span = e.args[0].span.text, x.span.text, x.span
     value = cx.eval(x)
     path = value.path if isinstance(value, Module) else None
     path = value.key if isinstance(value, Stored) else path
     changed = next((s for k, s in cx.written_at.items() if path and k.startswith(path)), None)
+    changed = changed or _replaced(cx, x, y)
     if changed is None:
         what = f"`{loss}` does not depend on `{name}`"
         return fail("E0601", what, span, help=f"`grad({loss}, {name}, missing=zero)` gives zeros")

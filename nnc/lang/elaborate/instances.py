@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim
-from nnc.lang.elaborate.arguments import near_help
+from nnc.lang.elaborate.arguments import named_help
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.members import elaborate_members
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
@@ -105,12 +105,21 @@ def _match(
             raise fail("E0802", what, arg.span, labels=place)
         name = arg.name if arg.name is not None else names[i]
         if name not in names:
-            text, help = f"`{defn.name}` has no parameter `{name}`", near_help(name, names)
+            text, help = f"`{defn.name}` has no parameter `{name}`", _named_help(defn, name, arg)
             raise fail("E0802", text, arg.name_span or arg.span, labels=place, help=help)
         if name in given:
             raise fail("E0802", f"`{name}` is given twice", arg.span)
         given[name] = arg
     return given
+
+
+def _named_help(defn: ast.ModuleDef, name: str, arg: ast.Arg) -> str | None:
+    """A parameter that is not known may be an argument of the call."""
+    forwards = [m for m in defn.members if isinstance(m, ast.FuncDef) and m.name == "forward"]
+    if forwards and any(p.name == name for p in forwards[0].params):
+        takes = ", ".join(p.name for p in forwards[0].params)
+        return f"`{name}` is given at each call: `forward({takes})`"
+    return named_help(name, arg.value, [p.name for p in defn.params])
 
 
 def _parameter(

@@ -6,7 +6,7 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.context import Context
-from nnc.lang.elaborate.habits import LIBRARIES, NAMES, layer_help
+from nnc.lang.elaborate.habits import LIBRARIES, NAMES, RENAMED, layer_help
 from nnc.lang.elaborate.members import member, member_names
 from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.values import (
@@ -90,6 +90,10 @@ def undefined(cx: Context, name: str, span: Span) -> Mistake:
         text = f"`{name}` is assigned in one branch only"
         both = "assign it before the `if`, or in both branches"
         return fail("E0801", text, span, labels=(where,), help=both)
+    if name in frame.looped:
+        label = (Label(frame.looped[name], "assigned here, in the loop"),)
+        text, first = f"`{name}` is assigned in a loop only", "assign it before the loop as well"
+        return fail("E0801", text, span, labels=label, help=first)
     for m in frame.module.defn.members if frame.module is not None else ():
         if isinstance(m, ast.ParamDecl) and m.name == name and m.when is not None:
             text = f"`{name}` is there only when `{m.when.span.text}`"
@@ -103,6 +107,8 @@ def undefined(cx: Context, name: str, span: Span) -> Mistake:
     near = nearest(name, known) or nearest(name, cx.prelude_names)
     if help is None and name in LIBRARIES:
         help = "layers and functions need no prefix: `from std.nn import Linear`, `exp(x)`"
+    elif help is None and name in RENAMED:
+        help = f"it is called `{RENAMED[name]}`"
     elif help is None and near:
         help = f"did you mean `{near}`?"
     once = ("undefined", span.source.name, name)

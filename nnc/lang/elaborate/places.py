@@ -93,10 +93,14 @@ def _part(cx: Context, whole: Stored, e: ast.Index, items: tuple[ast.Expr, ...])
 
 
 def without_bang(cx: Context, what: str, span: Span) -> Mistake:
-    """An effect in a function that was called without `!`."""
+    """An effect in a function that was called without `!`: the reader's call is at fault."""
     if not cx.calls:
-        return fail("E0502", what, span, help="call the function with `!`")
-    call = cx.calls[-1].call
-    label = Label(call.span, "called without `!`", aside=True)
+        return fail("E0502", f"this {what}: it needs `!`", span, help="call the function with `!`")
+    own = [c.call for c in cx.calls if not c.span.source.name.startswith("std/")]
+    call = own[-1] if own else cx.calls[-1].call
+    func = call.func.span
+    labels = (Label(span, what, aside=True),)
+    message = f"`{func.text}` {what.split(' `')[0]}: the call needs `!`"
     once = ("no bang", call.span.place)
-    return fail("E0502", what, span, labels=(label,), help=f"`{bang_text(call)}`", once=once)
+    help = f"`{bang_text(call)}`"
+    return fail("E0502", message, func, "called without `!`", labels, help=help, once=once)

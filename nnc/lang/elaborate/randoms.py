@@ -23,8 +23,7 @@ def random_tensor(cx: Context, name: str, e: ast.Call) -> Value:
         text, help = f"`{name}` draws random numbers: the call needs `!`", f"`{bang_text(e)}`"
         raise fail("E0502", text, e.func.span, help=help)
     if not (frame.train or frame.exported or frame.train is None or frame.initializing):
-        what = "this draws random numbers in a function that was called without `!`"
-        raise without_bang(cx, what, e.func.span)
+        raise without_bang(cx, "draws random numbers", e.func.span)
     (arg,) = take(e, name, ["shape"])
     shape = shape_list(cx, arg)
     seed, step = rng_inputs(cx)

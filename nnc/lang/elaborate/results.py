@@ -58,7 +58,20 @@ def finish(cx: Context, func: ast.FuncDef) -> Value:
     if frame.returned:
         return UNKNOWN
     labels = (Label(func.returns.span, "declared here"),)
-    raise fail("E0810", f"`{func.name}` ends without `return`", func.name_span, labels=labels)
+    text = f"`{func.name}` ends without `return`"
+    raise fail("E0810", text, func.name_span, labels=labels, help=_return_help(func))
+
+
+def _return_help(func: ast.FuncDef) -> str | None:
+    match func.body[-1] if func.body else None:
+        case ast.ExprStmt(value=value):
+            return f"`return {value.span.text}`"
+        case (
+            ast.Assign(targets=(ast.Name(id=name),))
+            | ast.Assign(targets=(ast.Index(value=ast.Name(id=name)),))
+        ):
+            return f"end it with `return {name}`"
+    return None
 
 
 def conform(
@@ -175,6 +188,7 @@ def _wrong_shape(
         (Label(t.span, "declared here"),),
         notes,
         help=_help(got, want, span) if got is not None else None,
+        once=("not a scalar", span.source.name, span.text) if want.rank == 0 else (),
     )
 
 

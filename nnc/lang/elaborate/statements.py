@@ -141,6 +141,8 @@ def _store(cx: Context, target: ast.Expr, value: Value, stmt: Span | None = None
 
 def _set(cx: Context, name: str, value: Value, span: Span) -> None:
     frame = cx.frame
+    if name in frame.vars:
+        frame.older.setdefault(name, []).append(frame.vars[name])
     frame.vars[name] = value
     frame.var_spans[name] = span
     frame.read_only.pop(name, None)  # a new local variable

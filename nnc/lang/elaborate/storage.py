@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nnc.diagnostics import Label, Span
 from nnc.ir.expr import Expr, Idx
 from nnc.ir.graph import Axis
@@ -25,6 +27,7 @@ from nnc.lang.elaborate.values import (
     Weak,
     WeakTensor,
 )
+from nnc.lang.elaborate.walks import nested, syntax
 from nnc.lang.elaborate.words import counted, describe
 
 
@@ -155,8 +158,7 @@ def _writable(cx: Context, key: str, target: Span) -> None:
         return
     if not slot.writable:
         raise _read_only(cx, key, target)
-    what = f"this writes `{key}` in a function that was called without `!`"
-    raise without_bang(cx, what, target)
+    raise without_bang(cx, f"writes {slot.kind} `{key}`", target)
 
 
 def _read_only(cx: Context, key: str, target: Span) -> Mistake:
@@ -173,9 +175,22 @@ def _read_only(cx: Context, key: str, target: Span) -> Mistake:
     text = f"updates {key} ({target.source.name}:{target.line}){more}"
     args = ", ".join(a.span.text for a in call.args)
     func = call.func.span
-    quiet = f"`{func.text}({args})` uses the stored values and keeps them"
+    help: str | None = f"`{func.text}({args})` uses the stored values and keeps them"
+    if not call.bang or not _only_in_training(cx.calls[-1].func, target):
+        help = f"declare it `inout {slot.declared.text}`" if slot.declared is not None else None
     once = ("read-only", func.place)
-    return fail("E0501", message, func, text, labels, help=quiet if call.bang else None, once=once)
+    return fail("E0501", message, func, text, labels, help=help, once=once)
+
+
+def _only_in_training(func: ast.FuncDef, target: Span) -> bool:
+    """Whether a write stands under `if train:`, so that a call without `!` would not do it."""
+    ifs = [s for s in nested(func.body) if isinstance(s, ast.If)]
+    around = [s for s in ifs if s.span.line < target.line <= _last_line(s.then)]
+    return any(isinstance(n, ast.Name) and n.id == "train" for s in around for n in syntax(s.cond))
+
+
+def _last_line(body: Sequence[ast.Stmt]) -> int:
+    return max((s.span.end_line for s in nested(body)), default=0)
 
 
 def _write_module(cx: Context, module: Module, value: Value, target: Span, span: Span) -> None:
