@@ -24,6 +24,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=peers.cores(), help="of each candidate")
     parser.add_argument("--seconds", type=float, default=6.0, help="of timing for each workload")
     parser.add_argument("--quick", action="store_true", help="1.5 seconds for each workload")
+    parser.add_argument(
+        "--cpu", action="store_true", help="CPU time, on a busy machine; with --threads 1 only"
+    )
     parser.add_argument("--list", action="store_true", help="print the names")
     parser.add_argument("--out", type=Path, help="JSON (default: bench/results/TIME.json)")
     args = parser.parse_args()
@@ -39,7 +42,9 @@ def main() -> None:
     wanted = (
         args.peers.split(",") if args.peers else [p for p in peers.NAMES if p not in peers.SLOW]
     )
-    context = Context(args.threads, 1.5 if args.quick else args.seconds)
+    if args.cpu and args.threads != 1:
+        parser.error("--cpu needs --threads 1: CPU time of several threads counts their waiting")
+    context = Context(args.threads, 1.5 if args.quick else args.seconds, args.cpu)
     run(names, context, wanted, args.out)
 
 
@@ -81,8 +86,9 @@ def one(name: str, context: Context, wanted: list[str], roof: measure.Roof) -> m
     except Exception as e:
         return f"{name}: nnc: {type(e).__name__}: {e}"
     calls, missing, notes = measure.prepare(case, wanted)
+    clock = time.process_time if context.cpu else time.perf_counter
     idle = measure.IDLE if context.threads > 1 else 0.0
-    samples = measure.alternate(calls, context.seconds, case.calls, idle) if calls else {}
+    samples = measure.alternate(calls, context.seconds, case.calls, idle, clock) if calls else {}
     return measure.summarise(name, case, context.threads, samples, missing, notes, roof)
 
 

@@ -85,11 +85,11 @@ def _together(work: Callable[[int], object], threads: int) -> float:
     return seconds
 
 
-def flops(threads: int = 1, windows: int = 8) -> float:
+def flops(threads: int = 1, windows: int = 30) -> float:
     """FLOP/s of all threads: the best of short windows."""
     target = host()
     run = _run(_loop(target), "peak", ctypes.c_float, ctypes.c_int64, ctypes.c_float)
-    n = 2_000_000
+    n = 500_000
     flop = 2.0 * n * CHAINS * target.vector_bytes / 4
     best = min(_together(lambda _: run(n, 1e-30), threads) for _ in range(windows))
     return threads * flop / best
@@ -134,7 +134,7 @@ done:
 """
 
 
-def bandwidth(threads: int = 1, megabytes: int = 256, windows: int = 5) -> float:
+def bandwidth(threads: int = 1, megabytes: int = 256, windows: int = 12) -> float:
     """Bytes/s read by all threads together, each from its own part of memory: the best window."""
     run = _run(_read(host()), "sweep", ctypes.c_float, ctypes.c_void_p, ctypes.c_int64)
     n = megabytes * (1 << 20) // 4 // threads // 1024 * 1024

@@ -20,10 +20,12 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Context:
-    """How a run is made. `threads`: for each candidate; `seconds`: of timing for each workload."""
+    """How a run is made. `threads`: for each candidate; `seconds`: of timing for each workload; `cpu`:
+    times are the process's CPU time."""
 
     threads: int
     seconds: float
+    cpu: bool = False
 
 
 @dataclass(frozen=True)
