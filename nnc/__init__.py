@@ -29,6 +29,7 @@ _PLACES = {
     "IndexError": "nnc.errors",
     "KeyError": "nnc.errors",
     "LoadError": "nnc.errors",
+    "NonFiniteError": "nnc.errors",
     "SaveError": "nnc.errors",
     "ShapeError": "nnc.errors",
 }

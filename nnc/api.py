@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nnc.errors import ArgumentError
@@ -12,12 +12,24 @@ from nnc.runtime.model import Model
 
 @boundary
 def load(
-    path: str | Path, *, threads: int | None = None, cache: bool = True, **modules: object
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    cache: bool = True,
+    libraries: Sequence[str | Path] = (),
+    nan_trap: bool = False,
+    **modules: object,
 ) -> Model:
     """Checks and compiles a `.nn` file (or loads the `.json` of `nnc compile`).
 
     `modules` override module parameters: `nnc.load("gpt2.nn", GPT2=dict(L=2, D=128))`. CompileError
     holds the diagnostics of a wrong file, LoadError says why a file cannot be read.
+
+    `libraries`: shared libraries with the C functions that the program calls (`extern`); what they
+    lack is looked for in this process (the C and mathematics libraries are there).
+
+    `nan_trap`: a call that makes a value that is NaN or infinite raises NonFiniteError, which names
+    the line, the element and what it was made from; nothing is written then. Calls are slower.
     """
     if Path(path).suffix == ".json":
         from nnc.runtime import artifact
@@ -29,9 +41,10 @@ def load(
         from nnc.loading import load_model
 
         model = load_model(str(path), _overrides(modules), cache)
+    model.link(libraries)
     if threads is not None:
         model.threads = threads
-    return model
+    return model.trap() if nan_trap else model
 
 
 def _overrides(modules: Mapping[str, object]) -> dict[str, dict[str, object]]:

@@ -17,22 +17,24 @@ from nnc.codegen.spmd import total_work
 from nnc.codegen.target import Target, host
 from nnc.diagnostics import Diagnostic, Diagnostics, Source, Span
 from nnc.errors import CompileError
+from nnc.ir.dependence import opaque
 from nnc.ir.graph import Graph, Node
-from nnc.ir.loop import Program
+from nnc.ir.loop import Call, Program
 from nnc.ir.print_loop import print_program
 from nnc.ir.printer import print_graph
-from nnc.ir.signature import Differentiated, Manifest, Native, Support, Variant
+from nnc.ir.signature import Differentiated, Extern, Manifest, Native, Support, Variant
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.lang.elaborate.exports import elaborate
 from nnc.lang.printer import print_file
+from nnc.lang.types import is_float
 from nnc.lang.units import STD, Loader, Unit, nearest
 from nnc.passes.autodiff import autodiff
 from nnc.passes.fuse import Fused, fuse, print_fused
 from nnc.passes.lower import lower
 from nnc.passes.memory import memory
 from nnc.passes.simplify import simplify
-from nnc.passes.split import forward_backward
+from nnc.passes.split import differentiable_inputs, forward_backward
 from nnc.passes.verify import verify
 from nnc.passes.verify_loop import verify as verify_program
 
@@ -82,6 +84,8 @@ class Compiled:
     dump: Callable[[str, str], str]
     probed: Callable[[str, tuple[str, ...]], Variant]
     tests: tuple[TestCase, ...] = ()
+    built: Mapping[str, Built] = field(default_factory=dict)
+    cache: Cache | None = None
 
 
 Cache = Callable[[str, Callable[[], bytes]], bytes]  # (key, make) -> object
@@ -207,6 +211,7 @@ class _Objects:
             module.scratch,
             work_of(program),
             tuple(_site(s) for s in module.sites),
+            externs_of(program),
         )
 
     def compile(self, text: str) -> bytes:
@@ -248,6 +253,17 @@ def object_key(text: str, target: Target) -> str:
     """Identifies an object file by its IR text, the target and the LLVM version."""
     parts = (text, target.triple, target.cpu, target.features, llvmlite.__version__)
     return blake2b("\0".join(parts).encode(), digest_size=24).hexdigest()
+
+
+def externs_of(program: Program) -> tuple[Extern, ...]:
+    """The C functions that a program calls, each once."""
+    found = {
+        s.symbol: Extern(s.symbol, s.prototype, k.span.place)
+        for k in program.kernels
+        for s in k.body
+        if isinstance(s, Call)
+    }
+    return tuple(found.values())
 
 
 def work_of(program: Program) -> Dim:
@@ -294,6 +310,8 @@ def compile_file(
         lambda name, stage: dump_stage(found, name, stage, out.target),
         lambda name, paths: probed(built[name], paths, out.target, cache),
         cases,
+        built,
+        cache,
     )
 
 
@@ -305,7 +323,8 @@ def _tests(found: Elaborated, out: _Objects) -> Iterable[TestCase]:
 
 
 def differentiate(built: Built, target: Target, cache: Cache | None) -> Differentiated:
-    """Forward and backward of one export."""
+    """Forward and backward of one export. CompileError where no derivative is known."""
+    _check_derivatives(built.graph)
     forward, backward, gradients = forward_backward(built.graph)
     out = _Objects(target, cache)
     symbol = built.signature.symbol
@@ -323,6 +342,16 @@ def differentiate(built: Built, target: Target, cache: Cache | None) -> Differen
         tuple(out.made),
         out.support(),
     )
+
+
+def _check_derivatives(graph: Graph) -> None:
+    """CompileError for a C function without an adjoint between a result and an argument."""
+    wrt = differentiable_inputs(graph)
+    for result in graph.results:
+        for node in opaque(result, wrt) if is_float(result.type.dtype) else ():
+            text = f"the gradient goes through the extern function `{node.name}`"
+            help = f"write its derivative: `adjoint {node.name}(...; y, dy): return ...`"
+            raise CompileError([Diagnostic("E0607", text, node.span, help=help)])
 
 
 def probed(built: Built, paths: tuple[str, ...], target: Target, cache: Cache | None) -> Variant:

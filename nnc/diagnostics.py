@@ -186,6 +186,11 @@ def render(d: Diagnostic) -> str:
     return "\n".join(out)
 
 
+def quoted(d: Diagnostic) -> str:
+    """The message without its first line: place, quoted lines, notes, help."""
+    return render(d).partition("\n")[2]
+
+
 def render_all(diagnostics: Iterable[Diagnostic]) -> str:
     return "\n\n".join(render(d) for d in diagnostics)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from nnc import compiler
 from nnc.compiler import Checked, Compiled, Scheduled
 from nnc.diagnostics import Source
 from nnc.errors import ArgumentError, LoadError
+from nnc.nantrap import Trap
 from nnc.runtime.cache import fetch
 from nnc.runtime.model import Model
 
@@ -34,12 +35,16 @@ def compile_file(
     return compiler.compile_file(str(path), overrides, cache=fetch if cache else None, tests=tests)
 
 
-def model_of(compiled: Compiled) -> Model:
-    """The compiled file, ready to be called."""
+def model_of(compiled: Compiled, libraries: Sequence[str | Path] = ()) -> Model:
+    """The compiled file, ready to be called; `libraries`: with C functions that it calls."""
     manifest, objects, support = compiled.manifest, compiled.objects, compiled.support
-    return Model(
-        manifest, objects, support, compiled.lazy, partial(dump, compiled), compiled.probed
-    )
+    parts = (compiled.lazy, partial(dump, compiled), compiled.probed, watch(compiled))
+    return Model(manifest, objects, support, *parts).link(libraries)
+
+
+def watch(compiled: Compiled) -> Callable[[str], Trap]:
+    """What `nan_trap` runs for an export."""
+    return lambda name: Trap(compiled.built[name], compiled.cache)
 
 
 def dump(compiled: Compiled, name: str, stage: str) -> str:

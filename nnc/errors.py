@@ -56,6 +56,10 @@ class SaveError(Error, OSError):
     """A file that cannot be written; the old file, if any, is as it was."""
 
 
+class NonFiniteError(Error, FloatingPointError):
+    """A call under `nan_trap` made a value that is NaN or infinite."""
+
+
 class DeviceError(Error, RuntimeError):
     """The machine lacks what the compiled code or the sizes ask for."""
 

@@ -58,14 +58,19 @@ def load_model(path: str, overrides: Overrides, use_cache: bool = True) -> Model
         made: Variant = compiled().probed(name, paths)
         return made
 
+    def watch(name: str) -> Any:
+        from nnc import driver
+
+        return driver.watch(compiled())(name)
+
     found = None if key is None else cache.get(key)
     if found is not None:
         manifest, objects, support = _parts(found)
-        return Model(decode(Manifest, manifest), objects, support, lazy, dump, probed)
+        return Model(decode(Manifest, manifest), objects, support, lazy, dump, probed, watch)
     made = compiled()
     if key is not None:
         cache.put(key, _packed(made.manifest, made.objects, made.support))
-    return Model(made.manifest, made.objects, made.support, lazy, dump, probed)
+    return Model(made.manifest, made.objects, made.support, lazy, dump, probed, watch)
 
 
 # ---- what is kept -----------------------------------------------------------------------------

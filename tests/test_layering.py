@@ -22,6 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("nnc.ir",),
     ("nnc.lang", "nnc.passes", "nnc.codegen", "nnc.runtime"),
     ("nnc.compiler",),
+    ("nnc.nantrap",),
     ("nnc.driver",),
     ("nnc.loading",),
     ("nnc.api",),

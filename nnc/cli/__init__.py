@@ -40,12 +40,15 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(args: argparse.Namespace) -> int:
     from nnc.cli import commands
-    from nnc.errors import ArgumentError, CompileError, Error
+    from nnc.errors import ArgumentError, CompileError, Error, NonFiniteError
 
     try:
         return commands.run(args)
     except CompileError as error:
         print(str(error).strip(), file=sys.stderr)
+        return 1
+    except NonFiniteError as error:
+        print(error, file=sys.stderr)
         return 1
     except ArgumentError as error:
         print(f"nnc {args.command}: {error}", file=sys.stderr)
@@ -115,6 +118,13 @@ def _define(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="set parameter P of module M, e.g. -D GPT2.L=2",
     )
+    parser.add_argument(
+        "--library",
+        metavar="PATH",
+        action="append",
+        default=[],
+        help="a shared library with C functions (`extern`) that the model calls",
+    )
 
 
 def _compile(commands: Commands) -> None:
@@ -172,6 +182,7 @@ def _call(commands: Commands) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of initial values and random numbers")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--save", metavar="FILE", type=Path, help="write the results, .npz or .npy")
+    _nan_trap(parser)
     parser.add_argument(
         "--probe",
         metavar="PATH",
@@ -181,6 +192,14 @@ def _call(commands: Commands) -> None:
     )
     parser.add_argument(
         "--save-weights", metavar="NAME=FILE", action="append", default=[], help="write a module"
+    )
+
+
+def _nan_trap(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--nan-trap",
+        action="store_true",
+        help="stop at the first value that is NaN or infinite, and say where it came from",
     )
 
 
@@ -215,6 +234,7 @@ def _train(commands: Commands) -> None:
     parser.add_argument("--eval", dest="evaluate", help="the export to evaluate with")
     parser.add_argument("--metric", choices=("accuracy", "loss", "mse"))
     parser.add_argument("--threads", type=int)
+    _nan_trap(parser)
     _pairs(parser, "--arg", "NAME=NUMBER", "a further number for the step")
     _pairs(parser, "--file", "SLOT=FILE", 'a file for weights("SLOT")')
 

@@ -53,7 +53,13 @@ def load_model(args: argparse.Namespace) -> Any:
     if getattr(args, "threads", None) is not None and args.threads < 1:
         raise ArgumentError("--threads must be at least 1")
     modules: dict[str, Any] = dict(overrides(args.define))
-    return load(args.model, threads=getattr(args, "threads", None), **modules)
+    return load(
+        args.model,
+        threads=getattr(args, "threads", None),
+        libraries=args.library,
+        nan_trap=getattr(args, "nan_trap", False),
+        **modules,
+    )
 
 
 def sizes(rest: list[str]) -> dict[str, int]:

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from nnc.diagnostics import Span
+from nnc.ir import external
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, walk
 from nnc.ir.graph import (
     Axis,
     Compute,
     Constant,
     Custom,
+    External,
     Graph,
     Input,
     Loop,
@@ -84,6 +86,8 @@ def _block(
         match node:
             case Loop():
                 parts[node] = _loop(node, dims, inputs, values, parts)
+            case Part(source=Custom() as source, index=index):
+                values[node] = values[source.sources[index]]
             case Part(source=source, index=index):
                 values[node] = parts[source][index]
             case _:
@@ -130,11 +134,23 @@ def _node(
             return np.array(data, dtype=dtype).reshape(shape)
         case Stop(source=source) | Custom(source=source):
             return values[source]
+        case External():
+            return _external(node, dims, values, shape)
         case Compute():
             return _compute(node, dims, values)
         case Update():
             return _update(node, dims, values)
     raise AssertionError(f"not to be interpreted before autodiff: {node}")
+
+
+def _external(
+    node: External, dims: Mapping[str, int], values: Mapping[Node, Array], shape: tuple[int, ...]
+) -> Array:
+    inputs = [(i.type.dtype, values[i]) for i in node.inputs]
+    if node.each:
+        return external.call_each(node.symbol, inputs, node.type.dtype, shape)
+    sizes = [d.evaluate(dims) for d in node.sizes]
+    return external.call(node.symbol, sizes, inputs, node.type.dtype, shape)
 
 
 def _extents(axes: Sequence[Axis], dims: Mapping[str, int]) -> tuple[int, ...]:
@@ -154,6 +170,19 @@ def _compute(node: Compute, dims: Mapping[str, int], values: Mapping[Node, Array
         value = np.broadcast_to(value, sizes)
         out[box] = _reduce(node.op, value, len(kept)) if node.op else value
     return out
+
+
+def evaluated(
+    node: Compute, index: Sequence[int], dims: Mapping[str, int], values: Mapping[Node, Array]
+) -> dict[Expr, Array]:
+    """Every sub-expression of a body at one element, over the box of one by the reduced axes."""
+    reduced = _extents(node.raxes, dims)
+    box = (*(slice(i, i + 1) for i in index), *(slice(0, n) for n in reduced))
+    sizes = tuple(s.stop - s.start for s in box)
+    with np.errstate(all="ignore"):
+        loops = _loops((*node.axes, *node.raxes), box)
+        done = _Evaluation((node.body,), loops, dims, values, sizes)
+    return {e: np.broadcast_to(done[e], sizes) for e in walk(node.body)}
 
 
 def _blocks(kept: Sequence[int], inner: int) -> Iterator[tuple[slice, ...]]:

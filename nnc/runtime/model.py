@@ -11,11 +11,12 @@ from nnc.ir.signature import Differentiated, Manifest, Support
 from nnc.runtime import checkpoint
 from nnc.runtime.boundary import boundary
 from nnc.runtime.checkpoint import Wanted
-from nnc.runtime.cpu import Code, cpu_count
+from nnc.runtime.cpu import Code, cpu_count, find_externs, library
 from nnc.runtime.export import Export
 from nnc.runtime.gradient import Differentiable
 from nnc.runtime.leaves import Module
 from nnc.runtime.modules import Constructor, Program
+from nnc.runtime.trap import Trapped, Watch
 from nnc.runtime.watch import Compile, Probe, Watching
 
 Lazy = Callable[[str], Differentiated]
@@ -37,10 +38,11 @@ class Model:
         lazy: Lazy | None = None,
         dump: Dump | None = None,
         probed: Compile | None = None,
+        watch: Callable[[str], Watch] | None = None,
     ) -> None:
         """`support`: shared code that the objects refer to; `lazy`: an export's name -> its
         forward and backward; `dump`: (function, stage) -> text; `probed`: (export, paths) -> the
-        variant that gives the probed values."""
+        variant that gives the probed values; `watch`: for `trap`."""
         self.manifest = manifest
         self._program = Program(
             code=Code(objects, support),
@@ -57,6 +59,22 @@ class Model:
             if not hasattr(type(self), sig.name):
                 self.__dict__[sig.name] = export  # found without `__getattr__`
         self._watching = Watching(probed, self.exports)
+        self._watch = watch
+
+    @property
+    def code(self) -> Code:
+        """The loaded object code."""
+        return self._program.code
+
+    def link(self, libraries: Sequence[str | Path] = ()) -> Model:
+        """Takes C functions (`extern`) from these shared libraries, then from the process.
+
+        LoadError for a library that cannot be loaded, and for a function that none of them has.
+        """
+        found = tuple(library(path) for path in libraries)
+        find_externs(self.manifest.natives, found)
+        self._program.code.libraries = found
+        return self
 
     def __repr__(self) -> str:
         rows = [f"  {e.sig.text or e.sig.name}" for e in self.exports.values()]
@@ -136,12 +154,25 @@ class Model:
         variant of the export, compiled when first asked for. KeyError for an unknown path.
         """
 
-        def changed(name: str, export: Export) -> None:
-            self.exports[name] = export
-            if name in self.__dict__:
-                self.__dict__[name] = export
+        if any(isinstance(e, Trapped) for e in self.exports.values()):
+            raise Error("this model was loaded with nan_trap: load it again to probe it")
+        return self._watching.open(paths, self._replaced)
 
-        return self._watching.open(paths, changed)
+    def _replaced(self, name: str, export: Export) -> None:
+        """From now on this export takes the calls of that name."""
+        self.exports[name] = export
+        if name in self.__dict__:
+            self.__dict__[name] = export
+
+    @boundary
+    def trap(self) -> Model:
+        """Every call stops at the first value that is NaN or infinite: NonFiniteError names the
+        line. An infinity that the program writes down (`-inf` in a mask) is none of these."""
+        if self._watch is None:
+            raise Error("this model was loaded from an artifact: nan_trap needs its source")
+        for name, export in list(self.exports.items()):
+            self._replaced(name, Trapped(export.sig, self._program, self._watch(name)))
+        return self
 
     # ---- everything in one file -----------------------------------------------------------
 

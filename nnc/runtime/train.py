@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from nnc.errors import ArgumentError, Error, LoadError, SaveError, nearest
+from nnc.errors import ArgumentError, Error, LoadError, NonFiniteError, SaveError, nearest
 from nnc.runtime import tensorfile
 from nnc.runtime.data import Data, load
 from nnc.runtime.evaluate import Evaluator, evaluator
@@ -110,7 +110,12 @@ def train(model: Model, options: Options, reporter: Reporter) -> int:
     with _signals() as stop, reporter.running(run.options.epochs * run.batches):
         reporter.advance(run.state.epoch * run.batches + run.state.batch)
         while run.state.epoch < options.epochs and not stop.is_set():
-            _epoch(run, reporter, stop)
+            try:
+                _epoch(run, reporter, stop)
+            except NonFiniteError as error:
+                save_checkpoint(run)
+                kept = f"  {run.files.checkpoint} holds the state before this step"
+                raise NonFiniteError(f"{error}\n{kept}") from None
             save_checkpoint(run)
     if run.state.epoch < options.epochs:
         reporter.line(f"stopped; saved {run.files.checkpoint}: continue with --resume")

@@ -39,7 +39,7 @@ class Widened(Export):
         results = (*sig.results, *further)
         super().__init__(replace(sig, results=results, returns_tuple=True), program)
         self.native = variant.native
-        code = Code(variant.objects, variant.support)
+        code = Code(variant.objects, variant.support, program.code.libraries)
         self._entry = Entry(variant.native, code, self.pointer_count())
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
@@ -57,8 +57,8 @@ class Widened(Export):
         """Refuses: its code is another one."""
         name = self.sig.name
         raise ArgumentError(
-            f"{name} is being probed, and `forward` holds no probes\n"
-            f"  help: call m.{name}(...), or close the probe first"
+            f"{name} is being watched (probe or nan_trap), which `forward` is not made for\n"
+            f"  help: call m.{name}(...), close the probe, or load without nan_trap"
         )
 
 
