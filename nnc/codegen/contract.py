@@ -100,7 +100,7 @@ def _areas(t: Tile) -> tuple[int, int, int, int]:
     rows = -(-t.rows // t.lanes) * t.lanes
     depth = -(-t.block // OVERSHOOT) * OVERSHOOT
     a, b, c = rows * t.a_row, depth * _columns(t), _PARTIAL_ROWS * _columns(t)
-    return t.lanes**2 * t.size, a * t.size, b * t.size, c * t.size
+    return pack.stage_bytes(t), a * t.size, b * t.size, c * t.size
 
 
 def scratch_bytes(dtype: str, target: Target) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nnc.codegen import contract, flow, pack, tiles
 from nnc.codegen.emit import Emitter
@@ -17,6 +17,7 @@ from nnc.codegen.memory import strides
 from nnc.codegen.reductions import Reductions
 from nnc.codegen.registers import HALVES, computes_in
 from nnc.codegen.scopes import Value
+from nnc.codegen.windows import Group, Windows
 from nnc.ir.expr import Expr, Idx, Load, Op, loads
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Buffer, Contract, For, Reduce, Stmt
@@ -26,23 +27,11 @@ _LONG = 1024  # assumed for sizes known at run time only
 _TINY = 1 << 12  # multiplications: fewer are done by plain loops
 
 
-@dataclass(frozen=True)
-class Group:
-    """Axes that form one index of the contraction, named `var`."""
-
-    var: str
-    axes: tuple[Axis, ...]
-
-    @property
-    def extent(self) -> Dim:
-        return dim_prod(a.extent for a in self.axes)
-
-
 def group(letter: str, axes: tuple[Axis, ...]) -> Group:
     return Group(axes[0].var if len(axes) == 1 else f"$.{letter}", axes)
 
 
-class Leaves(Reductions):
+class Leaves(Reductions, Windows):
     """Reductions, and the contraction leaf."""
 
     contractions: frozenset[str] = frozenset()
@@ -202,7 +191,9 @@ class Leaves(Reductions):
             ):
                 return self.spread(self.value(e), lanes)
 
-        return contract.Computed(load, vector, axis)
+        line, across = (row, col) if axis else (col, row)
+        tile = tiles.tile(computes_in(e.dtype), self.target)
+        return contract.Computed(load, vector, axis, self.window(e, line, across, tile))
 
     def run(self, e: Expr, g: Group) -> float:
         """About how many successive elements along a group lie together in memory."""

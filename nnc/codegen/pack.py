@@ -13,7 +13,8 @@ ones are packed by code of their own:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nnc.codegen import flow
@@ -22,7 +23,15 @@ from nnc.codegen.tiles import Tile
 from nnc.codegen.vectors import lane_mask, load_vector, put, transpose
 
 OVERSHOOT = 16  # at least the lanes of any target
+LINES = 512  # of a table
+LINE_WORDS = 12
 _RUN = "8"  # successive k copied from one panel's columns before going to the next panel
+
+
+def stage_bytes(t: Tile) -> int:
+    """Bytes of the `stage` of packing: a square to transpose, and a table of lines."""
+    return t.lanes**2 * t.size + LINES * LINE_WORDS * 8
+
 
 Load = Callable[[Emitter, str, str], str]
 VectorLoad = Callable[[Emitter, str, str, str | None], str]
@@ -42,18 +51,44 @@ class Strided:
 
 
 @dataclass(frozen=True)
+class Lanes:
+    """What a Tabled operand knows of one vector: its own states, and whether (an i1) its elements
+    lie one after the other; the index of the first lane and the mask of those that count."""
+
+    states: tuple[object, ...]
+    straight: str
+    index: str
+    mask: str | None
+
+
+@dataclass(frozen=True)
+class Tabled:
+    """A computed operand in two shares: of lines (the other axis) and of lanes (the vector's).
+
+    tabulate(em, line, to) writes a line's words; prepare(em, index, mask) works out a vector of
+    lanes; fetch(em, lanes, line, words, straight) gives the vector at one line.
+    """
+
+    tabulate: Callable[[Emitter, str, str], None]
+    prepare: Callable[[Emitter, str, str | None], Lanes]
+    fetch: Callable[[Emitter, Lanes, str, str, bool], str]
+
+
+@dataclass(frozen=True)
 class Computed:
     """Elements made by emitted code, such as an element-wise prologue or a window.
 
     load(em, row, col) gives a scalar; it is called within the matrix only. `vector`, if there is
     one, gives the vector of successive elements along `axis` (1: of a row, 0: of a column) that
     starts at (row, col); lanes that the mask excludes must not be read and may hold anything.
-    Give `vector` along the axis that is contiguous in memory. Both may emit blocks.
+    Give `vector` along the axis that is contiguous in memory. Both may emit blocks. `table` gives
+    the same vectors, for less where there are many.
     """
 
     load: Load
     vector: VectorLoad | None = None
     axis: int = 1
+    table: Tabled | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +150,7 @@ def _start(em: Emitter, t: Tile, x: Strided, w: Window) -> str:
 def pack_rows(em: Emitter, t: Tile, a: Window, panel: str, stage: str) -> None:
     """A window of A (at most `t.rows` rows, `t.block` columns) to a panel of A.
 
-    `stage` is room for lanes x lanes elements.
+    `stage` is room for `stage_bytes`.
     """
     if isinstance(a.of, Computed):
         _rows(em, t, a, panel, stage)
@@ -176,6 +211,8 @@ def _rows(em: Emitter, t: Tile, a: Window, panel: str, stage: str) -> None:
         with flow.loop(em, "0", a.rows) as i, flow.loop(em, "0", a.cols) as k:
             x = source.load(em, flow.add(em, a.row, i), flow.add(em, a.col, k))
             put(em, t, x, panel, flow.add(em, flow.mul(em, i, str(t.a_row)), k), t.type)
+    elif source.axis == 1 and source.table is not None:
+        _tabled_rows(em, t, a, source.table, panel, stage)
     elif source.axis == 1:
         _copy_rows(em, t, a, source.vector, panel)
     else:
@@ -212,6 +249,9 @@ def _panels(em: Emitter, t: Tile, b: Window, to: str, gap: str, stage: str) -> N
     source = computed(t, b.of)
     if source.vector is None:
         _gather_panels(em, t, b, source.load, to, gap)
+    elif source.table is not None:
+        pack_tabled = _tabled_panels if source.axis == 1 else _transpose_tabled_panels
+        pack_tabled(em, t, b, source.table, to, gap, stage)
     elif source.axis == 1:
         _copy_panels(em, t, b, source.vector, to, gap)
     else:
@@ -306,3 +346,120 @@ def _transposed(em: Emitter, t: Tile, lines: _Lines, row: str, mask: str, stage:
         put(em, t, x, stage, flow.mul(em, o, lanes), t.vector)
     places = [flow.offset(em, stage, str(o * t.lanes), t.type) for o in range(t.lanes)]
     return transpose(em, t, [load_vector(em, t, p, None) for p in places])
+
+
+# ---- by tables --------------------------------------------------------------------------------
+
+
+def _table(t: Tile, em: Emitter, stage: str) -> str:
+    return flow.offset(em, stage, str(t.lanes**2 * t.size), "i8")
+
+
+@contextmanager
+def _lines_of(
+    em: Emitter, x: Tabled, table: str, start: str, count: str
+) -> Iterator[tuple[str, str]]:
+    """Tables of at most LINES lines of start .. start + count: the first (from start), how many."""
+    with flow.loop(em, "0", count, str(LINES)) as first:
+        some = flow.minimum(em, str(LINES), flow.sub(em, count, first))
+        with flow.loop(em, "0", some) as i:
+            line = flow.add(em, start, flow.add(em, first, i))
+            x.tabulate(em, line, _words(em, table, i))
+        yield first, some
+
+
+def _words(em: Emitter, table: str, line: str) -> str:
+    return flow.offset(em, table, flow.mul(em, line, str(LINE_WORDS)), "i64")
+
+
+def _either(em: Emitter, lanes: Lanes, body: Callable[[bool], None]) -> None:
+    """`body` for vectors that lie straight, or for those that do not."""
+    with flow.when(em, lanes.straight):
+        body(True)
+    with flow.when(em, flow.negate(em, lanes.straight)):
+        body(False)
+
+
+def _vectors(
+    em: Emitter, t: Tile, start: str, count: str, body: Callable[[str, str | None], None]
+) -> None:
+    """body(offset, mask) for the vectors of start .. start + count, the last one masked."""
+    rest = flow.rem(em, count, str(t.lanes))
+    whole = flow.sub(em, count, rest)
+    with flow.loop(em, "0", whole, str(t.lanes)) as at:
+        body(at, None)
+    with flow.when(em, flow.compare(em, "ne", rest, "0")):
+        body(whole, lane_mask(em, t, rest))
+
+
+def _tabled_rows(em: Emitter, t: Tile, a: Window, x: Tabled, panel: str, stage: str) -> None:
+    table = _table(t, em, stage)
+
+    def vector(k: str, mask: str | None, first: str, some: str) -> None:
+        lanes = x.prepare(em, flow.add(em, a.col, k), mask)
+
+        def lines(straight: bool) -> None:
+            with flow.loop(em, "0", some) as i:
+                row = flow.add(em, first, i)
+                value = x.fetch(em, lanes, flow.add(em, a.row, row), _words(em, table, i), straight)
+                put(em, t, value, panel, flow.add(em, flow.mul(em, row, str(t.a_row)), k), t.vector)
+
+        _either(em, lanes, lines)
+
+    with _lines_of(em, x, table, a.row, a.rows) as (first, some):
+        _vectors(em, t, a.col, a.cols, lambda k, mask: vector(k, mask, first, some))
+
+
+def _tabled_panels(
+    em: Emitter, t: Tile, b: Window, x: Tabled, to: str, gap: str, stage: str
+) -> None:
+    table, panel = _table(t, em, stage), str(t.panel)
+
+    def vector(j: str, mask: str | None, first: str, some: str) -> None:
+        lanes = x.prepare(em, flow.add(em, b.col, j), mask)
+        base = flow.add(em, flow.mul(em, flow.div(em, j, panel), gap), flow.rem(em, j, panel))
+
+        def lines(straight: bool) -> None:
+            with flow.loop(em, "0", some) as i:
+                k = flow.add(em, first, i)
+                value = x.fetch(em, lanes, flow.add(em, b.row, k), _words(em, table, i), straight)
+                put(em, t, value, to, flow.add(em, base, flow.mul(em, k, panel)), t.vector)
+
+        _either(em, lanes, lines)
+
+    with _lines_of(em, x, table, b.row, b.rows) as (first, some):
+        _vectors(em, t, b.col, b.cols, lambda j, mask: vector(j, mask, first, some))
+
+
+def _transpose_tabled_panels(
+    em: Emitter, t: Tile, b: Window, x: Tabled, to: str, gap: str, stage: str
+) -> None:
+    table, panel, width = _table(t, em, stage), str(t.panel), str(t.lanes)
+
+    def square(lanes: Lanes, k: str, first: str, some: str, j: str) -> None:
+        last = flow.sub(em, some, "1")
+        with flow.loop(em, "0", width) as o:
+            i = flow.minimum(em, flow.add(em, j, o), last)  # lines past the end repeat the last
+            line = flow.add(em, b.col, flow.add(em, first, i))
+
+            def one(straight: bool) -> None:
+                value = x.fetch(em, lanes, line, _words(em, table, i), straight)
+                put(em, t, value, stage, flow.mul(em, o, width), t.vector)
+
+            _either(em, lanes, one)
+        places = [flow.offset(em, stage, str(o * t.lanes), t.type) for o in range(t.lanes)]
+        columns = flow.add(em, first, j)
+        base = flow.mul(em, flow.div(em, columns, panel), gap)
+        base = flow.add(em, base, flow.rem(em, columns, panel))
+        rows = transpose(em, t, [load_vector(em, t, p, None) for p in places])
+        for r, value in enumerate(rows):
+            at = flow.mul(em, flow.add(em, k, str(r)), panel)
+            put(em, t, value, to, flow.add(em, base, at), t.vector)
+
+    def vector(k: str, mask: str | None, first: str, some: str) -> None:
+        lanes = x.prepare(em, flow.add(em, b.row, k), mask)
+        with flow.loop(em, "0", some, width) as j:
+            square(lanes, k, first, some, j)
+
+    with _lines_of(em, x, table, b.col, b.cols) as (first, some):
+        _vectors(em, t, b.row, b.rows, lambda k, mask: vector(k, mask, first, some))

@@ -1,0 +1,120 @@
+"""Contractions over windows, packed by tables of lines and lanes, at ragged sizes."""
+
+from __future__ import annotations
+
+from textwrap import dedent
+
+import numpy as np
+import pytest
+
+from nnc.ir.graph import Graph
+from nnc.passes.fuse import fuse
+from tests.endtoend import built, compare, sample
+
+CONV = """
+def conv(x: {t}[B, C, H, W], w: {t}[O, C, K, L]) -> {t}[B, O, Y, X]
+        where Y = (H + 2*{p} - {d}*(K - 1) - 1)//{s} + 1, X = (W + 2*{p} - {d}*(L - 1) - 1)//{s} + 1:
+    y[b, o, i:Y, j:X] = sum[c, u, v](
+        x[b, c, i*{s} + u*{d} - {p}, j*{s} + v*{d} - {p} else {other}] * w[o, c, u, v])
+    return y
+
+export def forward(x: {t}[B, C, H, W], w: {t}[O, C, {k}, {k}]) -> {t}[B, O, Y, X]
+        where Y = (H + 2*{p} - {d}*({k} - 1) - 1)//{s} + 1, X = (W + 2*{p} - {d}*({k} - 1) - 1)//{s} + 1:
+    return conv(x, w)
+
+export def gradients(x: {t}[B, C, H, W], w: {t}[O, C, {k}, {k}]) -> ({t}[B, C, H, W], {t}[O, C, {k}, {k}]):
+    loss = sum(conv(x, w)**2)
+    return grad(loss, x), grad(loss, w)
+"""
+KINDS = {
+    "same": dict(k=3, s=1, p=1, d=1),
+    "valid": dict(k=3, s=1, p=0, d=1),
+    "strided": dict(k=3, s=2, p=1, d=1),
+    "stem": dict(k=7, s=2, p=3, d=1),
+    "dilated": dict(k=3, s=1, p=2, d=2),
+    "wide": dict(k=5, s=1, p=4, d=1),
+}
+SIZES = [
+    dict(B=1, C=3, H=7, W=7, O=5),
+    dict(B=2, C=9, H=17, W=33, O=16),
+    dict(B=3, C=17, H=9, W=16, O=15),
+    dict(B=1, C=64, H=8, W=31, O=29),
+]
+
+
+def exports(kind: str, dtype: str = "f32", other: str = "0") -> dict[str, Graph]:
+    text = CONV.format(t=dtype, other=other, **KINDS[kind])
+    return {name: b.graph for name, b in built(text).items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", range(len(SIZES)))
+def test_convolutions(kind: str, size: int) -> None:
+    dims = dict(SIZES[size])
+    graph = exports(kind)["forward"]
+    compare(graph, dims, sample(graph, dims, np.random.default_rng(size)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_their_gradients(kind: str) -> None:
+    dims = dict(B=2, C=7, H=13, W=18, O=19)
+    graph = exports(kind)["gradients"]
+    compare(graph, dims, sample(graph, dims, np.random.default_rng(7)))
+
+
+@pytest.mark.parametrize("other", ["1.5", "-0.0", "inf"])
+def test_what_stands_outside(other: str) -> None:
+    dims = dict(B=1, C=20, H=9, W=19, O=14)
+    graph = exports("same", other=other)["forward"]
+    compare(graph, dims, sample(graph, dims, np.random.default_rng(3)))
+
+
+def test_double_precision() -> None:
+    dims = dict(B=1, C=20, H=9, W=19, O=14)
+    for graph in exports("same", "f64").values():
+        compare(graph, dims, sample(graph, dims, np.random.default_rng(3)), 1e-11)
+
+
+def test_a_window_far_outside() -> None:
+    """Shares beyond 32 bits: nothing is read, and nothing wraps around."""
+    text = """
+    export def f(x: f32[C, N], w: f32[C, U]) -> f32[40]:
+        y[i:40] = sum[c, u](x[c, i*1073741824*3 + u*2147483648 else 0] * w[c, u])
+        return y
+    """
+    graph = built(dedent(text))["f"].graph
+    dims = dict(C=80, N=70, U=90)
+    compare(graph, dims, sample(graph, dims, np.random.default_rng(3)))
+
+
+def test_a_function_of_windows() -> None:
+    """Element-wise work is done where the operand is packed."""
+    text = """
+    export def f(x: f32[C, N], z: f32[C, N], w: f32[O, C, 3]) -> f32[O, N]:
+        y[o, i:N] = sum[c, u]((exp(x[c, i + u - 1 else 0]) * z[c, i + u - 1 else 2]) * w[o, c, u])
+        return y
+    """
+    graph = built(dedent(text))["f"].graph
+    assert fuse(graph)
+    for n in (1, 15, 33, 100):
+        dims = dict(C=40, N=n, O=30)
+        compare(graph, dims, sample(graph, dims, np.random.default_rng(n)))
+
+
+def test_groups_and_transposed_windows() -> None:
+    text = """
+    export def up(x: f32[B, C, H, W], w: f32[C, O, 2, 2]) -> f32[B, O, 2*H, 2*W]:
+        y[b, o, (i, u:2), (j, v:2)] = sum[c](x[b, c, i, j] * w[c, o, u, v])
+        return y
+    export def grouped(x: f32[B, 2*G, H, W], w: f32[2*O, G, 3, 3]) -> f32[B, 2*O, H, W]:
+        y[b, (g:2, o:O), i:H, j:W] = sum[c, u, v](
+            x[b, g*G + c, i + u - 1, j + v - 1 else 0] * w[g*O + o, c, u, v])
+        return y
+    """
+    found = built(dedent(text))
+    for name, dims in (
+        ("up", dict(B=2, C=30, H=7, W=9, O=16)),
+        ("grouped", dict(B=2, G=12, H=7, W=19, O=17)),
+    ):
+        graph = found[name].graph
+        compare(graph, dims, sample(graph, dims, np.random.default_rng(1)))
