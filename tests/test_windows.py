@@ -27,18 +27,18 @@ export def gradients(x: {t}[B, C, H, W], w: {t}[O, C, {k}, {k}]) -> ({t}[B, C, H
     return grad(loss, x), grad(loss, w)
 """
 KINDS = {
-    "same": dict(k=3, s=1, p=1, d=1),
-    "valid": dict(k=3, s=1, p=0, d=1),
-    "strided": dict(k=3, s=2, p=1, d=1),
-    "stem": dict(k=7, s=2, p=3, d=1),
-    "dilated": dict(k=3, s=1, p=2, d=2),
-    "wide": dict(k=5, s=1, p=4, d=1),
+    "same": {"k": 3, "s": 1, "p": 1, "d": 1},
+    "valid": {"k": 3, "s": 1, "p": 0, "d": 1},
+    "strided": {"k": 3, "s": 2, "p": 1, "d": 1},
+    "stem": {"k": 7, "s": 2, "p": 3, "d": 1},
+    "dilated": {"k": 3, "s": 1, "p": 2, "d": 2},
+    "wide": {"k": 5, "s": 1, "p": 4, "d": 1},
 }
 SIZES = [
-    dict(B=1, C=3, H=7, W=7, O=5),
-    dict(B=2, C=9, H=17, W=33, O=16),
-    dict(B=3, C=17, H=9, W=16, O=15),
-    dict(B=1, C=64, H=8, W=31, O=29),
+    {"B": 1, "C": 3, "H": 7, "W": 7, "O": 5},
+    {"B": 2, "C": 9, "H": 17, "W": 33, "O": 16},
+    {"B": 3, "C": 17, "H": 9, "W": 16, "O": 15},
+    {"B": 1, "C": 64, "H": 8, "W": 31, "O": 29},
 ]
 
 
@@ -57,20 +57,20 @@ def test_convolutions(kind: str, size: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_their_gradients(kind: str) -> None:
-    dims = dict(B=2, C=7, H=13, W=18, O=19)
+    dims = {"B": 2, "C": 7, "H": 13, "W": 18, "O": 19}
     graph = exports(kind)["gradients"]
     compare(graph, dims, sample(graph, dims, np.random.default_rng(7)))
 
 
 @pytest.mark.parametrize("other", ["1.5", "-0.0", "inf"])
 def test_what_stands_outside(other: str) -> None:
-    dims = dict(B=1, C=20, H=9, W=19, O=14)
+    dims = {"B": 1, "C": 20, "H": 9, "W": 19, "O": 14}
     graph = exports("same", other=other)["forward"]
     compare(graph, dims, sample(graph, dims, np.random.default_rng(3)))
 
 
 def test_double_precision() -> None:
-    dims = dict(B=1, C=20, H=9, W=19, O=14)
+    dims = {"B": 1, "C": 20, "H": 9, "W": 19, "O": 14}
     for graph in exports("same", "f64").values():
         compare(graph, dims, sample(graph, dims, np.random.default_rng(3)), 1e-11)
 
@@ -83,7 +83,7 @@ def test_a_window_far_outside() -> None:
         return y
     """
     graph = built(dedent(text))["f"].graph
-    dims = dict(C=80, N=70, U=90)
+    dims = {"C": 80, "N": 70, "U": 90}
     compare(graph, dims, sample(graph, dims, np.random.default_rng(3)))
 
 
@@ -97,7 +97,7 @@ def test_a_function_of_windows() -> None:
     graph = built(dedent(text))["f"].graph
     assert fuse(graph)
     for n in (1, 15, 33, 100):
-        dims = dict(C=40, N=n, O=30)
+        dims = {"C": 40, "N": n, "O": 30}
         compare(graph, dims, sample(graph, dims, np.random.default_rng(n)))
 
 
@@ -113,8 +113,8 @@ def test_groups_and_transposed_windows() -> None:
     """
     found = built(dedent(text))
     for name, dims in (
-        ("up", dict(B=2, C=30, H=7, W=9, O=16)),
-        ("grouped", dict(B=2, G=12, H=7, W=19, O=17)),
+        ("up", {"B": 2, "C": 30, "H": 7, "W": 9, "O": 16}),
+        ("grouped", {"B": 2, "G": 12, "H": 7, "W": 19, "O": 17}),
     ):
         graph = found[name].graph
         compare(graph, dims, sample(graph, dims, np.random.default_rng(1)))
