@@ -36,6 +36,7 @@ SEVERAL = {
     "unpacking": 2,
     "where_clause": 2,
     "python_import": 2,
+    "extern_types": 7,
 }
 
 

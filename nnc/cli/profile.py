@@ -51,7 +51,7 @@ def profile(args: argparse.Namespace) -> int:
     """Prints a table of the kernels, slowest first, and one of the lines."""
     given = sizes(args.sizes)
     found = chosen(args.model, args.function, overrides(args.define))
-    model = driver.model_of(driver.compile_file(args.model, overrides(args.define)))
+    model = driver.model_of(driver.compile_file(args.model, overrides(args.define)), args.library)
     if args.threads is not None:
         model.threads = args.threads
     export = model.exports[args.function]
@@ -71,7 +71,7 @@ def measured(
     export(**values)  # reports what is wrong with them
     count = len(found.program.kernels)
     table = np.zeros(FIRST + count, np.int64)
-    entry = Entry(native, Code(objects, support), export.pointer_count())
+    entry = Entry(native, Code(objects, support, model.code.libraries), export.pointer_count())
     entry.record_times(table)
     export.native, export._entry = native, entry
     export.forget_plans()

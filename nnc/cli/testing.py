@@ -12,7 +12,7 @@ import numpy as np
 from nnc import driver
 from nnc.cli.options import overrides
 from nnc.compiler import Compiled, TestCase
-from nnc.errors import Error, ShapeError
+from nnc.errors import CompileError, Error, ShapeError
 from nnc.ir.signature import ArgSig
 from nnc.lang.types import is_float
 from nnc.runtime.cpu import Code, Entry
@@ -31,8 +31,8 @@ _SIZES = (3, 2, 4, 1, 6, 8)  # run-time sizes that are tried
 def test(args: argparse.Namespace) -> int:
     """Prints one line for each test; 1 when one failed."""
     compiled = driver.compile_file(args.model, overrides(args.define), tests=True)
-    model = driver.model_of(compiled)
-    code = Code(compiled.objects, compiled.support)
+    model = driver.model_of(compiled, args.library)
+    code = model.code
     failures = count = 0
     for case in compiled.tests:
         problems = _block(case, code)
@@ -76,6 +76,8 @@ def _gradients(model: Model, compiled: Compiled) -> Iterator[tuple[str, str, boo
             continue
         try:
             yield from _check(model, export, values)
+        except CompileError as error:
+            yield export.sig.name, f"not checked: {error.diagnostics[0].message}", True
         except Error as error:
             yield export.sig.name, str(error).strip().splitlines()[0], False
 

@@ -13,6 +13,7 @@ from nnc.codegen.loops import stores
 from nnc.ir.expr import Expr, Load, walk
 from nnc.ir.loop import (
     Buffer,
+    Call,
     Contract,
     For,
     Kernel,
@@ -168,4 +169,6 @@ def expressions(body: Iterable[Stmt]) -> list[Expr]:
             case Contract(a=a, b=b, epilogue=epilogue):
                 out += [a, b]
                 stack.extend(epilogue)
+            case Call(inputs=inputs):
+                out += inputs
     return out

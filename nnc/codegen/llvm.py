@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nnc.codegen import contract, flow, vecmath
+from nnc.codegen import contract, external, flow, vecmath
 from nnc.codegen.barriers import disjunction
 from nnc.codegen.indices import Indices
 from nnc.codegen.leaf import Leaves
@@ -25,7 +25,7 @@ from nnc.codegen.scopes import FRAME, Value
 from nnc.codegen.spmd import Launch, Spmd, all_small, constant_name, enclosing, total_work
 from nnc.codegen.target import Target
 from nnc.diagnostics import Span
-from nnc.ir.loop import Buffer, Contract, Kernel, Program, Repeat, Stmt
+from nnc.ir.loop import Buffer, Call, Contract, Kernel, Program, Repeat, Stmt
 from nnc.lang.dims import ZERO, Dim
 from nnc.lang.types import DType
 
@@ -133,6 +133,9 @@ class _Kernel(Leaves):
         match body:
             case (Contract() as c,):
                 self.contraction(c)
+            case (Call() as c,):
+                self.outer.externs |= {external.declaration(c)}
+                external.emit(self, c)
             case _:
                 self.kernel(body)
         parameters = [f", i64 %turn{i}" for i in range(len(self.turns))]
@@ -154,6 +157,7 @@ class _Emission:
         self.constants: dict[str, str] = {}
         self.calls: set[tuple[str, str, int]] = set()
         self.contractions: set[str] = set()
+        self.externs: set[str] = set()  # declarations of C functions
         self.functions: dict[str, str] = {}  # text of a kernel -> its name
         self.scratch = 0
 
@@ -172,7 +176,7 @@ class _Emission:
         parts += [self.spmd(self.scopes(), self.symbol, kernels).emit(self.program.steps)]
         parts += [self.entry(), self.size()]
         math, declares = vecmath.closure(self.calls)
-        lines = set(declares)
+        lines = set(declares) | self.externs
         for dtype in sorted(self.contractions):
             lines |= set(contract.declarations(dtype, self.target))
         globals_ = [f"{name} = internal constant {x}" for name, x in self.constants.items()]

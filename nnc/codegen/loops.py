@@ -13,7 +13,7 @@ from nnc.codegen.registers import tail_mask
 from nnc.codegen.scalars import MATH
 from nnc.codegen.scopes import Value
 from nnc.ir.expr import Expr, Idx, Load, Op, walk
-from nnc.ir.loop import Contract, For, Let, Reduce, Stmt, Store
+from nnc.ir.loop import Call, Contract, For, Let, Reduce, Stmt, Store
 from nnc.lang.types import DTYPES, is_float
 
 _CHEAP = 24  # operations: dearer bodies are not repeated four times
@@ -25,7 +25,7 @@ def stores(body: Iterable[Stmt]) -> Iterator[Store]:
     stack = list(body)
     while stack:
         match stack.pop():
-            case Store() as s:
+            case Call(result=s) | (Store() as s):
                 yield s
             case For(body=inner) | Contract(epilogue=inner):
                 stack.extend(inner)
@@ -51,7 +51,7 @@ class Loops(Expressions):
                     self.reduce(s)
                 case For():
                     self.loop(s)
-                case Contract():
+                case Contract() | Call():
                     raise AssertionError(f"{s} is not the whole body of its kernel")
 
     def store(self, s: Store) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from nnc.ir.expr import Expr, Load, Op, Select
-from nnc.ir.graph import Compute, Custom, Grad, Loop, Node, Part, Update, operands, toposort
+from nnc.ir.graph import Compute, Custom, External, Grad, Loop, Node, Part, Update, operands, toposort
 from nnc.ir.scalar import SCALARS
 from nnc.lang.types import is_float
 
@@ -34,6 +34,9 @@ def _spread(order: Iterable[Node], found: set[Node]) -> None:
         match node:
             case Loop():
                 _spread_turns(node, found)
+            case Custom(inputs=inputs, others=others) if others:
+                if any(i in found for i in inputs):
+                    found.add(node)
             case Part(source=Loop() as loop, index=index):
                 if (*loop.carries, *loop.yields)[index] in found:
                     found.add(node)
@@ -51,6 +54,26 @@ def _spread_turns(loop: Loop, found: set[Node]) -> None:
         _spread(loop.body, found)
 
 
+def opaque(y: Node, wrt: Iterable[Node]) -> list[External]:
+    """The C functions without a derivative that the derivative of y by `wrt` would pass."""
+    known = active([y], wrt)
+    out: list[External] = []
+    seen: set[Node] = set()
+    stack: list[Node] = [y]
+    while stack:
+        node = stack.pop()
+        if node in seen or (node not in known and not isinstance(node, Loop)):
+            continue
+        seen.add(node)
+        if isinstance(node, External):
+            out.append(node)
+        elif isinstance(node, Loop):
+            stack += (*node.init, *node.next, *node.yields)
+        else:
+            stack += sources(node)
+    return out
+
+
 def sources(node: Node) -> tuple[Node, ...]:
     """The operands through which a derivative flows, each once (of a loop: all it reads)."""
     match node:
@@ -62,7 +85,7 @@ def sources(node: Node) -> tuple[Node, ...]:
             return tuple(dict.fromkeys((base, *_tensors(value))))
         case Part(source=source):
             return (source,)
-        case Custom(inputs=inputs):
+        case Custom(inputs=inputs) | External(inputs=inputs):
             return inputs
         case Loop():
             return operands(node)

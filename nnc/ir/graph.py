@@ -26,18 +26,40 @@ class Axis:
     extent: Dim
 
 
+@dataclass(frozen=True, eq=False)
+class Region:
+    """What one expression computes: the unit of recomputation (`nnc.passes.recompute`).
+
+    `asked`: by `recompute(...)`; else it is a call of a module that may be chosen.
+    """
+
+    span: Span
+    asked: bool
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Value:
-    """What every node has: its type, its source place, and a name for dumps and profiles."""
+    """What every node has: its type, its source place, and a name for dumps and profiles.
+
+    `regions`: those it was made in, outermost first. `after`: values that it does not read, but
+    that are computed before it.
+    """
 
     type: TensorType
     span: Span = NOWHERE
     name: str = ""
+    regions: tuple[Region, ...] = ()
+    after: tuple[Node, ...] = ()
 
     @cached_property
     def read(self) -> tuple[Node, ...]:
         """The nodes this node reads, each once, in order of first use."""
-        return _operands(self)  # type: ignore[arg-type]
+        return _read(self)  # type: ignore[arg-type]
+
+    @cached_property
+    def needs(self) -> tuple[Node, ...]:
+        """The nodes that are computed before this one: those it reads, then `after`."""
+        return tuple(dict.fromkeys((*self.read, *self.after))) if self.after else self.read
 
     @cached_property
     def used(self) -> frozenset[str]:
@@ -180,7 +202,7 @@ class Loop(Value):
 class Part(Value):
     """Result `index` of a multi-result node."""
 
-    source: Grad | Loop
+    source: Grad | Loop | Custom
     index: int
 
     @staticmethod
@@ -207,16 +229,44 @@ class Custom(Value):
     """The value of `source` with derivatives of its own (an `adjoint`). Removed by autodiff.
 
     `grads[i]` is the cotangent of `inputs[i]`, an expression of the placeholder `dout` (an Input of
-    kind "cotangent", the cotangent of this value).
+    kind "cotangent", the cotangent of this value). With `others`, further values and their
+    placeholders, it stands for several values, which are read through `Part`s.
     """
 
     source: Node
     inputs: tuple[Node, ...]
     dout: Input
     grads: tuple[Node, ...]
+    others: tuple[tuple[Node, Input], ...] = ()
+
+    @property
+    def sources(self) -> tuple[Node, ...]:
+        """The values, in order."""
+        return (self.source, *(s for s, _ in self.others))
+
+    @property
+    def douts(self) -> tuple[Input, ...]:
+        """The placeholders of their cotangents."""
+        return (self.dout, *(d for _, d in self.others))
 
 
-Node = Input | Constant | Compute | Update | Grad | Loop | Part | Stop | Custom
+@dataclass(frozen=True, eq=False, kw_only=True)
+class External(Value):
+    """What the C function `symbol` makes of tensors; it has no derivative of its own.
+
+    One call, `void symbol(const int64_t *sizes, inputs..., T *result)`, tensors as pointers,
+    inputs of rank 0 by value. `each`: the inputs have the shape of the result and the function is
+    called for every element, `T symbol(inputs...)`.
+    """
+
+    symbol: str
+    prototype: str  # in C
+    sizes: tuple[Dim, ...]
+    inputs: tuple[Node, ...]
+    each: bool = False
+
+
+Node = Input | Constant | Compute | Update | Grad | Loop | Part | Stop | Custom | External
 
 
 @dataclass(frozen=True)
@@ -245,11 +295,11 @@ class Graph:
 
 
 def operands(node: Node) -> tuple[Node, ...]:
-    """The nodes this node reads, each once, in order of first use."""
-    return node.read
+    """The nodes that are computed before this one: those it reads, then `after`; each once."""
+    return node.needs
 
 
-def _operands(node: Node) -> tuple[Node, ...]:
+def _read(node: Node) -> tuple[Node, ...]:
     match node:
         case Compute(body=body):
             return _loaded(body)
@@ -262,8 +312,10 @@ def _operands(node: Node) -> tuple[Node, ...]:
             return tuple(dict.fromkeys((*init, *node.captures)))
         case Part(source=source) | Stop(source=source):
             return (source,)
-        case Custom(source=source, inputs=inputs, grads=grads):
-            return tuple(dict.fromkeys((source, *inputs, *grads)))
+        case Custom(inputs=inputs, grads=grads):
+            return tuple(dict.fromkeys((*node.sources, *inputs, *grads)))
+        case External(inputs=inputs):
+            return tuple(dict.fromkeys(inputs))
     return ()
 
 
@@ -283,6 +335,8 @@ def _used_names(node: Node) -> frozenset[str]:
             bound = (*axes, *raxes)
         case Update(axes=bound, target=target, value=value, guard=guard):
             out |= names([*target, value, *(() if guard is None else (guard,))])
+        case External(sizes=sizes):
+            out = out.union(*(d.names for d in sizes))
         case Loop(var=var, trip=trip):
             return frozenset(out.union(trip.names, *(n.used for n in node.body)) - {var})
     for a in bound:
@@ -320,11 +374,11 @@ def toposort(
 
 
 def users(roots: Iterable[Node]) -> dict[Node, list[Node]]:
-    """For each reachable node, the nodes that read it."""
+    """For each reachable node, the nodes that read it (not those that only come after it)."""
     out: dict[Node, list[Node]] = {}
     for node in toposort(roots):
         out.setdefault(node, [])
-        for operand in operands(node):
+        for operand in node.read:
             out[operand].append(node)
     return out
 
@@ -333,6 +387,8 @@ def replace_operands(node: Node, new: Callable[[Node], Node]) -> Node:
     """The node over other operands (itself when nothing changed)."""
     if all(new(o) is o for o in operands(node)):
         return node
+    if node.after:
+        node = replace(node, after=tuple(dict.fromkeys(map(new, node.after))))
     match node:
         case Compute(body=body):
             return replace(node, body=_reload(body, new))
@@ -349,15 +405,20 @@ def replace_operands(node: Node, new: Callable[[Node], Node]) -> Node:
             return replace(node, y=new(y), wrt=tuple(new(w) for w in wrt), seed=seed)
         case Part(source=source):
             moved = new(source)
-            assert isinstance(moved, Grad | Loop), moved
+            assert isinstance(moved, Grad | Loop | Custom), moved
             return replace(node, source=moved)
         case Stop(source=source):
             return replace(node, source=new(source))
-        case Custom(source=source, inputs=inputs, grads=grads):
-            moves = tuple(new(i) for i in inputs)
+        case Custom(source=source, inputs=inputs, grads=grads, others=others):
             return replace(
-                node, source=new(source), inputs=moves, grads=tuple(new(g) for g in grads)
+                node,
+                source=new(source),
+                inputs=tuple(new(i) for i in inputs),
+                grads=tuple(new(g) for g in grads),
+                others=tuple((new(s), d) for s, d in others),
             )
+        case External(inputs=inputs):
+            return replace(node, inputs=tuple(new(i) for i in inputs))
         case Loop(init=init):
             return rebuilt(replace(node, init=tuple(new(i) for i in init)), new)
     return node
@@ -395,6 +456,8 @@ def renamed(node: Node, env: Mapping[str, Dim]) -> Node:
             guard = None if guard is None else subst(guard, env)
             target = tuple(subst(t, env) for t in target)
             return replace(node, target=target, value=subst(value, env), guard=guard)
+        case External(sizes=sizes):
+            return replace(node, sizes=tuple(d.subst(env) for d in sizes))
         case Loop():
             return rebuilt(node, lambda n: n, lambda n: renamed(n, env))
     return node

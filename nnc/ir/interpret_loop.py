@@ -7,6 +7,7 @@ Loops that are parallel or vector run in a shuffled order.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
@@ -14,11 +15,13 @@ from typing import Any
 
 import numpy as np
 
+from nnc.ir import external
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var
 from nnc.ir.graph import Axis
 from nnc.ir.interpret import IndexFault, convert, lowest, numpy_dtype
 from nnc.ir.loop import (
     Buffer,
+    Call,
     Commit,
     Contract,
     For,
@@ -32,6 +35,7 @@ from nnc.ir.loop import (
     Store,
 )
 from nnc.ir.scalar import SCALARS
+from nnc.lang.dims import ZERO
 from nnc.lang.types import DTYPES
 
 Env = dict[str, Any]
@@ -159,6 +163,8 @@ class _Machine:
                     env[s.name] = self.reduce(s.op, s.axes, s.value, env)
                 case Contract():
                     self.contract(s, env)
+                case Call():
+                    self.call(s, env)
 
     def loop(self, s: For, env: Env) -> None:
         order = list(range(s.axis.extent.evaluate(env)))
@@ -190,6 +196,32 @@ class _Machine:
             ]
             here[s.name] = np.sum(np.array(terms, np.float64))
             self.block(s.epilogue, here)
+
+    def call(self, s: Call, env: Env) -> None:
+        out, index = s.result.buffer, s.result.index
+        memory, places = self.region(out, index, env)
+        inputs = []
+        for e, scalar in zip(s.inputs, s.scalars, strict=True):
+            assert isinstance(e.tensor, Buffer), e
+            whole, at = self.region(e.tensor, e.index, env)
+            value = whole[at].astype(numpy_dtype(e.dtype))
+            inputs.append((e.dtype, value[0] if scalar else value))
+        dtype, shape = out.type.dtype, (len(places),)
+        if s.each is not None:
+            memory[places] = external.call_each(s.symbol, inputs, dtype, shape)
+            return
+        sizes = [d.evaluate(env) for d in s.sizes]
+        memory[places] = external.call(s.symbol, sizes, inputs, dtype, shape)
+
+    def region(self, b: Buffer, index: Sequence[Expr], env: Env) -> tuple[Any, Any]:
+        """The flat memory of a buffer, and the positions from an element to the buffer's end that
+        are one value: behind the indices that are not zero."""
+        at = [int(self.value(i, env)) for i in index]
+        memory, start = self.place(b, at, env)
+        lead = max((d + 1 for d, i in enumerate(index) if not _is_zero(i)), default=0)
+        count = math.prod(d.evaluate(env) for d in b.type.shape[lead:])
+        step = DTYPES[b.type.dtype].bytes if b.scope == "arena" else 1
+        return memory, start + step * np.arange(count)
 
     # ---- expressions --------------------------------------------------------------------------
 
@@ -253,6 +285,10 @@ class _Machine:
                     value = SCALARS[fn].numpy(*(done[id(a)] for a in args))
                 return np.asarray(value).astype(numpy_dtype(e.dtype))[()]
         raise AssertionError(e)
+
+
+def _is_zero(e: Expr) -> bool:
+    return isinstance(e, Idx) and e.dim == ZERO
 
 
 def _points(axes: Sequence[Axis], env: Env) -> Iterator[dict[str, int]]:

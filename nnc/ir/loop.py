@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from nnc.diagnostics import NOWHERE, Span
-from nnc.ir.expr import Expr
+from nnc.ir.expr import Expr, Load
 from nnc.ir.graph import Axis
 from nnc.lang.dims import ZERO, Dim, Facts
 from nnc.lang.types import DTYPES, TensorType
@@ -120,7 +120,26 @@ class Contract:
     span: Span = NOWHERE
 
 
-Stmt = For | Let | Store | Reduce | Contract
+@dataclass(frozen=True, eq=False)
+class Call:
+    """Leaf: calls the C function `symbol`, on one thread; it is the whole body of its kernel.
+
+    `void symbol(const int64_t *sizes, inputs..., T *result)`; `inputs` are the first elements of
+    tensors, or (rank 0, `scalars`) numbers passed by value; `result` says where the first element
+    of the result lies (its value has no meaning). With `each`, `T symbol(inputs...)` gives each of
+    `each` elements from those at the same place of the inputs.
+    """
+
+    symbol: str
+    prototype: str
+    sizes: tuple[Dim, ...]
+    inputs: tuple[Load, ...]
+    scalars: tuple[bool, ...]
+    result: Store
+    each: Dim | None = None
+
+
+Stmt = For | Let | Store | Reduce | Contract | Call
 
 
 @dataclass(frozen=True, eq=False)

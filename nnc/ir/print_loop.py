@@ -7,6 +7,7 @@ from nnc.ir.graph import Axis
 from nnc.ir.loop import (
     Buffer,
     Commit,
+    Call,
     Contract,
     For,
     Kernel,
@@ -91,6 +92,10 @@ def _stmts(stmts: tuple[Stmt, ...], pad: str) -> list[str]:
                 out += _named(s.value, pad, f"{s.name} = {s.op}[{axes}] ")
             case Contract():
                 out += _contract(s, pad)
+            case Call():
+                given = [*(print_dim(d) for d in s.sizes), *map(print_expr, s.inputs)]
+                head = f"{s.result.buffer.name} = " if s.each is None else "for each "
+                out.append(f'{pad}{head}extern "{s.symbol}"({", ".join(given)})')
     return out
 
 

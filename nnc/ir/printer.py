@@ -25,6 +25,7 @@ from nnc.ir.graph import (
     Compute,
     Constant,
     Custom,
+    External,
     Grad,
     Graph,
     Input,
@@ -213,10 +214,13 @@ def _node_lines(node: Node, name: str, name_of: NameOf) -> list[str]:
             text = f"part {index} of {name_of(source)}"
         case Stop(source=source):
             text = f"stop({name_of(source)})"
-        case Custom(source=source, inputs=inputs, grads=grads):
+        case Custom(inputs=inputs, grads=grads):
             pairs = zip(inputs, grads, strict=True)
             rules = ", ".join(f"d{name_of(i)} = {name_of(g)}" for i, g in pairs)
-            text = f"custom({name_of(source)}; {rules})"
+            text = f"custom({', '.join(map(name_of, node.sources))}; {rules})"
+        case External(symbol=symbol, sizes=sizes, inputs=inputs):
+            given = ", ".join([*map(print_dim, sizes), *map(name_of, inputs)])
+            text = f'extern "{symbol}"({given})' + (" for each element" if node.each else "")
         case Input(kind=kind):
             text = kind
         case Loop():

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, walk, with_children
-from nnc.ir.graph import Compute, Constant, Node, Part, Update
+from nnc.ir.graph import Compute, Constant, External, Node, Part, Update
 from nnc.lang.dims import Dim
 
 
@@ -75,16 +75,18 @@ def node_key(node: Node, numbering: Numbering) -> Hashable:
             rename = {a.var: Dim.of(f"$#{i}") for i, a in enumerate(loops)}
             extents = tuple(a.extent for a in loops)
             body = numbering.exprs((node.body,), rename)
-            return ("compute", node.type, node.op, len(axes), extents, body)
+            return ("compute", node.type, node.op, len(axes), extents, body, node.after)
         case Update(axes=axes, target=target, guard=guard):
             rename = {a.var: Dim.of(f"$#{i}") for i, a in enumerate(axes)}
             guards = () if guard is None else (guard,)
             exprs = numbering.exprs((*target, node.value, *guards), rename)
             extents = tuple(a.extent for a in axes)
             flags = (node.accumulate, guard is None, node.check is None)
-            return ("update", node.base, extents, exprs, flags)
+            return ("update", node.base, extents, exprs, flags, node.after)
         case Constant(data=data):
             return ("constant", node.type, tuple(map(repr, data)))
         case Part(source=source, index=index):
             return ("part", source, index)
+        case External(symbol=symbol, sizes=sizes, inputs=inputs):
+            return ("external", node.type, symbol, sizes, inputs, node.after)
     return ("node", node)

@@ -402,13 +402,10 @@ class Edition(Syntax):
 
 
 @dataclass(frozen=True, eq=False)
-class ExternDef(Syntax):
+class ExternDef(FuncDef):
+    """`extern "symbol" def f(...) -> T`: a function without a body."""
+
     symbol: str
-    name: str
-    params: tuple[Param, ...]
-    returns: TypeExpr
-    where: tuple[Expr | WhereDef, ...]
-    name_span: Span
 
 
 @dataclass(frozen=True, eq=False)

@@ -174,8 +174,8 @@ def _specialize(span: Span, name: Token, args: Group) -> ast.Specialize:
 def _extern(
     span: Span, symbol: Token, name: Token, params: Group, returns: Any, where: Group
 ) -> ast.ExternDef:
-    known = symbol.text[1:-1]
-    return ast.ExternDef(known, name.text, params.items, returns, where.items, name.span, span=span)
+    parts = (name.text, params.items, returns, where.items, (), False, None, name.span)
+    return ast.ExternDef(*parts, symbol.text[1:-1], span=span)
 
 
 @rule("adjoint")

@@ -232,6 +232,9 @@ E0605 `grad` by an expression
 E0606 the gradient of an unlimited loop
     Going back through a loop needs to know how many turns there can be: write
     `while c limit N:`.
+E0607 the gradient of an extern function
+    Nothing is known of what C computes. Write its derivative, `adjoint f(x; y, dy): return dx`,
+    or say by `stop(...)` that none is wanted.
 E0701 weights that do not fit the model
     Loading is strict: every tensor of the model must be in the file with its dtype and shape,
     and every tensor of the file must be used. `rename=` and `skip=` bridge differences; after a
@@ -264,6 +267,12 @@ E0811 names and values do not match
     `a, b = f(x)` needs as many names as there are values, and names that may be assigned.
 E0812 an edition that is not known
     This nnc knows `edition 1`.
+E0813 storage without an initial value
+    `param w: real[D] = normal(0.02)` and `state n: i32 = 0` say what is stored before anything
+    is trained or loaded.
+E0813 an extern function that C cannot have
+    `extern "symbol" def f(...) -> T` takes tensors, numbers and sizes of stated types and
+    returns one tensor or number; docs/language.md shows the declaration in C.
 E0901 not compiled yet
     The construct is part of the language, is read and formatted, but this version makes no code
     for it. `docs/language.md` lists what is missing.

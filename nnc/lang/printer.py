@@ -239,6 +239,10 @@ def _key(key: str | None) -> str:
 
 def _declaration(node: ast.Syntax, level: int) -> list[Piece] | None:
     match node:
+        case ast.ExternDef(symbol=symbol, name=name, params=params, returns=returns, where=where):
+            assert returns is not None
+            head = f'extern "{symbol}" def {name}('
+            return [head, *_params(params), ") -> ", (returns, 0), *_where(where), "\n"]
         case ast.FuncDef():
             return _function(node, level)
         case ast.ModuleDef(name, params, members, doc):
@@ -249,9 +253,6 @@ def _declaration(node: ast.Syntax, level: int) -> list[Piece] | None:
         case ast.ConstDef(name, type, value):
             typed: list[Piece] = [": ", (type, 0)] if type else []
             return [f"const {name}", *typed, *_default(value), "\n"]
-        case ast.ExternDef(symbol, name, params, returns, where):
-            head = f'extern "{symbol}" def {name}('
-            return [head, *_params(params), ") -> ", (returns, 0), *_where(where), "\n"]
         case ast.AdjointDef(name, inputs, outputs, body):
             names = [", ".join(n.id for n in group) for group in (inputs, outputs)]
             return [f"adjoint {name}({names[0]}; {names[1]})", *_block(body, level)]

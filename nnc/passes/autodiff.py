@@ -6,9 +6,10 @@ run-time loop in `nnc.passes.reverse`. Grads of grads work because inner ones ar
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from nnc.diagnostics import Span
 from nnc.ir.bounds import turn_facts
 from nnc.ir.dependence import active
 from nnc.ir.graph import (
@@ -18,6 +19,7 @@ from nnc.ir.graph import (
     Loop,
     Node,
     Part,
+    Region,
     Stop,
     operands,
     renamed,
@@ -31,24 +33,40 @@ from nnc.ir.graph import (
 from nnc.lang.dims import Dim, Facts
 from nnc.passes.hoist import hoist
 from nnc.passes.loops import Fresh, copied, index_in, tidy, union
+from nnc.passes.recompute import NONE, Recomputation, contiguous, keep_regions, marked
 from nnc.passes.reverse import pull_loop
 from nnc.passes.vjp import Share, fill, is_zero, node_of, pull, total
 
 
-def autodiff(graph: Graph) -> Graph:
-    """The graph without Grad, Part of a Grad, Stop and Custom; every loop has its own variable."""
-    return without_stops(expanded(graph))
+def autodiff(graph: Graph, chosen: Collection[Span] = ()) -> Graph:
+    """The graph without Grad, Part of a Grad, Stop and Custom; every loop has its own variable.
+
+    `chosen`: places of calls that are computed again beside those in `recompute(...)`.
+    """
+    return without_stops(expanded(graph, chosen))
 
 
-def expanded(graph: Graph) -> Graph:
+def expanded(graph: Graph, chosen: Collection[Span] = ()) -> Graph:
     """The graph without Grad: it can be differentiated again, `Stop` and `Custom` still stand."""
+    graph = keep_regions(graph, lambda r: r.asked or r.span in chosen)
     expansion = _Expansion(Fresh())
     expansion.block(toposort(graph.roots), graph.facts, {})
     return tidy(with_roots(graph, [expansion.new[r] for r in graph.roots]))
 
 
 def without_stops(graph: Graph) -> Graph:
-    return transform(graph, lambda n: n.source if isinstance(n, Stop | Custom) else n)
+    return transform(graph, _bare)
+
+
+def _bare(node: Node) -> Node:
+    match node:
+        case Part(source=Custom() as custom, index=index):
+            return custom.sources[index]
+        case Custom(others=others) if others:  # read through its parts
+            return node
+        case Stop(source=source) | Custom(source=source):
+            return source
+    return node
 
 
 @dataclass
@@ -83,7 +101,11 @@ class _Expansion:
         start = None if first.seed is None else self.new[first.seed]
         some = [g for g in same if g is first or all(w in self.new for w in g.wrt)]
         wanted = [self.new[w] for g in some for w in g.wrt]
-        parts = iter(gradients([(self.new[first.y], start)], wanted, facts, self.fresh))
+        found = gradients([(self.new[first.y], start)], wanted, facts, self.fresh)
+        if first.regions:
+            known = (self.new[first.y], *wanted, *(() if start is None else (start,)))
+            found = marked(found, first.regions, known)
+        parts = iter(found)
         for g in some:
             self.found[g] = [next(parts) for _ in g.wrt]
 
@@ -120,35 +142,63 @@ def sweep(
     leaves: frozenset[Node],
     facts: Facts,
     fresh: Fresh,
+    around: frozenset[Region] = NONE,
 ) -> tuple[dict[Node, Node], dict[Node, list[Node | Share]]]:
-    """From the results down: the cotangents of touched nodes, and the contributions to `leaves`."""
+    """From the results down: the cotangents of touched nodes, and the contributions to `leaves`.
+
+    `around`: the regions of the loop whose turn this is; its nodes are shadows already.
+    """
     pending: dict[Node, list[Node | Share]] = {}
     for y, seed in ys:
         pending.setdefault(y, []).append(seed or fill(y, 1))
     done: dict[Node, Node] = {}
-    order = toposort([y for y, _ in ys])
+    order = contiguous([y for y, _ in ys], around)
     results = Results(n for n in order if isinstance(n, Loop))
+    seed = next((s for _, s in ys if s is not None), None)
+    again = Recomputation(order, around, touched, seed, fresh)
+
+    several: dict[Node, dict[int, Node]] = {}  # cotangents of the values of a Custom
+
+    def summed(node: Node) -> None:
+        if node in touched and node in pending and node not in leaves:
+            done[node] = total(node, [node_of(p) for p in pending.pop(node)])
+
     for node in reversed(order):
+        for path in again.entered(node):
+            ends = again.results(path)
+            for end in ends:
+                summed(end)
+            again.enter(path, [done[e] for e in ends if e in done])
         if isinstance(node, Loop):
             loop, parts = results.of(node)
             if parts:
-                for operand, part in pull_loop(loop, parts, touched, facts, fresh, sweep):
-                    pending.setdefault(operand, []).append(part)
+                shadow = again.pulled(loop)
+                assert isinstance(shadow, Loop), shadow
+                for operand, part in pull_loop(shadow, parts, touched, facts, fresh, sweep):
+                    pending.setdefault(again.original(operand), []).append(part)
             continue
-        if node not in touched or node not in pending or node in leaves:
+        if isinstance(node, Custom) and node in several:
+            for operand, grad in _all_given(again, node, several[node], fresh):
+                pending.setdefault(operand, []).append(grad)
             continue
-        done[node] = total(node, [node_of(p) for p in pending.pop(node)])
-        if is_zero(done[node]):
+        summed(node)
+        if node not in done or is_zero(done[node]):
+            continue
+        if isinstance(node, Part) and isinstance(node.source, Custom):
+            known = several.setdefault(node.source, {})
+            before = [known[node.index]] if node.index in known else []
+            known[node.index] = total(node, [*before, done[node]])
             continue
         if isinstance(node, Part):
             results.add(node, done[node])
             continue
-        if isinstance(node, Custom):
-            for operand, grad in zip(node.inputs, node.grads, strict=True):
-                pending.setdefault(operand, []).append(_given(grad, node.dout, done[node], fresh))
+        shadow = again.pulled(node)
+        if isinstance(node, Custom) and isinstance(shadow, Custom):
+            for operand, grad in zip(node.inputs, shadow.grads, strict=True):
+                pending.setdefault(operand, []).append(_given(grad, {shadow.dout: done[node]}, fresh))
             continue
-        for operand, share in pull(node, done[node], touched, facts):
-            pending.setdefault(operand, []).append(share)
+        for operand, share in pull(shadow, done[node], touched, facts):
+            pending.setdefault(again.original(operand), []).append(share)
     return done, {n: pending[n] for n in leaves if n in pending and n in touched}
 
 
@@ -180,12 +230,26 @@ class Results:
         return self.union.get(loop, loop), self.found.get(loop, {})
 
 
-def _given(root: Node, placeholder: Node, cotangent: Node, fresh: Fresh) -> Node:
-    """A custom derivative for an actual cotangent; a loop in it becomes one of its own."""
-    new: dict[Node, Node] = {placeholder: cotangent}
+def _all_given(
+    again: Recomputation, node: Custom, known: Mapping[int, Node], fresh: Fresh
+) -> Iterator[tuple[Node, Node]]:
+    """The contributions of a Custom of several values; a value that is not used counts zero."""
+    shadow = again.pulled(node)
+    assert isinstance(shadow, Custom), shadow
+    cotangents: dict[Node, Node] = {
+        d: known[i] if i in known else fill(d, 0) for i, d in enumerate(shadow.douts)
+    }
+    for operand, grad in zip(node.inputs, shadow.grads, strict=True):
+        yield operand, _given(grad, cotangents, fresh)
+
+
+def _given(root: Node, cotangents: Mapping[Node, Node], fresh: Fresh) -> Node:
+    """A custom derivative for actual cotangents; a loop in it becomes one of its own."""
+    new: dict[Node, Node] = dict(cotangents)
     for node in toposort([root]):
         if node not in new:
             made = replace_operands(node, new.__getitem__)
+            made = made if made is node else replace(made, regions=())
             again = isinstance(made, Loop) and made is not node
             new[node] = copied(made, fresh) if again and isinstance(made, Loop) else made
     return new[root]

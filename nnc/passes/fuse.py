@@ -7,11 +7,13 @@ from groups launched before, so the order of groups is always a valid order of l
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from types import UnionType
 
 from nnc.ir.expr import Idx, Load, Op, Tensor, walk
 from nnc.ir.graph import (
     Axis,
     Compute,
+    External,
     Graph,
     Loop,
     Node,
@@ -26,6 +28,7 @@ from nnc.passes.inline import inline
 from nnc.passes.loop_body import joined_parts, turns
 from nnc.passes.order import Launch, feeds, launch
 from nnc.passes.partials import split_reductions
+from nnc.passes.recompute import settled
 from nnc.passes.schedule.contraction import Contraction, contraction
 from nnc.passes.schedule.space import Space, space
 from nnc.passes.slices import slices
@@ -39,11 +42,11 @@ class Group:
     """Nodes computed by one kernel, operands first.
 
     `kind`: "contraction" (the first node, then an element-wise epilogue), "rows" (all share their
-    first `rows` axes), "update" or "loop". `reason`: one line for `nnc explain`.
+    first `rows` axes), "update", "loop" or "external". `reason`: one line for `nnc explain`.
     """
 
     kind: str
-    nodes: tuple[Compute | Update | Loop, ...]
+    nodes: tuple[Compute | Update | Loop | External, ...]
     rows: int = 0
     reason: str = ""
     maps: dict[Node, dict[str, str]] = field(default_factory=dict)  # see `_Open`
@@ -78,7 +81,7 @@ class Turn:
 
 def fuse(graph: Graph, body: bool = False) -> Fused:
     """Decides buffers and kernels. `body`: of a turn of a loop."""
-    graph = split_reductions(inline(own_roots(slices(joined_parts(graph)))))
+    graph = split_reductions(settled(inline(own_roots(slices(joined_parts(graph))))))
     first = launch(graph, body)
     fuser = _Fuser(graph, first)
     for node in first.order:
@@ -106,8 +109,8 @@ def own_roots(graph: Graph) -> Graph:
     """Every result and written value becomes a node of its own (a copy where needed)."""
     seen: set[Node] = set()
 
-    def own(node: Node) -> Node:
-        if isinstance(node, Compute | Update | Part) and node not in seen:
+    def own(node: Node, kinds: type | UnionType = Compute | Update | Part) -> Node:
+        if isinstance(node, kinds) and node not in seen:
             seen.add(node)
             return node
         return copy_of(node)
@@ -115,7 +118,11 @@ def own_roots(graph: Graph) -> Graph:
     writes = [w for w in graph.writes if w.value is not w.target]
     # Written values first: they are stored in place, results are copies of them.
     written = tuple(Write(w.target, own(w.value)) for w in writes)
-    return replace(graph, results=tuple(own(r) for r in graph.results), writes=written)
+    return replace(
+        graph,
+        results=tuple(own(r, Compute | Update | Part | External) for r in graph.results),
+        writes=written,
+    )
 
 
 def copy_of(node: Node) -> Compute:
@@ -155,7 +162,7 @@ class _Open:
 
     kind: str
     number: int
-    nodes: list[Compute | Update | Loop]
+    nodes: list[Compute | Update | Loop | External]
     rows: int
     exprs: int
     found: Contraction | None = None
@@ -179,8 +186,8 @@ class _Fuser:
 
     def place(self, node: Node) -> None:
         """Puts a node into the best group, or into one of its own."""
-        if isinstance(node, Loop):
-            self.place_loop(node)
+        if isinstance(node, Loop | External):
+            self.place_alone(node)
             return
         assert isinstance(node, Compute | Update), node
         s = self.spaces[node] = space(node, self.graph.facts)
@@ -203,8 +210,9 @@ class _Fuser:
         if group.kind == "rows":
             self.reader |= {o: group for o in operands(node) if o.type.elements != ONE}
 
-    def place_loop(self, node: Loop) -> None:
-        group = _Open("loop", len(self.groups), [node], 0, 0)
+    def place_alone(self, node: Loop | External) -> None:
+        kind = "loop" if isinstance(node, Loop) else "external"
+        group = _Open(kind, len(self.groups), [node], 0, 0)
         self.groups.append(group)
         self.group_of[node] = group
         self.note_check(node, group)
@@ -222,7 +230,7 @@ class _Fuser:
             if (
                 len(g.nodes) >= MAX_MEMBERS
                 or g.exprs + size > MAX_EXPRS
-                or g.kind in ("update", "loop")
+                or g.kind in ("update", "loop", "external")
             ):
                 continue
             if self.may_write(node, g) and self.joins(node, s, g):
@@ -371,6 +379,8 @@ def _worthwhile(rows: int, spaces: list[Space]) -> bool:
 def _reason(g: _Open) -> str:
     if isinstance(loop := g.nodes[0], Loop):
         return f"run-time loop over {loop.var[1:]}"
+    if isinstance(external := g.nodes[0], External):
+        return f"calls {external.symbol}"
     if g.kind == "update":
         node = g.nodes[0]
         assert isinstance(node, Update)

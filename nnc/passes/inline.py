@@ -19,6 +19,7 @@ from nnc.ir.graph import (
     Axis,
     Compute,
     Constant,
+    External,
     Graph,
     Input,
     Loop,
@@ -88,6 +89,8 @@ class _Inliner:
                 self.pinned.add(node.base)
             if isinstance(node, Loop):
                 self.pinned |= {*node.init, *node.outs}
+            if isinstance(node, External):
+                self.pinned |= set(node.inputs)
             for load in _loads(node):
                 self.sites.setdefault(load.tensor, []).append((node, load))  # type: ignore[arg-type]
                 if load.check is not None or not all(isinstance(i, Idx) for i in load.index):
@@ -124,11 +127,20 @@ class _Inliner:
                     changed = replace(node, source=self.new[source])  # type: ignore[arg-type]
                 case Loop():
                     changed = self.loop(node)
+                case External(inputs=inputs):
+                    changed = replace(node, inputs=tuple(self.new[i] for i in inputs))
                 case _:
                     raise AssertionError(node)
+        if node.after and changed is not node:
+            changed = replace(changed, after=self.order(node.after))
         return (
             replace(changed, body=share(changed.body)) if isinstance(changed, Compute) else changed
         )
+
+    def order(self, after: Iterable[Node]) -> tuple[Node, ...]:
+        """What stands for nodes that come before another."""
+        found = (operands(self.new[a]) if a in self.inlined else (self.new[a],) for a in after)
+        return tuple(dict.fromkeys(n for nodes in found for n in nodes))
 
     def loop(self, node: Loop) -> Node:
         """The loop over the rebuilt captures; its body is not changed otherwise."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nnc.ir.expr import Expr, Idx, Load, Op, Var, rewrite, walk
-from nnc.ir.graph import Axis, Compute, Loop, Node, Update
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Var, rewrite, walk
+from nnc.ir.graph import Axis, Compute, External, Loop, Node, Update
 from nnc.ir.loop import (
+    Buffer,
+    Call,
     Commit,
     Contract,
     For,
@@ -123,6 +125,8 @@ class _Lowering:
                 out.append(_copy(self.storage.places[node.base], target, self.number, self.views))
             body = self.update(node, target)
             kind = "update"
+        elif isinstance(node, External):
+            return [self.external(node)]
         elif self.group.kind == "contraction":
             body, kind = self.contract(), "contract"
         else:
@@ -259,6 +263,30 @@ class _Lowering:
                 out[i.dim.name] = env[a.var]
             return out
         raise AssertionError(node)
+
+    # ---- functions of C ----
+
+    def external(self, node: External) -> Kernel:
+        def first(n: Node) -> Load:
+            place = self.storage.places[n]
+            zeros = tuple(Idx(Dim.of(0)) for _ in n.type.shape)
+            return Load(n.type.dtype, place.buffer, place.at(zeros))
+
+        here = first(node)
+        assert isinstance(here.tensor, Buffer)
+        result = Store(here.tensor, here.index, Const(node.type.dtype, 0))
+        elements = node.type.elements
+        call = Call(
+            node.symbol,
+            node.prototype,
+            node.sizes,
+            tuple(first(i) for i in node.inputs),
+            tuple(not node.each and not i.type.shape for i in node.inputs),
+            result,
+            elements if node.each else None,
+        )
+        name = f"k{self.number}_extern"
+        return Kernel(name, (call,), node.span, self.group.reason, elements)
 
     # ---- updates ------------------------------------------------------------------------------
 

@@ -11,7 +11,18 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nnc.ir.expr import Expr, Idx, Load, Op, Select, walk
-from nnc.ir.graph import Compute, Graph, Loop, Node, Part, Update, operands, toposort, users
+from nnc.ir.graph import (
+    Compute,
+    External,
+    Graph,
+    Loop,
+    Node,
+    Part,
+    Update,
+    operands,
+    toposort,
+    users,
+)
 from nnc.lang.dims import ONE, Dim
 
 MANY = 64  # nodes that depend on a written value, looked at one by one
@@ -38,7 +49,7 @@ def launch(graph: Graph, body: bool = False) -> Launch:
     `body`: of a loop; what is written there is not storage, and checks need not come before it.
     """
     readers = users(graph.roots)  # in topological order
-    order: list[Node] = [n for n in readers if isinstance(n, Compute | Update | Loop)]
+    order: list[Node] = [n for n in readers if isinstance(n, Compute | Update | Loop | External)]
     checks = [] if body else _checking(order)
     old = _replaced(graph)
     late = old.keys() - set(toposort(checks))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nnc.ir.expr import Expr, Idx, Load, walk
-from nnc.ir.graph import Compute, Constant, Input, Loop, Node, Part, Update, operands
+from nnc.ir.graph import Compute, Constant, External, Input, Loop, Node, Part, Update, operands
 from nnc.ir.loop import Buffer
 from nnc.lang.dims import Dim
 from nnc.lang.types import TensorType
@@ -122,6 +122,10 @@ class _Assigner:
                     self.loop(node)
                 elif isinstance(node, Update):
                     self.update(node)
+                elif isinstance(node, External):
+                    if node not in out.places:
+                        out.places[node] = self.arena(node)
+                        self.fresh.add(node)
                 elif node not in out.places:
                     self.compute(node, group)
             if group.kind == "rows":
@@ -138,7 +142,7 @@ class _Assigner:
                 self.constant(e.tensor)  # type: ignore[arg-type]
         if isinstance(node, Update):
             self.constant(node.base)
-        if isinstance(node, Loop):
+        if isinstance(node, Loop | External):
             for o in operands(node):
                 self.constant(o)
 

@@ -122,9 +122,10 @@ def _faults(node: Node, scope: _Scope) -> Faults:
     match node:
         case Input(kind="cotangent"):
             pass
-        case Custom(source=source, inputs=inputs, dout=dout, grads=grads):
-            if not node.type == source.type == dout.type:
-                yield f"a custom derivative changes {source.type} to {node.type}"
+        case Custom(source=source, inputs=inputs, grads=grads):
+            pairs = zip(node.sources, node.douts, strict=True)
+            if node.type != source.type or any(s.type != d.type for s, d in pairs):
+                yield f"a custom derivative changes the type of {source.type}"
             if [i.type for i in inputs] != [g.type for g in grads]:
                 yield "a custom derivative has not the types of its inputs"
         case Input(kind="carry"):
@@ -148,6 +149,9 @@ def _faults(node: Node, scope: _Scope) -> Faults:
         case Part(source=Grad() as source, index=index):
             if not 0 <= index < len(source.wrt) or node.type != source.wrt[index].type:
                 yield f"part {index} has not the type of what it is the gradient of"
+        case Part(source=Custom() as source, index=index):
+            if node.type != source.sources[index].type:
+                yield f"part {index} has not the type of value {index}"
         case Part(source=Loop() as source, index=index):
             kinds = source.results
             if not 0 <= index < len(kinds) or node.type != kinds[index]:

@@ -11,6 +11,7 @@ from nnc.ir.expr import Const, Expr, Idx, Load, Select, Var, names, rewrite, wal
 from nnc.ir.graph import Axis
 from nnc.ir.loop import (
     Buffer,
+    Call,
     Contract,
     For,
     Kernel,
@@ -142,6 +143,8 @@ class _Checker:
                     yield from self.store(s, scope)
                 case Contract():
                     yield from self.contract(s, scope)
+                case Call():
+                    yield from self.call(s)
 
     def enter(self, axis: Axis, scope: _Scope, parallel: bool) -> _Scope:
         """The inner loop of a cut one counts as the whole loop: `$i` is `$i' - 1024*$o`."""
@@ -166,6 +169,13 @@ class _Checker:
             yield "a contraction without k, or of two dtypes"
         inner = scope.loops((*s.batch, *s.m, *s.n), True)
         yield from self.block(s.epilogue, replace(inner, scalars=inner.scalars | {s.name}))
+
+    def call(self, s: Call) -> Faults:
+        unbound = frozenset(n for d in s.sizes for n in d.names) - self.dims
+        unbound |= names([*s.inputs, *s.result.index]) - self.dims
+        if unbound:
+            yield f"unbound {', '.join(sorted(unbound))} in a call of {s.symbol}"
+        self.written.add(s.result.buffer.name)
 
     def store(self, s: Store, scope: _Scope) -> Faults:
         place = Load(s.buffer.type.dtype, s.buffer, s.index, check=s.check)

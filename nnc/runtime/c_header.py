@@ -69,7 +69,9 @@ def header(name: str, manifest: Manifest) -> str:
 
 
 def _declaration(title: str, native: Native, rows: Sequence[_Pointer]) -> str:
-    comment = [title, f"dims: {', '.join(native.dims) or 'none'}", "args: pointers to"]
+    needs = [e.prototype for e in native.externs]
+    comment = [title, *(["calls, to be linked:", *(f"  {n}" for n in needs)] if needs else [])]
+    comment += [f"dims: {', '.join(native.dims) or 'none'}", "args: pointers to"]
     comment += [f"  {i}  {row.note}{row.name}: {row.type}" for i, row in enumerate(rows)]
     text = "\n   ".join(line.replace("*/", "* /") for line in comment)
     env = {n: f"d[{i}]" for i, n in enumerate(native.dims)}

@@ -6,10 +6,11 @@ import ctypes
 import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from nnc.errors import DeviceError, IndexError
+from nnc.errors import DeviceError, IndexError, LoadError
 from nnc.ir.signature import Native, Support
 from nnc.runtime.elf import Loaded, process_symbol
 from nnc.runtime.memory import Array, aligned, pointer, rounded
@@ -40,17 +41,61 @@ def shared_symbol(name: str) -> int | None:
     return _symbols.get(name)
 
 
-def _loaded(data: bytes) -> Loaded:
+def library(path: str | Path) -> ctypes.CDLL:
+    """A shared library with functions that programs call. LoadError when it cannot be loaded."""
     try:
-        return Loaded(data, lambda name: _symbols.get(name) or process_symbol(name))
+        return ctypes.CDLL(os.path.abspath(path) if os.path.exists(path) else str(path))
+    except OSError as error:
+        raise LoadError(f"cannot load the library {path}: {error}") from None
+
+
+def extern_symbol(name: str, libraries: Sequence[ctypes.CDLL]) -> int:
+    """The address of a C function, of the first library that has it, else of this process.
+
+    LookupError when there is none.
+    """
+    for each in libraries:
+        function = getattr(each, name, None)
+        found = None if function is None else ctypes.cast(function, ctypes.c_void_p).value
+        if found:
+            return found
+    return process_symbol(name)
+
+
+def _loaded(data: bytes, libraries: Sequence[ctypes.CDLL] = ()) -> Loaded:
+    try:
+        return Loaded(data, lambda name: _symbols.get(name) or extern_symbol(name, libraries))
+    except LookupError as error:
+        raise LoadError(f"this code calls a function that no library has: {error}") from None
     except ValueError as error:
         raise DeviceError(f"this object code cannot be loaded: {error}") from None
+
+
+def find_externs(natives: Sequence[Native], libraries: Sequence[ctypes.CDLL]) -> None:
+    """LoadError, with the cure, unless every C function that the natives call is there."""
+    for each in dict.fromkeys(e for n in natives for e in n.externs):
+        try:
+            extern_symbol(each.symbol, libraries)
+        except LookupError:
+            raise LoadError(
+                f"no library has `{each.symbol}`, which is called at {each.place}\n"
+                f"  declared in C: {each.prototype}\n"
+                '  help: nnc.load(..., libraries=["./lib.so"]) with the library that defines it; '
+                "make one by `gcc -O2 -shared -fPIC -o lib.so lib.c`"
+            ) from None
 
 
 class Code:
     """The object files of one model; each is loaded when one of its functions is asked for."""
 
-    def __init__(self, objects: Sequence[bytes], support: Sequence[Support] = ()) -> None:
+    def __init__(
+        self,
+        objects: Sequence[bytes],
+        support: Sequence[Support] = (),
+        libraries: Sequence[ctypes.CDLL] = (),
+    ) -> None:
+        """`libraries`: where C functions are looked for, before the process itself."""
+        self.libraries = tuple(libraries)
         self.objects = tuple(objects)
         self.support = tuple(support)
         self._loaded: dict[int, Loaded] = {}
@@ -61,7 +106,7 @@ class Code:
             if native.object not in self._loaded:
                 for each in self.support:
                     install(each)
-                self._loaded[native.object] = _loaded(self.objects[native.object])
+                self._loaded[native.object] = _loaded(self.objects[native.object], self.libraries)
             return self._loaded[native.object].symbols[native.symbol]
 
 

@@ -12,7 +12,7 @@ from nnc.ir.signature import ArgSig, Differentiated
 from nnc.lang.types import TensorType, is_float
 from nnc.runtime.arrays import tensor_argument
 from nnc.runtime.boundary import boundary
-from nnc.runtime.cpu import Code, Entry
+from nnc.runtime.cpu import Code, Entry, find_externs
 from nnc.runtime.export import Call, Export, put_results
 from nnc.runtime.leaves import Module, Store, Tree
 from nnc.runtime.memory import Array, empty, numpy_dtype, pointer
@@ -54,7 +54,9 @@ class Differentiable:
     def __init__(self, export: Export, native: Differentiated, code: Code) -> None:
         self.export = export
         self.native = native
-        self.code = Code(native.objects, native.support) if native.objects else code
+        find_externs((native.forward, native.backward), code.libraries)
+        own = Code(native.objects, native.support, code.libraries)
+        self.code = own if native.objects else code
         count = export.pointer_count() + len(native.saved)
         self.entry = Entry(native.forward, self.code, count)
         inputs = len(native.inputs) + len(native.gradients)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from nnc.diagnostics import Label, Span
-from nnc.ir.graph import Custom, Input, Node
+from nnc.ir.expr import Expr, Idx
+from nnc.ir.graph import Axis, Custom, Input, Node, Part
 from nnc.lang import ast
+from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arguments import near_help
 from nnc.lang.elaborate.arith import adapt
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.declared import kind_of, opaque_type
+from nnc.lang.elaborate.externs import at_ranges, over_ranges, used_ranges
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.signatures import symbolic_param, symbolic_where
 from nnc.lang.elaborate.values import Module, Tensor, Tuple, Unknown, Value, of_node
 from nnc.lang.elaborate.words import counted, describe
-from nnc.lang.types import is_float
+from nnc.lang.types import TensorType, is_float
 
 
 def check_adjoint(cx: Context, d: ast.AdjointDef) -> None:
@@ -108,62 +112,161 @@ def _wrong(d: ast.AdjointDef, p: ast.Param, got: Value, span: Span) -> Mistake:
     return fail("E0602", text, span, shown, (label,))
 
 
-def with_adjoint(cx: Context, frame: Frame, d: ast.AdjointDef, result: Value, span: Span) -> Value:
-    """The result of a call with the derivative that the adjoint gives. `frame`: of the call."""
-    func = frame.func
-    assert func is not None
+def with_adjoint(
+    cx: Context, frame: Frame, d: ast.AdjointDef, run: Callable[[], Value], span: Span
+) -> Value:
+    """A call (`run`, its arguments bound in `frame`) with the derivative that the adjoint gives.
+
+    In index notation arguments and results are tensors over the index names that the arguments
+    use, so that one derivative serves all elements.
+    """
+    lifted = _Lifted.of(cx, frame, span)
+    inputs = lifted.arguments(frame)
+    given = dict(frame.vars)
+    result = run()
     if isinstance(result, Unknown):
         return result
-    if not isinstance(result, Tensor) or cx.ranges:
-        what = "of several results" if isinstance(result, Tuple) else "inside index notation"
-        raise fail("E0901", f"an adjoint {what} is not compiled yet", span)
-    value = cx.materialized(result, span)
-    assert value.node is not None
-    dout = Input(type=value.type, span=d.span, name=d.outputs[1].id, kind="cotangent")
-    inner = replace(frame, vars=dict(frame.vars), result=None, returned=False)
-    given = {n.id: frame.vars.get(p.name) for p, n in zip(func.params, d.inputs, strict=True)}
-    inner.vars = {n: v for n, v in given.items() if v is not None}
-    inner.vars |= {d.outputs[0].id: value, d.outputs[1].id: of_node(dout)}
-    inputs: list[Node] = []
-    for v in given.values():
-        t = None if v is None else _differentiable(cx, v)
-        if t is not None:
-            node = cx.materialized(t, span).node
-            assert node is not None
-            inputs.append(node)
-    grads: list[Node] = []
-    probed = len(cx.probes)
-    with cx.in_frame(inner):
-        cx.execute(d.body[:-1])
-        last = d.body[-1]
-        assert isinstance(last, ast.Return), last
-        values = [cx.eval(v) for v in last.values]
-        if len(values) == 1 and isinstance(values[0], Tuple):
-            values = list(values[0].items)
-        for v, node in zip(values, inputs, strict=True):
-            grads.append(_cotangent(cx, v, node, last.span))
-    if len(cx.probes) > probed:
-        raise fail("E0901", "`probe` in an adjoint is not compiled yet", d.name_span)
+    parts = result.items if isinstance(result, Tuple) else (result,)
+    tensors = [p for p in parts if isinstance(p, Tensor)]
+    if len(tensors) != len(parts):
+        text = f"an adjoint of `{d.name}`, whose results are not all tensors, is not compiled yet"
+        raise fail("E0901", text, span)
+    values = [lifted.node(t) for t in tensors]
+    if not inputs or not any(is_float(v.type.dtype) for v in values):
+        return result
+    douts = [
+        Input(type=v.type, span=d.span, name=n.id, kind="cotangent")
+        for v, n in zip(values, d.outputs[len(values) :], strict=True)
+    ]
+    outputs = zip(d.outputs, (lifted.read(n) for n in (*values, *douts)), strict=True)
+    grads = _gradients(cx, d, frame, given, {n.id: v for n, v in outputs}, inputs, lifted)
+    pairs = list(zip(values, douts, strict=True))
     custom = Custom(
-        type=value.type,
+        type=values[0].type,
         span=cx.at(span),
-        source=value.node,
+        source=values[0],
         inputs=tuple(inputs),
-        dout=dout,
+        dout=douts[0],
         grads=tuple(grads),
+        others=tuple(pairs[1:]),
         regions=cx.regions,
     )
-    return replace(of_node(custom), letters=result.letters, origins=result.origins)
+    made = [lifted.result(_value(custom, i, cx.at(span)), t) for i, t in enumerate(tensors)]
+    return Tuple(tuple(made)) if isinstance(result, Tuple) else made[0]
 
 
-def _cotangent(cx: Context, value: Value, of: Node, span: Span) -> Node:
+def _value(custom: Custom, index: int, span: Span) -> Node:
+    """One of the values of a function with an adjoint."""
+    if not custom.others:
+        return custom
+    value = custom.sources[index]
+    return Part(type=value.type, span=span, source=custom, index=index, regions=custom.regions)
+
+
+def _gradients(
+    cx: Context,
+    d: ast.AdjointDef,
+    frame: Frame,
+    given: Mapping[str, Value],
+    outputs: Mapping[str, Value],
+    inputs: list[Node],
+    lifted: _Lifted,
+) -> list[Node]:
+    """What the adjoint returns, one node of the type of each input."""
+    func = frame.func
+    assert func is not None
+    inner = replace(frame, vars={}, result=None, returned=False)
+    for p, n in zip(func.params, d.inputs, strict=True):
+        if p.name in given:
+            inner.vars[n.id] = given[p.name]
+        if p.name in frame.dims:
+            inner.dims = {**inner.dims, n.id: frame.dims[p.name]}
+    inner.vars |= outputs
+    saved, cx.conds = cx.conds, []  # the cotangent is zero where a branch is not taken
+    try:
+        with cx.in_frame(inner):
+            cx.execute(d.body[:-1])
+            last = d.body[-1]
+            assert isinstance(last, ast.Return), last
+            values = [cx.eval(v) for v in last.values]
+            if len(values) == 1 and isinstance(values[0], Tuple):
+                values = list(values[0].items)
+            pairs = zip(values, inputs, strict=True)
+            return [_cotangent(cx, v, node, last.span, lifted) for v, node in pairs]
+    finally:
+        cx.conds = saved
+
+
+def _cotangent(cx: Context, value: Value, of: Node, span: Span, lifted: _Lifted) -> Node:
     """A returned gradient as a node of the input's type (numbers fill it)."""
     tensor = adapt(cx, value, of.type.dtype, span)
     if not isinstance(tensor, Tensor):
         raise Poisoned
-    if not tensor.shape and of.type.shape:
+    shape = of.type.shape[len(lifted.outer) :]
+    if not tensor.shape and shape:
         one = tensor
-        tensor = cx.compute(of.type.shape, lambda i: one.at(()), span)
-    node = cx.materialized(tensor, span).node
-    assert node is not None
-    return node
+        tensor = Tensor(TensorType(one.dtype, shape), lambda i: one.at(()))
+    return lifted.node(tensor)
+
+
+@dataclass(frozen=True)
+class _Lifted:
+    """A call in index notation: tensors get the index names `outer` as their first axes."""
+
+    cx: Context
+    outer: tuple[Axis, ...]
+    span: Span
+
+    @staticmethod
+    def of(cx: Context, frame: Frame, span: Span) -> _Lifted:
+        if not cx.ranges:
+            return _Lifted(cx, (), span)
+        bodies: list[Expr] = [Idx(x) for x in frame.dims.values()]
+        for t in _tensor_arguments(cx, frame).values():
+            bodies.append(t.at(_index(cx, t)))
+        return _Lifted(cx, used_ranges(cx, bodies), span)
+
+    def arguments(self, frame: Frame) -> list[Node]:
+        """The differentiable arguments as nodes; the frame reads them from there."""
+        out: list[Node] = []
+        for name, t in _tensor_arguments(self.cx, frame).items():
+            if is_float(t.dtype):
+                out.append(self.node(t))
+                if self.outer:
+                    frame.vars[name] = replace(self.read(out[-1]), origins=t.origins, place=t.place)
+                elif t.node is None:
+                    frame.vars[name] = replace(t, node=out[-1])
+        return out
+
+    def node(self, t: Tensor) -> Node:
+        """A tensor as a node over the index names and its own axes."""
+        if not self.outer:
+            with self.cx.outside_loops():
+                node = self.cx.materialized(t, self.span).node
+            assert node is not None
+            return node
+        own = _index(self.cx, t)
+        axes = tuple(Axis(str(i.dim.name), n) for i, n in zip(own, t.shape, strict=True))
+        return over_ranges(self.cx, t.at(own), (*self.outer, *axes), self.span)
+
+    def read(self, node: Node) -> Tensor:
+        return at_ranges(node, self.outer) if self.outer else of_node(node)
+
+    def result(self, node: Node, like: Tensor) -> Tensor:
+        read = self.read(node)
+        return replace(read, letters=like.letters, origins=like.origins, place=like.place)
+
+
+def _tensor_arguments(cx: Context, frame: Frame) -> dict[str, Tensor]:
+    assert frame.func is not None
+    found = ((p.name, frame.vars.get(p.name)) for p in frame.func.params)
+    values = ((n, cx.tensor(v)) for n, v in found if v is not None)
+    return {n: t for n, t in values if isinstance(t, Tensor)}
+
+
+def _index(cx: Context, t: Tensor) -> tuple[Idx, ...]:
+    """Fresh loop variables for the axes of a tensor."""
+    taken: list[str] = []
+    for _ in t.shape:
+        taken.append(cx.fresh_var("a", taken))
+    return tuple(Idx(Dim.of(v)) for v in taken)

@@ -16,9 +16,10 @@ from nnc.lang.elaborate.builtins import call
 from nnc.lang.elaborate.clauses import where_clauses
 from nnc.lang.elaborate.context import Active, Context, Frame
 from nnc.lang.elaborate.declared import kind_of, opaque_type
+from nnc.lang.elaborate.externs import call_extern
 from nnc.lang.elaborate.matching import bind_argument
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
-from nnc.lang.elaborate.places import place
+from nnc.lang.elaborate.places import place, without_bang
 from nnc.lang.elaborate.reductions import REDUCTIONS, reduce_indexed
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.shape_matching import solve_pending
@@ -268,6 +269,13 @@ def _inline(b: Binding, fn: Function) -> Value:
             return with_adjoint(cx, b.frame, adjoint, partial(_result, cx, func, b), b.call.span)
     finally:
         cx.calls.pop()
+
+
+def _result(cx: Context, func: ast.FuncDef, b: Binding) -> Value:
+    if isinstance(func, ast.ExternDef):
+        return call_extern(cx, b.frame, func, b.call.span)
+    cx.execute(func.body)
+    return finish(cx, func)
 
 
 def recursive(func: ast.FuncDef, span: Span) -> Mistake:

@@ -13,6 +13,7 @@ from nnc.lang.elaborate.attempts import attempt
 from nnc.lang.elaborate.constants import constant
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.engine import context
+from nnc.lang.elaborate.externs import check_extern
 from nnc.lang.elaborate.initial import initial
 from nnc.lang.elaborate.instances import generic_instance
 from nnc.lang.elaborate.members import leaves
@@ -38,6 +39,8 @@ def check_unit(loader: Loader, unit: Unit) -> None:
         match defn:
             case ast.ModuleDef():
                 _guarded(loader, unit, span, partial(_check_module, unit=unit, defn=defn))
+            case ast.ExternDef():
+                _guarded(loader, unit, span, partial(_check_extern, unit=unit, defn=defn))
             case ast.FuncDef(exported=False):
                 _guarded(loader, unit, span, partial(check_function, func=defn, owner=None))
             case ast.ConstDef():
@@ -49,6 +52,17 @@ def check_unit(loader: Loader, unit: Unit) -> None:
 def _guarded(loader: Loader, unit: Unit, span: Span, job: Callable[[Context], object]) -> None:
     cx = context(loader, unit, True)
     attempt(cx, lambda: job(cx), span)
+
+
+def _check_extern(cx: Context, unit: Unit, defn: ast.ExternDef) -> None:
+    check_extern(cx, unit, defn)
+    frame = Frame(unit, defn, None, train=None, real="real")
+    with cx.in_frame(frame):
+        equations(cx, frame, defn)
+        for p in defn.params:
+            symbolic_param(cx, frame, p)
+        symbolic_where(cx, frame, defn)
+        _check_result_names(cx, frame, defn)
 
 
 def _check_module(cx: Context, unit: Unit, defn: ast.ModuleDef) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nnc.diagnostics import Label, Span
-from nnc.ir.dependence import active, depends
+from nnc.ir.dependence import active, depends, opaque
 from nnc.ir.expr import Expr, Load, rewrite
 from nnc.ir.graph import Grad, Loop, Node, Part, Stop
 from nnc.lang import ast
@@ -153,6 +153,7 @@ def _grad_one(cx: Context, y: Tensor, x: ast.Expr, e: ast.Call, zero: bool) -> V
     if not cx.generic and not zero and not any(depends(y.node, w) for w in wrt):
         raise _independent(cx, x, e, y.node)
     _bounded(y.node, wrt, e)
+    _transparent(y.node, wrt, e)
     span = cx.at(e.span)
     node = Grad(type=y.type, span=span, y=y.node, wrt=tuple(wrt), regions=cx.regions)
     parts = [
@@ -178,6 +179,15 @@ def _replaced(cx: Context, x: ast.Expr, y: Node) -> Span | None:
     older = cx.frame.older.get(x.id, []) if isinstance(x, ast.Name) else []
     nodes = [v.node for v in older if isinstance(v, Tensor) and v.node is not None]
     return cx.frame.var_spans.get(x.span.text) if any(depends(y, n) for n in nodes) else None
+
+
+def _transparent(y: Node, wrt: list[Node], e: ast.Call) -> None:
+    """Every C function on the way has an adjoint."""
+    for node in opaque(y, wrt)[:1]:
+        label = Label(node.span, "no derivative is known of this")
+        text = f"the gradient goes through the extern function `{node.name}`"
+        help = f"write its derivative: `adjoint {node.name}(...; y, dy): return ...`, or `stop(...)`"
+        raise fail("E0607", text, e.span, labels=(label,), help=help)
 
 
 def _independent(cx: Context, x: ast.Expr, e: ast.Call, y: Node) -> Mistake:

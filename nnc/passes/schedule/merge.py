@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from nnc.ir.expr import Expr, Idx, Load, children, rewrite, walk, with_children
 from nnc.ir.graph import Axis
-from nnc.ir.loop import Buffer, Contract, For, Let, Reduce, Stmt, Store
+from nnc.ir.loop import Buffer, Call, Contract, For, Let, Reduce, Stmt, Store
 from nnc.lang.dims import ONE, Dim, Func, dim_min
 from nnc.lang.types import TensorType
 
@@ -193,6 +193,11 @@ def map_stmts(
             case Contract():
                 epilogue = map_stmts(s.epilogue, fn, place, axis)
                 out.append(replace(s, a=fn(s.a), b=fn(s.b), epilogue=epilogue))
+            case Call():
+                (result,) = map_stmts((s.result,), fn, place, axis)
+                inputs = tuple(e for i in s.inputs if isinstance(e := fn(i), Load))
+                assert isinstance(result, Store) and len(inputs) == len(s.inputs), s
+                out.append(replace(s, inputs=inputs, result=result))
     return tuple(out)
 
 
@@ -212,6 +217,9 @@ def exprs_in(stmts: Iterable[Stmt]) -> list[Expr]:
             case Contract():
                 out += [s.a, s.b]
                 stack += reversed(s.epilogue)
+            case Call():
+                out += s.inputs
+                stack.append(s.result)
     return out
 
 
@@ -237,7 +245,7 @@ def stores_in(stmts: Iterable[Stmt]) -> list[Store]:
         match stack.pop():
             case For(body=body) | Contract(epilogue=body):
                 stack += reversed(body)
-            case Store() as s:
+            case Call(result=s) | (Store() as s):
                 out.append(s)
     return out
 
