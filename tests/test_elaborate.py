@@ -485,7 +485,7 @@ def test_initial_values() -> None:
         param a: real[D, 2] = 1.5
         param b: real[3] = [1, 2, 3]
         state n: i32 = 7
-        param c: f32[D]
+        param c: f32[D] = 0
         def forward(x: real[B, D]) -> real[B, D] = x * b[0] + c + a[:, 0] + f32(n)
     """
     done = checked(text)

@@ -115,28 +115,20 @@ class Dim:
 
     # ---- arithmetic ---------------------------------------------------------------------------
     def __add__(self, other: DimLike) -> Dim:
-        out = dict(self.terms)
-        for mono, c in Dim.of(other).terms:
-            out[mono] = out.get(mono, 0) + c
-        return make(out)
+        q = other if isinstance(other, Dim) else Dim.of(other)
+        if not q.terms:
+            return self
+        return _added(self, q) if self.terms else q
 
     def __neg__(self) -> Dim:
         return Dim(tuple((m, -c) for m, c in self.terms))
 
     def __sub__(self, other: DimLike) -> Dim:
-        return self + (-Dim.of(other))
+        q = other if isinstance(other, Dim) else Dim.of(other)
+        return _subtracted(self, q) if q.terms else self
 
     def __mul__(self, other: DimLike) -> Dim:
-        out: Terms = {}
-        again = ZERO
-        for m1, c1 in self.terms:
-            for m2, c2 in Dim.of(other).terms:
-                mono, left = _times(m1, m2)
-                if left is None:
-                    out[mono] = out.get(mono, 0) + c1 * c2
-                else:
-                    again = again + make({mono: c1 * c2}) * left
-        return make(out) + again if again.terms else make(out)
+        return _multiplied(self, other if isinstance(other, Dim) else Dim.of(other))
 
     __radd__ = __add__
     __rmul__ = __mul__
@@ -193,6 +185,11 @@ class Dim:
         for mono, c in self.terms:
             total += c * prod(_atom_value(a, env) ** n for a, n in mono)
         return total
+
+    @cached_property
+    def functions(self) -> tuple[Func, ...]:
+        """The functions among the atoms, outermost only."""
+        return tuple(a for mono, _ in self.terms for a, _ in mono if isinstance(a, Func))
 
     def subst(self, env: Mapping[str, Dim]) -> Dim:
         """Replaces names by dims and normalises again."""
@@ -306,6 +303,36 @@ def polynomial_quotient(p: Dim, q: Dim) -> Dim | None:
         step = make({ratio: c // lead_c})
         out, p = out + step, p - step * q
     return None
+
+
+# ---- arithmetic, remembered -------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1 << 15)
+def _added(p: Dim, q: Dim) -> Dim:
+    out = dict(p.terms)
+    for mono, c in q.terms:
+        out[mono] = out.get(mono, 0) + c
+    return make(out)
+
+
+@lru_cache(maxsize=1 << 15)
+def _subtracted(p: Dim, q: Dim) -> Dim:
+    return p + (-q)
+
+
+@lru_cache(maxsize=1 << 15)
+def _multiplied(p: Dim, q: Dim) -> Dim:
+    out: Terms = {}
+    again = ZERO
+    for m1, c1 in p.terms:
+        for m2, c2 in q.terms:
+            mono, left = _times(m1, m2)
+            if left is None:
+                out[mono] = out.get(mono, 0) + c1 * c2
+            else:
+                again = again + make({mono: c1 * c2}) * left
+    return make(out) + again
 
 
 # ---- normal form ------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 from nnc.lang.dims.algebra import ZERO, Dim, Func, apply, make, polynomial_quotient
 
@@ -14,6 +15,13 @@ class Facts:
 
     zero: frozenset[str] = frozenset()
     nonneg: tuple[Dim, ...] = ()
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.zero, self.nonneg))
+
+    def __hash__(self) -> int:
+        return self._hash
 
     def low(self, name: str) -> int:
         return 0 if name in self.zero or name.startswith("$") else 1
@@ -29,7 +37,18 @@ def prove_nonneg(
     p: Dim, facts: Facts, ranges: Mapping[str, Range] | None = None, depth: int = 2
 ) -> bool:
     """Whether p >= 0 follows for all sizes (and loop variables in `ranges`); False: not proved."""
-    if _plainly_nonneg(_minimum(p, facts, ranges or {}), facts):
+    if p.const is not None:
+        return p.const >= 0
+    return _proved(p, facts, tuple(ranges.items()) if ranges else (), depth)
+
+
+@lru_cache(maxsize=1 << 15)
+def _proved(p: Dim, facts: Facts, bounds: tuple[tuple[str, Range], ...], depth: int) -> bool:
+    ranges: Mapping[str, Range] = dict(bounds)
+    exact = _exact(p, facts, ranges)
+    if exact:
+        p, facts, ranges = exact
+    if _plainly_nonneg(_minimum(p, facts, ranges), facts):
         return True
     if depth == 0:
         return False
@@ -37,6 +56,23 @@ def prove_nonneg(
     if any(r.const is not None and r.const >= 0 for r in rest):
         return True
     return any(prove_nonneg(r, facts, ranges, depth - 1) for r in rest)
+
+
+def _exact(
+    p: Dim, facts: Facts, ranges: Mapping[str, Range]
+) -> tuple[Dim, Facts, Mapping[str, Range]] | None:
+    """Where `T/2` stands, T is `2*(T/2)`; None where no quotient by a number stands."""
+    ends = [d for r in ranges.values() for d in r]
+    env: dict[str, Dim] = {}
+    for f in {f for d in (p, *facts.nonneg, *ends) for f in d.functions if f.kind == "div"}:
+        names = sorted(n for n in f.a.names if f.a.linear_in(n) and n not in env)
+        form = f.a.linear_in(names[0]) if names and f.b.const is not None else None
+        if form is not None and form[0].const == 1:
+            env[names[0]] = f.b * Dim(((((f, 1),), 1),)) - form[1]
+    if not env:
+        return None
+    known = Facts(facts.zero, tuple(d.subst(env) for d in facts.nonneg))
+    return p.subst(env), known, {k: (a.subst(env), b.subst(env)) for k, (a, b) in ranges.items()}
 
 
 def extremes(p: Dim, facts: Facts, ranges: Mapping[str, Range]) -> tuple[Dim, Dim] | None:
@@ -122,10 +158,15 @@ def _shift(p: Dim, facts: Facts) -> Dim:
     for mono, c in p.terms:
         term = Dim.of(c)
         for atom, n in mono:
-            low = facts.low(atom) if isinstance(atom, str) else 1
+            low = facts.low(atom) if isinstance(atom, str) else _least_quotient(atom, facts)
             term = term * (Dim(((((atom, 1),), 1),)) + low) ** n
         out = out + term
     return out
+
+
+def _least_quotient(f: Func, facts: Facts) -> int:
+    """An exact quotient of something that is at least 1 is at least 1."""
+    return 0 if f.a.names & facts.zero else 1
 
 
 def _try_bounds(f: Func, rest: Dim, others: Dim, facts: Facts, fuel: int) -> bool:

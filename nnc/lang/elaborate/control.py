@@ -9,6 +9,7 @@ from nnc.diagnostics import Span
 from nnc.ir.expr import Expr
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
+from nnc.lang.elaborate.clauses import constraint
 from nnc.lang.elaborate.conditions import select
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.lists import iteration
@@ -237,13 +238,56 @@ def _generic_loop(cx: Context, stmt: ast.For, iterable: Value) -> None:
 
 
 def run_assert(cx: Context, stmt: ast.Assert) -> None:
+    """A condition on sizes is checked at entry; one on values stands in a test only."""
+    if cx.frame.func is not None and _about_sizes(cx, stmt.cond):
+        _assert_sizes(cx, stmt)
+        return
     value = cx.tensor(cx.eval(stmt.cond))
     match value:
         case Bool(value=False):
             raise fail("E0311", stmt.message or "this assertion does not hold", stmt.cond.span)
         case Bool() | Unknown():
             return
+        case Tensor(dtype="bool", shape=()) if cx.frame.func is not None:
+            help = "return the condition, or assert it in a `test`"
+            text = "a function asserts conditions on sizes only"
+            raise fail("E0311", text, stmt.cond.span, "depends on values", help=help)
         case Tensor(dtype="bool", shape=()):
             cx.asserted.append((cx.as_node(value, stmt.cond.span), stmt))
             return
     raise no_condition(cx, value, stmt.cond.span)
+
+
+def _conjuncts(e: ast.Expr) -> list[ast.Expr]:
+    out: list[ast.Expr] = []
+    while isinstance(e, ast.Binary) and e.op == "and":
+        out.append(e.right)
+        e = e.left
+    return [e, *reversed(out)]
+
+
+def _about_sizes(cx: Context, cond: ast.Expr) -> bool:
+    """Whether a condition compares sizes that depend on the arguments."""
+    parts = _conjuncts(cond)
+    if not all(isinstance(p, ast.Compare) for p in parts):
+        return False
+    compared = [p for p in parts if isinstance(p, ast.Compare)]
+    sides = [side for p in compared for side in (p.first, *(right for _, right in p.rest))]
+    values = [cx.eval(s) for s in sides]
+    dims = [v.dim for v in values if isinstance(v, Weak) and v.dim is not None]
+    return len(dims) == len(values) and any(d.const is None for d in dims)
+
+
+def _assert_sizes(cx: Context, stmt: ast.Assert) -> None:
+    inner = cx.turns.keys() | cx.ranges.keys()
+    for part in _conjuncts(stmt.cond):
+        for fact, equal, text in constraint(cx, cx.frame, part):
+            failed = cx.proves(-fact - 1) or (equal and cx.proves(fact - 1))
+            if failed or fact.names & inner:
+                says = stmt.message or "this assertion does not hold"
+                says = says if failed else "an assertion cannot depend on the turn of a loop"
+                raise fail("E0311", says, part.span, f"here: {fact} {'==' if equal else '>='} 0")
+            if not cx.proves(fact) or equal:
+                cx.facts = cx.facts.plus(*((fact, -fact) if equal else (fact,)))
+                said = f"{text} ({stmt.message})" if stmt.message else text
+                cx.require(fact, equal, said, part.span)

@@ -19,6 +19,7 @@ def fits_memory(sizes: Sequence[Dim], dtype: DType, span: Span) -> None:
     if all(n is not None and n < 2**15 for n in known) and len(known) < 5:
         return
     total = prod(n for n in known if n is not None) * DTYPES[dtype].bytes
-    if None not in known and total > 2**63 - 1:
-        text = f"{TensorType(dtype, tuple(sizes))}, that is {float(total):.2e} bytes"
+    if total > 2**63 - 1 and 0 not in known:
+        least = "at least " if None in known else ""
+        text = f"{TensorType(dtype, tuple(sizes))}, that is {least}{float(total):.2e} bytes"
         raise fail("E0314", "this is larger than 2^63 - 1 bytes", span, text)

@@ -151,6 +151,11 @@ def _leaf(cx: Context, m: ast.ParamDecl | ast.StateDecl) -> LeafDecl | None:
         if isinstance(when, Bool) and when.value is False:
             return None
     storage = "param" if isinstance(m, ast.ParamDecl) else "state"
+    if m.init is None:
+        first = "normal(0.02)" if storage == "param" else "0"
+        help = f"`{storage} {m.name}: {m.type.span.text} = {first}`"
+        text = f"the {storage} `{m.name}` has no initial value"
+        raise fail("E0813", text, m.name_span, help=help)
     if isinstance(m.type, ast.AppliedTypeExpr) and m.type.name == "params":
         return LeafDecl(m.name, m, None, tree_argument(cx, m.type), storage, m.key)
     if not isinstance(m.type, ast.TensorTypeExpr) or m.type.name not in DTYPES:

@@ -159,6 +159,8 @@ def _index_value(cx: Context, item: ast.Expr, size: Dim) -> Expr | Tensor:
         case Unknown():
             raise Poisoned
     help = f"`i32({item.span.text})` cuts off the fraction"
+    if isinstance(value, Weak) and "/" in item.span.text.replace("//", ""):
+        help = "`//` is the quotient of integers"
     if isinstance(value, Tensor) and value.dtype == "bool":
         help = f"there are no masks as indices: `where({item.span.text}, ..., 0)` keeps the shape"
     shown = typed(value, item.span) if isinstance(value, Tensor) else describe(value)

@@ -29,6 +29,7 @@ from nnc.lang.elaborate.values import (
 )
 from nnc.lang.elaborate.words import declared_origins
 from nnc.lang.types import DTYPES, TensorType
+from nnc.lang.units import nearest
 
 
 def add_leaves(
@@ -183,6 +184,8 @@ def no_dtype(t: ast.TensorTypeExpr) -> Mistake:
 
 def _declared_size(cx: Context, frame: Frame, d: ast.Expr, p: ast.Param) -> Dim:
     if isinstance(d, ast.Rest):
+        if d.name == "...":
+            raise fail("E0309", "axes of any number have a name", d.span, help="`..N`")
         if d.name not in frame.packs:
             frame.packs[d.name] = (Dim.of(f"..{d.name}"),)
         return frame.packs[d.name][0]
@@ -191,8 +194,23 @@ def _declared_size(cx: Context, frame: Frame, d: ast.Expr, p: ast.Param) -> Dim:
     for name in quantified(cx, frame, d):
         if name in DTYPES:
             raise fail("E0309", f"`{name}` is a dtype, a size is expected here", d.span)
+        if name[0].islower():
+            raise _no_size(cx, name, d.span)
         _new_size(frame, name, d.span, p)
     return cx.eval_dim(d)
+
+
+def _no_size(cx: Context, name: str, span: Span) -> Mistake:
+    """A word in lower case that is no parameter: a slip, or a size without its capital."""
+    frame = cx.frame
+    params = frame.module.args if frame.module is not None else {}
+    near = nearest(name, [*params, *frame.dims])
+    help = (
+        f"did you mean `{near}`?" if near else f"`{name[0].upper()}`, or an argument `{name}: dim`"
+    )
+    text = f"`{name}` is not defined; sizes that the arguments determine begin with a capital"
+    once = ("undefined", span.source.name, name)
+    return fail("E0309", text, span, help=help, once=once)
 
 
 def _new_size(frame: Frame, name: str, span: Span, p: ast.Param) -> None:
