@@ -8,7 +8,8 @@ with a leading `$`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from operator import is_
 from typing import Protocol
 
 from nnc.diagnostics import Span
@@ -88,52 +89,72 @@ Expr = Const | Idx | Var | Load | Op | Select
 
 def children(e: Expr) -> tuple[Expr, ...]:
     """Direct operands; the indices of a load are operands too."""
-    match e:
-        case Load(index=index, other=other):
-            return index if other is None else (*index, other)
-        case Op(args=args):
-            return args
-        case Select(cond=c, a=a, b=b):
-            return (c, a, b)
+    kind = type(e)
+    if kind is Op:
+        return e.args  # type: ignore[union-attr]
+    if kind is Load:
+        assert isinstance(e, Load)
+        return e.index if e.other is None else (*e.index, e.other)
+    if kind is Select:
+        assert isinstance(e, Select)
+        return (e.cond, e.a, e.b)
     return ()
 
 
 def with_children(e: Expr, new: tuple[Expr, ...]) -> Expr:
     """The same expression over other operands (itself when nothing changed)."""
-    if all(x is y for x, y in zip(children(e), new, strict=True)):
+    if all(map(is_, children(e), new)):
         return e
     match e:
         case Load(index=index, other=other):
             n = len(index)
-            return replace(e, index=new[:n], other=None if other is None else new[n])
-        case Op():
-            return replace(e, args=new)
-        case Select():
-            return replace(e, cond=new[0], a=new[1], b=new[2])
+            return Load(e.dtype, e.tensor, new[:n], None if other is None else new[n], e.check)
+        case Op(dtype=dtype, fn=fn):
+            return Op(dtype, fn, new)
+        case Select(dtype=dtype):
+            return Select(dtype, *new)
     return e
 
 
 def walk(*roots: Expr) -> Iterator[Expr]:
-    """Every sub-expression once, operands before users (explicit stack: chains may be long)."""
+    """Every sub-expression once, operands before users."""
+    if len(roots) == 1:
+        return iter(_order(roots[0]))
+    once = {id(e): e for root in roots for e in _order(root)}
+    return iter(once.values())
+
+
+def _order(root: Expr) -> tuple[Expr, ...]:
+    """The sub-expressions (explicit stack: chains may be long), kept with the root."""
+    known: tuple[Expr, ...] | None = root.__dict__.get("_order")
+    if known is None:
+        known = (root,) if not children(root) else tuple(_postorder(root))
+        root.__dict__["_order"] = known
+    return known
+
+
+def _postorder(root: Expr) -> Iterator[Expr]:
     done: set[int] = set()
-    stack: list[tuple[Expr, bool]] = [(r, False) for r in reversed(roots)]
+    stack: list[tuple[Expr, tuple[Expr, ...]]] = [(root, children(root))]
     while stack:
-        e, ready = stack.pop()
+        e, below = stack.pop()
         if id(e) in done:
             continue
-        if ready:
+        if below:
+            stack.append((e, ()))
+            stack += [(c, children(c)) for c in reversed(below) if id(c) not in done]
+        else:
             done.add(id(e))
             yield e
-        else:
-            stack.append((e, True))
-            stack.extend((c, False) for c in reversed(children(e)) if id(c) not in done)
 
 
 def rewrite(root: Expr, fn: Callable[[Expr], Expr]) -> Expr:
     """Rebuilds bottom-up: `fn` sees each expression with its operands already rewritten."""
     new: dict[int, Expr] = {}
-    for e in walk(root):
-        new[id(e)] = fn(with_children(e, tuple(new[id(c)] for c in children(e))))
+    for e in _order(root):
+        below = children(e)
+        made = with_children(e, tuple([new[id(c)] for c in below])) if below else e
+        new[id(e)] = fn(made)
     return new[id(root)]
 
 

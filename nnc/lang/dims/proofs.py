@@ -37,8 +37,8 @@ def prove_nonneg(
     p: Dim, facts: Facts, ranges: Mapping[str, Range] | None = None, depth: int = 2
 ) -> bool:
     """Whether p >= 0 follows for all sizes (and loop variables in `ranges`); False: not proved."""
-    if p.const is not None:
-        return p.const >= 0
+    if p.const is not None and p.const >= 0:
+        return True
     return _proved(p, facts, tuple(ranges.items()) if ranges else (), depth)
 
 
