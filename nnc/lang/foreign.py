@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import replace
 from re import compile as pattern
 
 from nnc.diagnostics import Diagnostic, Source, Span
 from nnc.lang.layout import CLOSER, NESTING_LIMIT, STATEMENT_LIMIT, Token
-from nnc.lang.stop import Stop, one
+from nnc.lang.stop import Stop, one, reserved_word
 
 # ---- characters -------------------------------------------------------------------------------
 
@@ -73,7 +74,8 @@ _OPERATOR_HELP = {
     "~": "write `not`", "<<": "for the bits of integers `shl(a, n)`",
     ">>": "for the bits of integers `shr(a, n)`", "<>": "write `!=`", "===": "write `==`",
     "!==": "write `!=`", "=>": "a result type comes after `->`; at least is `>=`",
-    "?": "a choice reads `a if c else b`", "$": "names are made of letters, digits and `_`",
+    "?": "a choice reads `a if c else b`; any size has a name",
+    "$": "names are made of letters, digits and `_`",
     "`": "names stand without quotes", "\\": "a line goes on after an operator or in brackets",
 }  # fmt: skip
 
@@ -103,8 +105,13 @@ def faulty(stop: Stop) -> Diagnostic | None:
         case "FOREIGN" if token.text in ("class", "self"):
             return _class(stop) if token.text == "class" else _self(stop)
         case "FOREIGN" if token.text in _WORD_HELP:
+            if _defined(stop) or token.text in _named(stop):
+                return reserved_word(token.text, token.span)
             message, help = _WORD_HELP[token.text]
-            return one("E0116", message, token, help=help)
+            if token.text == "is" and stop.rest.removeprefix("not ").startswith("None"):
+                help = "every argument is there: delete the question"
+            once = ("foreign", token.source.name, message) if token.text in _EXCEPTIONS else ()
+            return replace(one("E0116", message, token, help=help), once=once)
         case "FOREIGN" if token.text in _OPERATOR_HELP:
             message = f"there is no operator `{token.text}`"
             return one("E0115", message, token, help=_OPERATOR_HELP[token.text])
@@ -132,6 +139,46 @@ def faulty(stop: Stop) -> Diagnostic | None:
             message = f"nested more than {NESTING_LIMIT} deep"
             return one("E0112", message, token, help="name a part of it: `part = ...`")
     return None
+
+
+_EXCEPTIONS = ("try", "except", "finally")
+
+
+def _defined(stop: Stop) -> bool:
+    """Whether the word stands where a name is defined: `lambda = 0.1`."""
+    return stop.at == 0 and stop.rest[:1] == "=" and stop.rest[:2] != "=="
+
+
+def _named(stop: Stop) -> set[str]:
+    """Words of other languages that an earlier line of the file took for a name."""
+    rows = stop.token.source.lines[: stop.token.line - 1]
+    return {m.group(1) for row in rows if (m := _ASSIGNED.match(row))}
+
+
+_ASSIGNED = pattern(r"\s*([a-z]+)\s*=[^=]")
+
+
+def habit(stop: Stop) -> Diagnostic | None:
+    """Decorators, formatted texts, comments and ranges of other languages."""
+    token, before, after = stop.token, stop.before, stop.after
+    if token.text == "@" and stop.at == 0:
+        help = "delete the line; `export` stands before `def`"
+        return one("E0116", "there are no decorators", token, help=help)
+    if token.text == "//" and stop.at == 0:
+        help = "a remark begins with `#`"
+        return one("E0115", "`//` is the quotient of integers", token, help=help)
+    if token.type == "STRING" and before is not None and before.text in ("f", "r", "b", "F"):
+        help = f"texts are not put together; a plain one is `{token.text}`"
+        return one("E0116", "there are no formatted texts", before, help=help)
+    if stop.head != "FOR" or token.opener is not None or stop.at < 4 or before is None:
+        return None
+    end = after if token.text in ("..", "...") else before
+    colons = [t for t in stop.tokens[: stop.at] if t.type == "COLON" and t.opener is None]
+    if end is None or (end is before and not (colons and token.type == "COLON")):
+        return None
+    sign = token if end is after else colons[0]
+    help = f"a size counts by itself, from 0: `for {stop.tokens[1].text} in {end.text}:`"
+    return one("E0116", "there are no ranges", sign, help=help)
 
 
 def _class(stop: Stop) -> Diagnostic:

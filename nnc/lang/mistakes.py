@@ -10,7 +10,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 
 from nnc.diagnostics import Diagnostic, Label
-from nnc.lang.foreign import faulty
+from nnc.lang.foreign import faulty, habit
 from nnc.lang.layout import CLOSER, CLOSES, KEYWORDS, OPERAND_ENDS, Line, Token, words
 from nnc.lang.stop import (
     HEADERS,
@@ -111,6 +111,11 @@ def _reserved(stop: Stop) -> Diagnostic | None:
         return reserved_word(token.text, token.span)
     if token.text in KEYWORDS and only_name:
         return reserved_word(token.text, token.span)
+    if token.text in KEYWORDS and token.text == "in" and before.text in ("(", ","):
+        return reserved_word(token.text, token.span)
+    if token.type == "COLON" and before.type in ("PARAM", "STATE"):
+        help = f"it has a name of its own: `{before.text} x: real[D] = 0`"
+        return one("E0100", f"`{before.text}` is followed by a name", token, help=help)
     called = token.type == "LPAR" and before.type != "IMPORT"
     if before.type in ("FROM", "IMPORT") and token.type == "DOT":
         help = "a file beside this one is imported by its name: `from gpt2 import GPT2`"
@@ -157,6 +162,9 @@ def _other_word(stop: Stop) -> Diagnostic | None:
         if stop.situation.place == "file":
             help = f"write `const {stop.tokens[1].text} = ...`"
         return one("E0116", "names are not declared before their use", word, help=help)
+    if word.text in ("match", "switch", "case", "select"):
+        help = "a choice is `if c: ... elif d: ... else: ...`"
+        return one("E0116", f"there is no `{word.text}`", word, help=help)
     if word.text == "print":
         help = f"`probe {stop.tokens[1].text}` makes a value visible from outside"
         return one("E0116", "programs do not print", word, help=help)
@@ -318,7 +326,10 @@ def _place(stop: Stop) -> Diagnostic | None:
     """The first word does not fit where the line stands."""
     token, place = stop.token, stop.situation.place
     if stop.at == 1 and stop.tokens[0].type == "EXPORT":
-        return one("E0123", "`export` stands before `def`", token, help="export def f(x: f32[B])")
+        help = "export def f(x: f32[B])"
+        if token.type == "MODULE" and stop.after is not None:
+            help = f"export a function that takes it: `export def f(net: {stop.after.text}, ...)`"
+        return one("E0123", "`export` stands before `def`", token, help=help)
     if token.type in ("ELSE", "ELIF") and stop.at == 0:
         message = f"this `{token.text}` has no `if` before it"
         return one("E0125", message, token, help="align it with the `if` it belongs to")
@@ -432,8 +443,6 @@ def _general_help(stop: Stop) -> str | None:
         return "slices have no steps: `x[a:b]`"
     if token.text in ("*", "**") and before is not None and before.text in ("(", ","):
         return "lists are not unpacked into arguments"
-    if token.text == "@" and stop.at == 0:
-        return "there are no decorators; `export` stands before `def`"
     if before is not None and before.text == ":" and token.type in _STATEMENTS:
         return "begin a new line, indented deeper"
     if token.type == "NAME" and stop.accepts("STRING") and not stop.accepts("NUMBER"):
@@ -473,7 +482,7 @@ def _expected(accepts: Accepts) -> str:
 
 
 _RULES: tuple[Callable[[Stop], Diagnostic | None], ...] = (
-    faulty, _else_if, _other_word, _untyped, _missing_type, _closing, _new_row, _reserved, _place,
-    _equals, _update_inside, _bang, _increment, _semicolon, _brace, _colon, _no_else, _where,
-    _import,
+    faulty, habit, _else_if, _other_word, _untyped, _missing_type, _closing, _new_row, _reserved,
+    _place, _equals, _update_inside, _bang, _increment, _semicolon, _brace, _colon, _no_else,
+    _where, _import,
 )  # fmt: skip

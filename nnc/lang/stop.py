@@ -157,4 +157,5 @@ def collects(line: Line) -> bool:
 def reserved_word(word: str, span: Span) -> Diagnostic:
     message = f"`{word}` is a word of the language and cannot be a name"
     help = f"choose another name, for example `{word.lower()}_`"
-    return Diagnostic("E0113", message, span, help=help)
+    once = ("reserved", span.source.name, word)
+    return Diagnostic("E0113", message, span, help=help, once=once)

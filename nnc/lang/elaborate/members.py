@@ -154,8 +154,8 @@ def _leaf(cx: Context, m: ast.ParamDecl | ast.StateDecl) -> LeafDecl | None:
     if m.init is None:
         first = "normal(0.02)" if storage == "param" else "0"
         help = f"`{storage} {m.name}: {m.type.span.text} = {first}`"
-        text = f"the {storage} `{m.name}` has no initial value"
-        raise fail("E0813", text, m.name_span, help=help)
+        says = f"the {storage} `{m.name}` has no initial value"
+        raise fail("E0813", says, m.name_span, help=help)
     if isinstance(m.type, ast.AppliedTypeExpr) and m.type.name == "params":
         return LeafDecl(m.name, m, None, tree_argument(cx, m.type), storage, m.key)
     if not isinstance(m.type, ast.TensorTypeExpr) or m.type.name not in DTYPES:
