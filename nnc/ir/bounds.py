@@ -199,6 +199,8 @@ def condition_facts(cond: Expr, holds: bool) -> tuple[Dim, ...]:
                 stack.append((a, not want))
             case Op(fn="and" | "or" as fn, args=args) if (fn == "and") == want:
                 stack += [(a, want) for a in reversed(args)]
+            case Select(cond=c, a=a, b=Const(value=False)) if want:  # c, and a evaluated lazily
+                stack += [(a, True), (c, True)]
             case Op(fn=fn, args=(a, b)):
                 p, q = as_dim(a), as_dim(b)
                 if p is not None and q is not None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from nnc.diagnostics import Span
-from nnc.ir.bounds import strides
+from nnc.ir.bounds import node_obligations, strides
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, as_dtype, loads, names, rewrite, subst, walk
 from nnc.ir.graph import Axis, Compute, Node, Update
 from nnc.ir.scalar import add, const, mul, op, select
@@ -256,28 +256,60 @@ def _factors(e: Expr) -> list[Expr]:
 
 def _scatter(reader: Reader, load: Load, term: Term) -> Node:
     """The contribution as an accumulating Update of zeros, after summing what shares a target."""
-    tensor: Node = load.tensor  # type: ignore[assignment]
     within = None if load.other is None else inside(load)
     used = names((*load.index, *(() if within is None else (within,))))
-    kept = tuple(a for a in reader.axes if a.var in used)
     rest = tuple(a for a in reader.axes if a.var not in used)
-    value, guard = term.value, _both(condition(term.guard), within)
-    if rest:
-        part = guarded(term)
-        part = part if within is None else select(within, part, const(0, part))
-        inner = Compute(
-            type=TensorType(load.dtype, tuple(a.extent for a in kept)),
-            axes=kept,
-            raxes=rest,
-            op="sum",
-            body=part,
-            span=reader.span,
-        )
-        value, guard = read(inner, kept), within
+    outer = _outer_guard(term.guard, frozenset(a.var for a in rest))
+    out = _summed_first(reader, load, term, rest, _both(condition(outer), within))
+    if outer is term.guard or not (load.check or _may_leave(out, reader.facts)):
+        return out
+    # the target lies inside only where a condition holds that depends on what would be summed
+    return _update(reader, load, term.value, reader.axes, _both(condition(term.guard), within))
+
+
+def _outer_guard(guard: Guard | None, inner: frozenset[str]) -> Guard | None:
+    """The innermost guard such that it and those around it do not depend on `inner`."""
+    out: Guard | None = None
+    for g in [] if guard is None else guard.chain()[::-1]:
+        if names((g.cond,)) & inner:
+            break
+        out = g
+    return out
+
+
+def _may_leave(update: Update, facts: Facts) -> bool:
+    return not all(o.ok for o in node_obligations(update, facts))
+
+
+def _summed_first(
+    reader: Reader, load: Load, term: Term, rest: tuple[Axis, ...], guard: Expr | None
+) -> Update:
+    """Sums over `rest`, then writes; `guard` of the write does not depend on `rest`."""
+    kept = tuple(a for a in reader.axes if a not in rest)
+    if not rest:
+        return _update(reader, load, term.value, kept, guard)
+    part = guarded(term)
+    if load.other is not None:
+        part = select(inside(load), part, const(0, part))
+    inner = Compute(
+        type=TensorType(load.dtype, tuple(a.extent for a in kept)),
+        axes=kept,
+        raxes=rest,
+        op="sum",
+        body=part,
+        span=reader.span,
+    )
+    return _update(reader, load, read(inner, kept), kept, guard)
+
+
+def _update(
+    reader: Reader, load: Load, value: Expr, axes: tuple[Axis, ...], guard: Expr | None
+) -> Update:
+    tensor: Node = load.tensor  # type: ignore[assignment]
     return Update(
         type=tensor.type,
         base=fill(tensor, 0),
-        axes=kept,
+        axes=axes,
         target=load.index,
         value=value,
         accumulate=True,

@@ -1,0 +1,72 @@
+"""Random programs of the whole language: text, graphs after every pass, gradients and native code agree."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.oracle import examine
+from tests.random_language import Program, program
+
+
+def check(found: Program, seed: int) -> None:
+    try:
+        with np.errstate(all="ignore"):
+            examine(found, seed)
+    except Exception as e:
+        e.add_note(f"seed {seed}, {found.dims}\n{found.text}")
+        raise
+
+
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.randoms(use_true_random=False), st.integers(0, 1000))
+def test_random_programs_agree(rng: random.Random, seed: int) -> None:
+    check(program(rng), seed)
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_programs_of_a_seed_agree(seed: int) -> None:
+    check(program(random.Random(seed)), seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(1000, 3000, 20))
+def test_two_thousand_programs_agree(first: int) -> None:
+    for seed in range(first, first + 20):
+        check(program(random.Random(seed)), seed)
+
+
+# ---- what random programs have found: the shortest program of each mistake ------------------------
+
+SIZES = ({"B": 3, "T": 4}, {"B": 8, "T": 17})
+FOUND = {
+    "a scatter keeps the condition that makes its target valid": """
+export def f(x: f32[B, 8]) -> f32[B, 8]:
+    a = prod[k:B, w:B](1 + 0.1 * tanh(sum[i:8](x[k, i] * x[w, 2*k - 1 else 0])))
+    g = grad(a, x)
+    return grad(mean(x * tanh(g)), x)
+""",
+    "a condition that is evaluated lazily proves bounds": """
+export def f(x: f32[B, 5], y: f32[T]) -> f32[B, 5]:
+    a[i:B] = sum[k:T](x[2*i - 1 else 0, 0] * y[k] if k >= i else 0.0)
+    g = grad(total(a**3), x)
+    return grad(mean(x * tanh(g)), x)
+""",
+    "a function with an adjoint before autodiff": """
+def own(x: real[..N]) -> real[..N] = tanh(x)
+
+adjoint own(x; y, dy):
+    return dy * (1 - y**2)
+
+export def f(x: f32[B]) -> f32[B] = own(x)
+""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_found(name: str) -> None:
+    check(Program(FOUND[name], SIZES, {}, True), 1)
