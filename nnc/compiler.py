@@ -13,7 +13,7 @@ from nnc.codegen import contract, llvm, objects
 from nnc.codegen.pool import pool_module
 from nnc.codegen.profile import profiled as profiling
 from nnc.codegen.pycall import pycall_module
-from nnc.codegen.spmd import total_work
+from nnc.codegen.spmd import Spmd, total_work
 from nnc.codegen.target import Target, host
 from nnc.diagnostics import Diagnostic, Diagnostics, Source, Span
 from nnc.errors import CompileError
@@ -22,9 +22,10 @@ from nnc.ir.graph import Graph, Node
 from nnc.ir.loop import Call, Program
 from nnc.ir.print_loop import print_program
 from nnc.ir.printer import print_graph
-from nnc.ir.signature import Differentiated, Extern, Manifest, Native, Support, Variant
+from nnc.ir.signature import Differentiated, Extern, Manifest, Native, Special, Support, Variant
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.elaborated import Built, Elaborated
+from nnc.lang.elaborate.elaborated import Special as Specialized
 from nnc.lang.elaborate.exports import elaborate
 from nnc.lang.printer import print_file
 from nnc.lang.types import is_float
@@ -33,7 +34,9 @@ from nnc.passes.autodiff import autodiff
 from nnc.passes.fuse import Fused, fuse, print_fused
 from nnc.passes.lower import lower
 from nnc.passes.memory import memory
+from nnc.passes.narrow import narrow
 from nnc.passes.simplify import simplify
+from nnc.passes.specialize import specialized
 from nnc.passes.split import differentiable_inputs, forward_backward
 from nnc.passes.verify import verify
 from nnc.passes.verify_loop import verify as verify_program
@@ -42,6 +45,7 @@ Overrides = Mapping[str, Mapping[str, object]]
 GRAPH_PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
     ("autodiff", autodiff),
     ("simplify", simplify),
+    ("narrow", narrow),
 )
 STAGES = ("syntax", "graph", "autodiff", "simplify", "fuse", "loops", "llvm", "asm")
 
@@ -170,12 +174,13 @@ class Scheduled:
 
 
 def scheduled(path: str, overrides: Overrides | None = None) -> list[Scheduled]:
-    """Every export of a file up to its Program; CompileError with all diagnostics."""
+    """Every export of a file, then the variants, up to the Program; CompileError with all diagnostics."""
     checked = check(path, overrides)
     if checked.errors or checked.elaborated is None:
         raise CompileError(checked.diagnostics)
     out = []
-    for built in checked.elaborated.exports:
+    more = [b for _, b in variants(checked.elaborated)]
+    for built in [*checked.elaborated.exports, *more]:
         graph = optimise(built.graph)
         fused = fuse(graph)
         out.append(Scheduled(built, graph, fused, schedule(graph, fused)))
@@ -194,13 +199,20 @@ class _Objects:
     made: list[bytes] = field(default_factory=list)
     contractions: set[str] = field(default_factory=set)
 
-    def native(self, graph: Graph, symbol: str) -> Native:
-        """Compiles an optimised Graph to one native entry."""
-        return self.emitted(schedule(graph), symbol)
+    def native(self, graph: Graph, symbol: str, cases: Sequence[llvm.Case] = ()) -> Native:
+        """Compiles an optimised Graph to one native entry; `cases`: its variants."""
+        return self.emitted(schedule(graph), symbol, cases=cases)
 
-    def emitted(self, program: Program, symbol: str, profile: bool = False) -> Native:
+    def emitted(
+        self,
+        program: Program,
+        symbol: str,
+        profile: bool = False,
+        cases: Sequence[llvm.Case] = (),
+    ) -> Native:
         """Compiles a Program; `profile`: so that it takes the times of its kernels."""
-        module = llvm.emit(program, self.target, symbol, *(profiling if profile else ()))
+        more = profiling if profile else (Spmd, "")
+        module = llvm.emit(program, self.target, symbol, *more, cases)
         self.made.append(self.compile(module.text))
         self.contractions |= set(module.contractions)
         return Native(
@@ -212,6 +224,10 @@ class _Objects:
             work_of(program),
             tuple(_site(s) for s in module.sites),
             externs_of(program),
+            tuple(
+                Special(c.sizes, c.program.arena, n)
+                for c, n in zip(cases, module.scratches[1:], strict=True)
+            ),
         )
 
     def compile(self, text: str) -> bytes:
@@ -285,7 +301,10 @@ def compile_file(
     out = _Objects(target or host(), cache)
     found = checked.elaborated
     graphs = {b.graph.name: optimise(b.graph) for b in found.exports}
-    natives = [out.native(graphs[b.graph.name], b.signature.symbol) for b in found.exports]
+    natives = [
+        out.native(graphs[b.graph.name], b.signature.symbol, _cases(found, b))
+        for b in found.exports
+    ]
     for module, init in found.modules:
         if init is not None:
             natives.append(out.native(optimise(init), module.init))
@@ -313,6 +332,25 @@ def compile_file(
         built,
         cache,
     )
+
+
+def variant(built: Built, special: Specialized) -> Built:
+    """An export with numbers for the sizes of a `specialize`."""
+    graph = specialized(built.graph, special.name, dict(special.sizes))
+    return replace(built, graph=graph, probes=())
+
+
+def variants(found: Elaborated) -> list[tuple[Specialized, Built]]:
+    """All variants, in the order in which they are tried: those with most sizes first."""
+    exports = {b.graph.name: b for b in found.exports}
+    order = sorted(found.specials, key=lambda s: -len(s.sizes))
+    return [(s, variant(exports[s.export], s)) for s in order]
+
+
+def _cases(found: Elaborated, built: Built) -> list[llvm.Case]:
+    """The variants of an export as Programs."""
+    own = [(s, b) for s, b in variants(found) if s.export == built.graph.name]
+    return [llvm.Case(s.sizes, schedule(optimise(b.graph))) for s, b in own]
 
 
 def _tests(found: Elaborated, out: _Objects) -> Iterable[TestCase]:
@@ -380,7 +418,7 @@ def widened(
 
 
 def dump(path: str, name: str, stage: str, overrides: Overrides | None = None) -> str:
-    """The text of one stage of one export."""
+    """The text of one stage of one export, or of a variant, `f(T=1)`."""
     checked = check(path, overrides)
     if stage == "syntax" and checked.elaborated is not None:
         return print_file(checked.elaborated.unit.file)
@@ -395,7 +433,8 @@ def dump_stage(found: Elaborated, name: str, stage: str, target: Target) -> str:
         raise ValueError(stage)
     if stage == "syntax":
         return print_file(found.unit.file)
-    built = next((b for b in found.exports if b.graph.name == name), None)
+    every = (*found.exports, *(b for _, b in variants(found)))
+    built = next((b for b in every if b.graph.name == name), None)
     if built is None:
         raise KeyError(name)
     graph = built.graph

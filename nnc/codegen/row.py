@@ -24,6 +24,7 @@ LONGEST = 128 << 10  # bytes of A's row
 _CHUNK = 32 << 10  # bytes of sums between epilogues
 _WIDE, _NARROW = 16, 4  # vectors of columns that advance together
 _AHEAD = 8  # rows of B between use and prefetch
+_SOON = 512  # bytes of a column between use and prefetch
 
 Store = Callable[[Emitter, str, str, str, str | None], None]
 
@@ -179,6 +180,7 @@ class _Row:
 
         def square(k: str, sums: Sums) -> Sums:
             rows = [vectors.load_vector(em, t, flow.offset(em, p, k, t.type), None) for p in places]
+            self.prefetch(places, k)
             (s,) = sums
             for i, y in enumerate(vectors.transpose(em, t, rows)):
                 s = self.multiply_add(self.broadcast(flow.add(em, k, str(i))), y, s)
@@ -198,6 +200,18 @@ class _Row:
             return self.chain(squares, k1, "1", sums, single)
 
         self.blocks(j, 1, block)
+
+    def prefetch(self, places: list[str], k: str) -> None:
+        """The squares some way on: of these columns, or of those after them."""
+        em, t = self.em, self.t
+        soon = flow.add(em, k, str(_SOON // t.size))
+        over = flow.sub(em, soon, "%k")
+        beyond = flow.add(em, flow.mul(em, "%stride", str(t.lanes)), over)
+        inside = flow.compare(em, "slt", over, "0")
+        at = flow.select(em, inside, "i64", soon, beyond)
+        for p in places:
+            q = flow.offset(em, p, at, t.type)
+            em.line(f"call void @llvm.prefetch.p0(ptr {q}, i32 0, i32 3, i32 1)")
 
     def zeros(self, count: int) -> Sums:
         return ["zeroinitializer"] * count

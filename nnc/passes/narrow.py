@@ -1,0 +1,165 @@
+"""Of a tensor that is read at one index of an axis only, nothing else is computed.
+
+`net(tokens)[:, -1]` asks for the logits of the last position: neither they nor, further up, the
+last layer's rows are computed for the others. Users come first: what is fixed for one is fixed for
+what it reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+from nnc.ir.expr import Expr, Idx, Load, rewrite, subst, walk
+from nnc.ir.graph import (
+    Compute,
+    Graph,
+    Loop,
+    Node,
+    Update,
+    all_nodes,
+    operands,
+    replace_operands,
+    toposort,
+    with_outs,
+    with_roots,
+)
+from nnc.lang.dims import ONE, Dim
+from nnc.lang.types import TensorType
+
+Fixed = Mapping[int, Dim]  # axis -> the only index at which it is read
+
+
+def narrow(graph: Graph) -> Graph:
+    """The same function over smaller tensors."""
+    fixed = _fixed(graph)
+    if not fixed:
+        return graph
+    work = _Narrowing(fixed)
+    work.block(toposort(graph.roots))
+    return with_roots(graph, [work.new[r] for r in graph.roots])
+
+
+def _fixed(graph: Graph) -> dict[Node, Fixed]:
+    """What can be narrowed."""
+    out: dict[Node, Fixed] = {}
+    whole: set[Node] = set(graph.roots)
+    reads: dict[Node, list[tuple[Expr, ...] | None]] = {}
+    for node in reversed(all_nodes(graph)):
+        if isinstance(node, Compute) and node not in whole and node in reads:
+            found = _common(node, reads[node])
+            if found:
+                out[node] = found
+        env = _env(node, out.get(node, {}))
+        whole |= _read_whole(node)
+        for load in (e for e in walk(*_exprs(node)) if isinstance(e, Load)):
+            plain = load.other is None and load.check is None
+            index = tuple(subst(i, env) for i in load.index) if plain else None
+            reads.setdefault(load.tensor, []).append(index)  # type: ignore[arg-type]
+    return out
+
+
+def _common(node: Compute, reads: Sequence[tuple[Expr, ...] | None]) -> Fixed:
+    """The axes with one index in all reads, a function of the sizes."""
+    first = reads[0]
+    if first is None or any(r is None for r in reads):
+        return {}
+    out = {}
+    for i, (axis, e) in enumerate(zip(node.axes, first, strict=True)):
+        if not isinstance(e, Idx) or axis.extent == ONE:
+            continue
+        if any(name.startswith("$") for name in e.dim.names):
+            continue
+        if all(r is not None and isinstance(r[i], Idx) and r[i].dim == e.dim for r in reads):
+            out[i] = e.dim
+    return out
+
+
+def _exprs(node: Node) -> tuple[Expr, ...]:
+    match node:
+        case Compute(body=body):
+            return (body,)
+        case Update(target=target, value=value, guard=guard):
+            return (*target, value, *(() if guard is None else (guard,)))
+    return ()
+
+
+def _read_whole(node: Node) -> set[Node]:
+    """Operands that are needed as they are."""
+    match node:
+        case Compute():
+            return set()
+        case Update(base=base):
+            return {base}
+        case Loop(init=init):
+            return {*init, *node.outs}
+    return set(operands(node))
+
+
+def _env(node: Node, fixed: Fixed) -> dict[str, Dim]:
+    return {node.axes[i].var: d for i, d in fixed.items()} if isinstance(node, Compute) else {}
+
+
+class _Narrowing:
+    def __init__(self, fixed: Mapping[Node, Fixed]) -> None:
+        self.fixed = fixed
+        self.new: dict[Node, Node] = {}
+        self.dropped: dict[Node, Fixed] = {}  # by new node
+
+    def block(self, order: Sequence[Node]) -> None:
+        """The nodes of one scope; as deep as loops are nested."""
+        for node in order:
+            if isinstance(node, Loop):
+                self.new |= {c: c for c in node.carries}
+                self.block(node.body)
+                init = tuple(self.get(i) for i in node.init)
+                moved: Node = with_outs(replace(node, init=init), [self.get(o) for o in node.outs])
+            else:
+                moved = self.reread(replace_operands(node, self.get))
+            found = self.fixed.get(node)
+            if found:
+                assert isinstance(moved, Compute), moved
+                moved = _narrowed(moved, found)
+                self.dropped[moved] = found
+            self.new[node] = moved
+
+    def get(self, node: Node) -> Node:
+        return self.new.get(node, node)
+
+    def reread(self, node: Node) -> Node:
+        """Loads of narrowed tensors without the indices that are gone."""
+        match node:
+            case Compute(body=body):
+                return replace(node, body=self.expr(body)) if self.touches(node) else node
+            case Update(target=target, value=value, guard=guard) if self.touches(node):
+                guard = None if guard is None else self.expr(guard)
+                target = tuple(self.expr(t) for t in target)
+                return replace(node, target=target, value=self.expr(value), guard=guard)
+        return node
+
+    def touches(self, node: Node) -> bool:
+        return any(o in self.dropped for o in operands(node))
+
+    def expr(self, root: Expr) -> Expr:
+        return rewrite(root, _drop(self.dropped))
+
+
+def _drop(dropped: Mapping[Node, Fixed]) -> Callable[[Expr], Expr]:
+    def one(e: Expr) -> Expr:
+        if isinstance(e, Load) and e.tensor in dropped:
+            gone = dropped[e.tensor]  # type: ignore[index]
+            return replace(e, index=tuple(x for i, x in enumerate(e.index) if i not in gone))
+        return e
+
+    return one
+
+
+def _narrowed(node: Compute, fixed: Fixed) -> Compute:
+    kept = [i for i in range(len(node.axes)) if i not in fixed]
+    shape = tuple(node.type.shape[i] for i in kept)
+    return replace(
+        node,
+        type=TensorType(node.type.dtype, shape),
+        axes=tuple(node.axes[i] for i in kept),
+        body=subst(node.body, _env(node, fixed)),
+    )
