@@ -482,8 +482,9 @@ def transform(graph: Graph, fn: Callable[[Node], Node]) -> Graph:
 
     for node in toposort(graph.roots):
         if isinstance(node, Loop):
-            init = tuple(new[i] for i in node.init)
-            new[node] = fn(rebuilt(replace(node, init=init), new.__getitem__, deep(fn)))
+            init, after = (tuple(new[n] for n in some) for some in (node.init, node.after))
+            moved = replace(node, init=init, after=after)
+            new[node] = fn(rebuilt(moved, new.__getitem__, deep(fn)))
         else:
             new[node] = fn(replace_operands(node, lambda o: new[o]))
     return with_roots(graph, [new[r] for r in graph.roots])

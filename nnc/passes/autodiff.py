@@ -116,7 +116,8 @@ class _Expansion:
         env = {**env, node.var: Dim.of(loop.var)}
         self.block(node.body, turn_facts(loop, facts), env)
         moved = with_outs(loop, [self.new[o] for o in node.outs])
-        return hoist(replace(moved, init=tuple(self.new[i] for i in node.init)))
+        init, after = (tuple(self.new[n] for n in some) for some in (node.init, node.after))
+        return hoist(replace(moved, init=init, after=after))
 
 
 def gradients(
@@ -195,7 +196,9 @@ def sweep(
         shadow = again.pulled(node)
         if isinstance(node, Custom) and isinstance(shadow, Custom):
             for operand, grad in zip(node.inputs, shadow.grads, strict=True):
-                pending.setdefault(operand, []).append(_given(grad, {shadow.dout: done[node]}, fresh))
+                pending.setdefault(operand, []).append(
+                    _given(grad, {shadow.dout: done[node]}, fresh)
+                )
             continue
         for operand, share in pull(shadow, done[node], touched, facts):
             pending.setdefault(again.original(operand), []).append(share)

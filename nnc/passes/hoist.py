@@ -1,9 +1,10 @@
 """What a recurrent loop computes from its inputs alone is computed for all turns before it.
 
 `h = tanh(x[t] @ w + h @ u)`: the products `x[t] @ w` of all turns are one contraction, and so is
-their gradient. Only the reductions next to the inputs are taken out, and only of loops that are
-slow because of a reduction over what they carry: elsewhere the stacked values would cost memory for
-nothing (a loop that adds up the losses of its turns).
+their gradient. Only the reductions next to the inputs are taken out (not those that shall be
+computed again for the gradient: `recompute`), and only of loops that are slow because of a
+reduction over what they carry: elsewhere the stacked values would cost memory for nothing (a loop
+that adds up the losses of its turns).
 """
 
 from __future__ import annotations
@@ -40,10 +41,10 @@ def hoist(loop: Loop) -> Loop:
 
 
 def _free(loop: Loop) -> dict[Node, None]:
-    """The nodes of the body that do not depend on what is carried."""
+    """The nodes of the body that do not depend on what is carried, and may be kept."""
     bound: set[Node] = set(loop.carries)
     for node in loop.body:
-        if any(o in bound for o in operands(node)):
+        if any(o in bound for o in operands(node)) or len(node.regions) > len(loop.regions):
             bound.add(node)
     return {n: None for n in loop.body if n not in bound}
 

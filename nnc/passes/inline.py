@@ -202,7 +202,7 @@ class _Inliner:
 
     def note_source(self, node: Node, new: Compute) -> None:
         """Whether it is element-wise over a reduction that nobody else reads."""
-        for o in operands(node):
+        for o in node.read:
             if len(self.users[o]) > 1 or not isinstance(o, Compute):
                 continue
             reduction = o if o.raxes else self.source.get(o)

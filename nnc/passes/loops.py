@@ -89,7 +89,8 @@ def _merge_block(roots: Sequence[Node], block: Sequence[Node], new: dict[Node, N
                 new.update((c, c) for c in node.carries)
                 _merge_block(node.outs, node.body, new)
                 moved = with_outs(node, [new[o] for o in node.outs])
-                new[node] = replace(moved, init=tuple(new[i] for i in init))
+                after = tuple(new[a] for a in node.after)
+                new[node] = replace(moved, init=tuple(new[i] for i in init), after=after)
             case Part(source=Loop() as old):
                 loop = new[unions[old]]
                 assert isinstance(loop, Loop)
@@ -207,5 +208,6 @@ def _kept(loop: Loop, live: _Live, new: dict[Node, Node]) -> Loop:
         next=tuple(new[loop.next[i]] for i in carried),
         yields=tuple(new[y] for y in yielded),
         cond=None if loop.cond is None else new[loop.cond],
+        after=tuple(new[a] for a in loop.after),
     )
     return replace(out, type=out.results[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,6 +12,7 @@ from nnc.lang.dims import ZERO, Atom, Dim, Facts, dim_max, prove_nonneg
 from nnc.passes.schedule.merge import Stmts, loaded_from, map_stmts, stores_in
 
 ALIGN = 64  # bytes
+Span = tuple[int, int]  # the first and the last moment
 TRIES = 4  # free places that are tried for a value
 ALTERNATIVES = 4  # sizes of which none is known to be the largest, in one place
 SAMPLE = 64  # what a size is taken to be where only an estimate is needed
@@ -22,17 +24,11 @@ def memory(program: Program) -> Program:
     slots = _Slots(program.facts, {d: SAMPLE + i for i, d in enumerate(program.dims)})
     place: dict[str, int] = {}
     sizes = {b.name: rounded(b.bytes) for b in program.buffers if b.scope == "arena"}
-    births: dict[int, list[str]] = {}
-    deaths: dict[int, list[str]] = {}
-    for name, (first, last) in spans.items():
-        if name in sizes:
-            births.setdefault(first, []).append(name)
-            deaths.setdefault(last, []).append(name)
-    for step in sorted(births.keys() | deaths.keys()):
-        for name in sorted(births.get(step, ()), key=lambda n: -slots.guess(sizes[n])):
-            place[name] = slots.take(sizes[name])
-        for name in deaths.get(step, ()):
-            slots.free.append(place[name])
+    order = sorted(
+        (n for n in spans if n in sizes), key=lambda n: (-slots.guess(sizes[n]), spans[n])
+    )
+    for name in order:
+        place[name] = slots.take(sizes[name], spans[name])
     return _placed(program, {n: slots.offset(p) for n, p in place.items()}, slots.total, spans)
 
 
@@ -89,6 +85,12 @@ class _Slot:
 
     sizes: list[Dim]
     guess: int  # bytes at sample sizes
+    spans: list[Span] = field(default_factory=list)  # when it is taken, in order
+
+    def is_free(self, span: Span) -> bool:
+        at = bisect_left(self.spans, span)
+        after = at == len(self.spans) or self.spans[at][0] > span[1]
+        return after and (at == 0 or self.spans[at - 1][1] < span[0])
 
     @property
     def size(self) -> Dim:
@@ -102,25 +104,26 @@ class _Slot:
 class _Slots:
     """Places of the arena one behind the other; they may grow until offsets are asked for.
 
-    Which free place a value takes is decided at sample sizes (one of nearly its size); that it is
-    large enough is then made sure for all sizes.
+    Values come by size, the largest first, so that small ones that live long do not keep the place
+    of a large one. Which free place a value takes is decided at sample sizes (one of nearly its
+    size); that it is large enough is then made sure for all sizes.
     """
 
     facts: Facts
     sample: dict[str, int]
     slots: list[_Slot] = field(default_factory=list)
-    free: list[int] = field(default_factory=list)
     offsets: list[Dim] = field(default_factory=list)
     proved: dict[Dim, bool] = field(default_factory=dict)
 
-    def take(self, size: Dim) -> int:
+    def take(self, size: Dim, span: Span) -> int:
         guess = self.guess(size)
-        order = sorted(self.free, key=lambda p: self.distance(p, size, guess))
+        free = [p for p, slot in enumerate(self.slots) if slot.is_free(span)]
+        order = sorted(free, key=lambda p: self.distance(p, size, guess))
         for place in order[:TRIES]:
             if self.grow(self.slots[place], size, guess):
-                self.free.remove(place)
+                insort(self.slots[place].spans, span)
                 return place
-        self.slots.append(_Slot([size], guess))
+        self.slots.append(_Slot([size], guess, [span]))
         return len(self.slots) - 1
 
     def guess(self, size: Dim) -> int:

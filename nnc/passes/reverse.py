@@ -31,6 +31,7 @@ from nnc.ir.graph import (
     Loop,
     Node,
     Part,
+    Region,
     operands,
     renamed,
     replace_operands,
@@ -53,6 +54,7 @@ Sweep = Callable[
         frozenset[Node],
         Facts,
         Fresh,
+        frozenset[Region],
     ],
     tuple[dict[Node, Node], dict[Node, Shares]],
 ]
@@ -81,7 +83,8 @@ def pull_loop(
     given = _slices(loop, cotangents)
     ys += [(loop.yields[k], node) for k, node in given.items()]
     leaves = frozenset((*loop.carries, *loop.captures))
-    _, parts = sweep(ys, touched, leaves, turn_facts(loop, facts), fresh)
+    around = frozenset(loop.regions)
+    _, parts = sweep(ys, touched, leaves, turn_facts(loop, facts), fresh, around)
     turn = _Turn(loop, facts, seeds, frozenset(given.values()))
     ends = {i: _ended(loop.carries[i], parts) for i in carried}
     outside = {n: parts[n] for n in loop.captures if n in parts}
@@ -296,6 +299,8 @@ class _Backward:
         out = replace(
             loop,
             name=name_of(loop),
+            regions=(),
+            after=(),
             var=var,
             carries=tuple(carries),
             init=(*init, *(fill(c, 0) for c in self.summed)),
@@ -324,9 +329,10 @@ class _Backward:
         known |= {parts[0] for parts in self.sliced.values() if len(parts) == 1}
         cost = sum(size(n) for n in reads if n not in known)
         key = self._slice(tensor, share) if cost else None
+        again = any(n.after for n in reads)  # of all turns it would be kept after all
         if key is not None:
             self.sliced.setdefault(key, []).append(self._of_slice(key, share))
-        elif self._is_later(share, cost):
+        elif not again and self._is_later(share, cost):
             self.stacked |= reads
             self.later.append((tensor, share))
         else:

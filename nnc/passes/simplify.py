@@ -110,6 +110,7 @@ class _Simplifier:
             next=tuple(new[loop.next[i]] for i in carried),
             yields=yields,
             cond=None if loop.cond is None else new[loop.cond],
+            after=tuple(dict.fromkeys(new[a] for a in loop.after)),
         )
         pairs = zip(made.carries, made.init, made.next, strict=True)
         self.again |= any(end in (c, start) and c not in self.kept for c, start, end in pairs)

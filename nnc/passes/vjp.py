@@ -107,7 +107,9 @@ def _pull_update(
 ) -> Iterator[tuple[Node, Node | Share]]:
     if node.base in touched:
         zero = const(0, node.type.dtype)
-        masked = replace(node, base=cotangent, value=zero, name=name_of(node.base))
+        masked = replace(
+            node, base=cotangent, value=zero, name=name_of(node.base), regions=(), after=()
+        )
         yield node.base, cotangent if node.accumulate else masked
     (value,) = share(node.value)
     guard = None if node.guard is None else Guard(None, node.guard, True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from nnc.diagnostics import Span
 from nnc.ir.scalar import SCALARS
 from nnc.lang import ast
 from nnc.lang.dims import apply
@@ -26,6 +27,7 @@ from nnc.lang.elaborate.values import (
     Operand,
     Tensor,
     Tree,
+    Tuple,
     Value,
     Weak,
     WeakTensor,
@@ -115,9 +117,22 @@ def _cast(cx: Context, e: ast.Call) -> Value:
 
 
 def _recompute(cx: Context, e: ast.Call) -> Value:
-    """`recompute(f(x))`: the same value."""
+    """`recompute(f(x))`: the same value; what it computes is computed again for a gradient."""
     (x,) = take(e, "recompute", ["x"])
-    return cx.eval(x)
+    with cx.in_region(e.span, asked=True):
+        return _computed(cx, cx.eval(x), x.span)
+
+
+def _computed(cx: Context, value: Value, span: Span) -> Value:
+    """The value with its tensors computed here, and not where they are read."""
+    match value:
+        case Tensor() if not cx.ranges:
+            return cx.materialized(value, span)
+        case Tuple(items=items):
+            return Tuple(tuple(_computed(cx, v, span) for v in items))
+        case Tree(leaves=leaves, of=of):
+            return Tree({k: _computed(cx, v, span) for k, v in leaves.items()}, of)
+    return value
 
 
 def _scalar(cx: Context, name: str, e: ast.Call) -> Value:

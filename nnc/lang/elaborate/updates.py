@@ -79,6 +79,7 @@ def updated(
         value=value,
         accumulate=bool(w.sign),
         check=w.check,
+        regions=cx.regions,
     )
     return of_node(node, root.letters, root.origins)
 
