@@ -52,9 +52,18 @@ export def f(x: f32[B, 8]) -> f32[B, 8]:
 """,
     "a condition that is evaluated lazily proves bounds": """
 export def f(x: f32[B, 5], y: f32[T]) -> f32[B, 5]:
-    a[i:B] = sum[k:T](x[2*i - 1 else 0, 0] * y[k] if k >= i else 0.0)
+    a[i:B] = sum[k:T](x[2*i - 1, 0 else 0] * y[k] if k >= i else 0.0)
     g = grad(total(a**3), x)
     return grad(mean(x * tanh(g)), x)
+""",
+    "loops of the derivative have other names than those of what is written": """
+export def f(inout b: f32[3], x: f32[T, 3]) -> f32:
+    h = zeros[3]
+    for t in T:
+        h = tanh(h + x[t])
+    y = mean(h * h)
+    b := grad(y, x)[0]
+    return y
 """,
     "a function with an adjoint before autodiff": """
 def own(x: real[..N]) -> real[..N] = tanh(x)

@@ -14,13 +14,16 @@ from nnc.ir.graph import (
     Constant,
     Graph,
     Input,
+    Loop,
     Node,
+    all_nodes,
     operands,
     replace_operands,
     toposort,
 )
 from nnc.lang.types import is_float
 from nnc.passes.autodiff import expanded, gradients, without_stops
+from nnc.passes.loops import Fresh
 from nnc.passes.simplify import simplify
 
 SMALL = 16  # expressions of a body that is computed again rather than saved
@@ -40,7 +43,8 @@ def forward_backward(
     wrt = differentiable_inputs(graph)
     starts = _cotangents(graph, result_index)
     ys: list[tuple[Node, Node | None]] = [(graph.results[n], d) for n, d in starts.items()]
-    parts = gradients(ys, wrt, graph.facts)
+    fresh = Fresh(n.var for n in all_nodes(graph) if isinstance(n, Loop))
+    parts = gradients(ys, wrt, graph.facts, fresh)
     joint = replace(
         graph,
         inputs=(*graph.inputs, *starts.values()),
