@@ -22,6 +22,7 @@ from nnc.lang.elaborate.members import member, member_names
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.names import in_file
 from nnc.lang.elaborate.values import (
+    UNKNOWN,
     Module,
     ModuleList,
     ModuleType,
@@ -67,7 +68,10 @@ def attribute(cx: Context, e: ast.Attr) -> Value:
         case Tensor() | Weak() | WeakTensor():
             raise _no_attribute(e, base)
         case Seq() | ModuleList():
-            raise fail("E0804", f"a list has no `{e.name}`", e.name_span)
+            if isinstance(e.value, ast.Name) and e.value.id in cx.frame.vars:
+                cx.frame.vars[e.value.id] = UNKNOWN
+            help = NAMES.get(e.name)
+            raise fail("E0804", f"a list has no `{e.name}`", e.name_span, help=help)
     raise fail("E0804", f"{describe(base)} has no `{e.name}`", e.name_span)
 
 
@@ -87,7 +91,9 @@ def _no_member(e: ast.Attr, text: str, names: Sequence[str], help: str | None = 
 
 
 def _no_attribute(e: ast.Attr, base: Value) -> Mistake:
-    help = METHODS.get(e.name)
+    help = METHODS.get(e.name) or NAMES.get(e.name)
+    if e.name == "shape" and isinstance(base, Tensor) and base.shape:
+        help = f"sizes have names, here {', '.join(f'`{d}`' for d in base.shape)}: use these"
     if e.name in FUNCTIONS:
         help = f"`{e.name}({e.value.span.text})`"
     if e.name in CASTS:
@@ -103,11 +109,13 @@ def _no_attribute(e: ast.Attr, base: Value) -> Mistake:
 
 def transpose(cx: Context, x: Tensor, span: Span) -> Tensor:
     if len(x.shape) != 2:
-        raise fail(
-            "E0308",
-            f"`.T` is for rank 2, this is {x.type}",
-            span,
-            help="index it: `y[b, j, i] = x[b, i, j]`",
-        )
+        help = "index it: `y[b, j, i] = x[b, i, j]`"
+        if 2 < len(x.shape) < 7:
+            text = span.text.removesuffix(".T")
+            free = [c for c in "bhnmuv" if c != text][: len(x.shape) - 2]
+            names = [*free, *[c for c in "ijk" if c != text][:2]]
+            left = ", ".join([*names[:-2], names[-1], names[-2]])
+            help = f"index it: `y[{left}] = {text}[{', '.join(names)}]`"
+        raise fail("E0308", f"`.T` is for rank 2, this is {x.type}", span, help=help)
     origins = (x.origin(1), x.origin(0))
     return cx.compute(x.shape[::-1], lambda i: x.at((i[1], i[0])), span, origins=origins)

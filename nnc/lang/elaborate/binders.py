@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
-from nnc.lang.dims import ONE, Dim, Facts, exact_div, prove_nonneg
+from nnc.lang.dims import ONE, ZERO, Dim, Facts, exact_div, extremes, prove_nonneg
 from nnc.lang.elaborate.bases import base_shape, indexed, quiet_value
 from nnc.lang.elaborate.context import Binder, Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
@@ -17,6 +17,7 @@ from nnc.lang.elaborate.words import axes_word, counted
 from nnc.lang.units import nearest
 
 LEFT = "left side"
+REDUCING = ("sum", "max", "min", "mean", "prod", "any", "all", "argmax", "argmin", "logsumexp")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def declare_binders(
         for name, span, pack, extent in _binders(item):
             _check_free(cx, name, span)
             if name in ranges:
-                raise fail("E0404", f"index `{name}` stands here twice", span)
+                help = "each axis has a letter of its own; the diagonal is `y[i] = x[i, i]`"
+                raise fail("E0404", f"index `{name}` stands here twice", span, help=help)
             explicit = None if extent is None else (cx.eval_dim(extent),)
             ranges[name] = Range(name, span, pack, explicit)
     settle_ranges(cx, ranges, scope)
@@ -69,7 +71,7 @@ def settle_ranges(cx: Context, ranges: dict[str, Range], scope: Sequence[ast.Exp
     infer_ranges(cx, ranges, scope)
     for r in ranges.values():
         if r.known is None:
-            raise no_range(cx, r, scope)
+            raise no_range(cx, r, scope, ranges)
         if r.explicit is None:
             agree(cx, r)
 
@@ -112,13 +114,11 @@ def _check_free(cx: Context, name: str, span: Span) -> None:
         what, where = _member_named(frame.module, name)
     if what:
         labels = (Label(where, f"`{name}` is declared here"),) if where else ()
-        raise fail(
-            "E0404",
-            f"index `{name}` has the name of a {what}",
-            span,
-            labels=labels,
-            help="use another letter",
-        )
+        help = "use another letter"
+        if name in frame.vars and any(f"${name}" == v.rstrip("0123456789") for v in cx.turns):
+            help = "to write one element in each turn: `:=`; or use another letter"
+        text = f"index `{name}` has the name of a {what}"
+        raise fail("E0404", text, span, labels=labels, help=help)
 
 
 def _member_named(inst: Instance, name: str) -> tuple[str, Span | None]:
@@ -179,7 +179,9 @@ def _sizes(shape: tuple[Dim, ...]) -> str:
     return ", ".join(map(str, shape)) if len(shape) != 1 else str(shape[0])
 
 
-def no_range(cx: Context, r: Range, scope: Sequence[ast.Expr]) -> Exception:
+def no_range(
+    cx: Context, r: Range, scope: Sequence[ast.Expr], ranges: dict[str, Range] | None = None
+) -> Exception:
     """An index name that nothing gives a size. Silent where a tensor is Unknown after a mistake."""
     uses = [n for n in syntax(*scope) if isinstance(n, ast.Index)]
     for n in uses:
@@ -191,6 +193,15 @@ def no_range(cx: Context, r: Range, scope: Sequence[ast.Expr]) -> Exception:
         shape = base_shape(cx, use.value)
         if shape is not None and _slots_needed(cx, use.items) > len(shape):
             return too_many(use, shape)
+    ranges = ranges or {r.name: r}
+    loose = _loose(cx, uses, ranges)
+    if loose is not None and not any(
+        isinstance(n, ast.Name) and n.id == r.name for n in syntax(*scope)
+    ):
+        help = f"did you mean `{r.name}`?"
+        text = f"index `{loose.id}` has no range"
+        notes = _bound(cx, [r.name for r in ranges.values()])
+        return fail("E0401", text, loose.span, notes=notes, help=help)
     bound = list(cx.frame.binders)
     near = nearest(r.name, bound) if not r.pack else None
     return fail(
@@ -198,8 +209,31 @@ def no_range(cx: Context, r: Range, scope: Sequence[ast.Expr]) -> Exception:
         f"index `{r.name}` has no range",
         r.span,
         notes=_bound(cx),
-        help=f"did you mean `{near}`?" if near else _range_help(cx, r, uses),
+        help=f"did you mean `{near}`?" if near else _range_help(cx, r, uses, ranges),
     )
+
+
+def _loose(cx: Context, uses: Sequence[ast.Index], ranges: dict[str, Range]) -> ast.Name | None:
+    """A name in the place of an index that means nothing here."""
+    inner = {n for n, _ in _all_binders(uses)}
+    for use in uses:
+        for item in use.items:
+            bound = inner | ranges.keys() | cx.frame.binders.keys()
+            if isinstance(item, ast.Name) and item.id not in bound and cx.lookup(item.id) is None:
+                return item
+    return None
+
+
+def _all_binders(uses: Sequence[ast.Index]) -> Iterator[tuple[str, ast.Expr | None]]:
+    """Index names that reductions such as `sum[k]` among the uses bind, with explicit ranges."""
+    for use in uses:
+        if isinstance(use.value, ast.Name) and use.value.id in REDUCING:
+            for item in use.items:
+                match item:
+                    case ast.Name(id=name):
+                        yield name, None
+                    case ast.Slice(lower=ast.Name(id=name), upper=upper):
+                        yield name, upper
 
 
 def _slots_needed(cx: Context, items: Sequence[ast.Expr]) -> int:
@@ -217,18 +251,69 @@ def too_many(node: ast.Index, shape: Sequence[Dim]) -> Mistake:
     return fail("E0405", text, node.span, labels=(Label(node.value.span, has),))
 
 
-def _range_help(cx: Context, r: Range, uses: Sequence[ast.Index]) -> str:
+def _range_help(cx: Context, r: Range, uses: Sequence[ast.Index], ranges: dict[str, Range]) -> str:
+    fitting = _fitting(cx, r, uses, ranges)
+    if fitting is not None:
+        item, size = fitting
+        text = f"`{item.span.text}` does not say how far it goes: give it a range"
+        return f"{text}, `{r.name}:{size}`"
     for use in uses:
         shape = base_shape(cx, use.value)
         for item, axis, _ in _slots(cx, use.items, len(shape or ()), {}):
             found = any(isinstance(n, ast.Name) and n.id == r.name for n in syntax(item))
             if found and not isinstance(item, ast.Name):
-                size = shape[axis] if shape is not None and axis < len(shape) else "N"
+                axes = [] if shape is None else list(map(str, shape))
+                end = axes[axis] if axis < len(axes) else "N"
                 if isinstance(item, ast.Tuple):
                     return f"one size of `{item.span.text}` may be left open: give `{r.name}:N`"
                 text = f"`{item.span.text}` does not say how far it goes: give it a range"
-                return f"{text}, `{r.name}:{size}`"
-    return f"it is not used on the right; give it one: `{r.name}:N`"
+                return f"{text}, `{r.name}:{end}`"
+    sizes = [*cx.frame.dims, *(cx.frame.module.args if cx.frame.module is not None else ())]
+    same = [s for s in sizes if s == r.name.upper()]
+    word = (same or sizes[-1:] or ["10"])[0]
+    return f"it is not used on the right; give it one: `{r.name}:{word}`"
+
+
+def _fitting(
+    cx: Context, r: Range, uses: Sequence[ast.Index], ranges: dict[str, Range]
+) -> tuple[ast.Expr, Dim] | None:
+    """The range of `t` with which the affine uses `x[c*t + k]` stay inside, from the largest."""
+    inner = {
+        n: Range(n, r.span, False, None if size is None else (cx.eval_dim(size),))
+        for n, size in _all_binders(uses)
+    }
+    infer_ranges(cx, inner, uses)
+    ranges = ranges | inner
+    box = {f"${n}": (ZERO, k.known[0] - 1) for n, k in ranges.items() if k.known and n != r.name}
+    best: tuple[ast.Expr, Dim, Dim] | None = None
+    for use in uses:
+        shape = base_shape(cx, use.value) or ()
+        for item, axis, _ in _slots(cx, use.items, len(shape), {}):
+            index = _affine(cx, item, ranges)
+            form = index.linear_in(f"${r.name}") if index is not None else None
+            if form is None or axis >= len(shape) or (form[0].const or 0) < 1:
+                continue
+            ends = extremes(form[1], cx.facts, cx.box() | box)
+            if ends is None or not cx.proves(ends[0]):
+                return None
+            if best is None or cx.proves(ends[1] - best[1]):
+                best = item, ends[1], (shape[axis] - 1 - ends[1]) // form[0] + 1
+    return (best[0], best[2]) if best is not None else None
+
+
+def _affine(cx: Context, e: ast.Expr, ranges: dict[str, Range]) -> Dim | None:
+    """An index expression with index names as `$name`."""
+    match e:
+        case ast.Name(id=name) if name in ranges:
+            return Dim.of(f"${name}")
+        case ast.Binary(op="+" | "-" | "*" as op, left=left, right=right):
+            a, b = _affine(cx, left, ranges), _affine(cx, right, ranges)
+            if a is None or b is None:
+                return None
+            return a + b if op == "+" else a - b if op == "-" else a * b
+        case ast.Name() | ast.Num():
+            return getattr(quiet_value(cx, e), "dim", None)
+    return None
 
 
 def unbound(cx: Context, name: str, span: Span) -> Mistake:
@@ -242,14 +327,15 @@ def unbound(cx: Context, name: str, span: Span) -> Mistake:
     return fail("E0401", f"index `{name}` has no range", span, notes=_bound(cx), help=help)
 
 
-def _bound(cx: Context) -> tuple[str, ...]:
+def _bound(cx: Context, more: Sequence[str] = ()) -> tuple[str, ...]:
     """`bound here: b t (left side) and e (sum)`."""
     groups: dict[str, list[str]] = {}
     for name, binder in cx.frame.binders.items():
         groups.setdefault(binder.where, []).append(name)
-    if not groups:
+    if not groups and not more:
         return ()
     parts = [f"{' '.join(names)} ({where})" for where, names in groups.items()]
+    parts += [" ".join(more)] if more else []
     return (f"bound here: {' and '.join(parts)}",)
 
 

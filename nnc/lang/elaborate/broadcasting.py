@@ -79,7 +79,7 @@ def _fits_beside(
         message = f"{kept.dtype} and a real number do not mix"
         raise fail("E0202", message, operand.span, "a real number", label, help=help)
     if kept.dtype == "bool":
-        help = f"count with `{real}({beside.span.text})`"
+        help = f"count with `{real}({bare(beside.span.text)})`"
         raise fail("E0202", "bool and a number do not mix", operand.span, "", label, help=help)
     fits(value, kept.dtype, operand.span, label)
 
@@ -121,7 +121,17 @@ def cast_help(a: str, va: Tensor, b: str, vb: Tensor) -> str:
     ka, kb = DTYPES[va.dtype], DTYPES[vb.dtype]
     rank = {"b": 0, "u": 1, "i": 1, "f": 2}
     first = (rank[ka.kind], ka.bits) <= (rank[kb.kind], kb.bits)
-    return f"{vb.dtype}({a})" if first else f"{va.dtype}({b})"
+    return f"{vb.dtype}({bare(a)})" if first else f"{va.dtype}({bare(b)})"
+
+
+def bare(text: str) -> str:
+    """A text without brackets around all of it."""
+    depth = 0
+    for c in text[:-1]:
+        depth += (c == "(") - (c == ")")
+        if depth == 0:
+            return text
+    return text[1:-1] if len(text) > 2 else text
 
 
 def typed(value: Tensor, seen: Span) -> str:
@@ -193,7 +203,7 @@ def _no_join(
     (oa, va), (ob, vb) = a, b
     verb = SIGNS.get(fn, "combined")
     if len(sa) != len(sb):
-        return _rank_error(oa, va, ob, vb, sa, sb, verb, span)
+        return _rank_error(oa, va, ob, vb, sa, sb, verb, span, fn)
     axis = next(i for i, (x, y) in enumerate(zip(sa, sb, strict=True)) if not _fit(x, y))
     return fail(
         "E0302",
@@ -202,7 +212,7 @@ def _no_join(
         _axis_text(vb, axis, ob.span),
         [Label(oa.span, _axis_text(va, axis, ob.span))],
         [f"axis {axis}: {unequal(cx, sa[axis], sb[axis])}"],
-        help=_transpose_help(oa, ob, sa, sb),
+        help=_transpose_help(oa, ob, sa, sb) or _product_help(fn, oa, ob, sa, sb),
         whole=_around(oa.span, ob.span, span),
     )
 
@@ -221,6 +231,14 @@ def unequal(cx: Context, a: Dim, b: Dim) -> str:
 def _transpose_help(a: Operand, b: Operand, sa: tuple[Dim, ...], sb: tuple[Dim, ...]) -> str | None:
     if len(sa) == 2 and sa == sb[::-1]:
         return f"`{grouped(b.span.text)}.T` has the shape of `{a.span.text}`"
+    return None
+
+
+def _product_help(
+    fn: str, a: Operand, b: Operand, sa: tuple[Dim, ...], sb: tuple[Dim, ...]
+) -> str | None:
+    if fn == "mul" and len(sa) == len(sb) == 2 and sa[1] == sb[0]:
+        return f"the product of matrices is `{grouped(a.span.text)} @ {grouped(b.span.text)}`"
     return None
 
 
@@ -245,6 +263,7 @@ def _rank_error(
     sb: tuple[Dim, ...],
     verb: str,
     span: Span,
+    fn: str,
 ) -> Exception:
     long, short = (sa, sb) if len(sa) > len(sb) else (sb, sa)
     wide = _numpy_broadcast(long, short)
@@ -263,16 +282,26 @@ def _rank_error(
         _place_text(vb, ob.span),
         [Label(oa.span, _place_text(va, ob.span))],
         [f"{note}: {tail[axis]} is not {short[axis]}"],
-        help=_rank_help(*((oa, ob) if len(sa) > len(sb) else (ob, oa)), long, short),
+        help=_rank_help(*((oa, ob) if len(sa) > len(sb) else (ob, oa)), long, short, oa, ob, fn),
         whole=_around(oa.span, ob.span, span),
     )
 
 
 def _rank_help(
-    longer: Operand, shorter: Operand, long: tuple[Dim, ...], short: tuple[Dim, ...]
+    longer: Operand,
+    shorter: Operand,
+    long: tuple[Dim, ...],
+    short: tuple[Dim, ...],
+    first: Operand,
+    second: Operand,
+    fn: str,
 ) -> str | None:
     if len(long) == 2 and long[1] == ONE and len(short) == 1:
-        return f"compare columns with columns: `{grouped(longer.span.text)}[:, 0]`"
+        column = f"{grouped(longer.span.text)}[:, 0]"
+        if fn in SYMBOLS:
+            words = [column if o is longer else o.span.text for o in (first, second)]
+            column = f" {SYMBOLS[fn]} ".join(words)
+        return f"compare columns with columns: `{column}`"
     if short == long[: len(short)]:
         axes = [":"] * len(short) + ["None"] * (len(long) - len(short))
         return f"give it the axes it lacks: `{grouped(shorter.span.text)}[{', '.join(axes)}]`"

@@ -217,6 +217,12 @@ def _matmul_mistake(a: Operand, b: Operand, x: Tensor, w: Tensor, inner: int) ->
         help = f"`{left} @ {right}.T`"
     elif len(x.shape) == 2 and x.shape[0] == w.shape[inner]:
         help = f"`{left}.T @ {right}`"
+    elif len(w.shape) > 2 and len(x.shape) == len(w.shape) and x.shape[-1] == w.shape[-1]:
+        free = [c for c in "bhijekmnuv" if c not in (a.span.text, b.span.text)]
+        head, (i, j, k) = free[: len(w.shape) - 2], free[len(w.shape) - 2 :][:3]
+        lead = ", ".join(head)
+        product = f"{left}[{lead}, {i}, {k}] * {right}[{lead}, {j}, {k}]"
+        help = f"index it: `y[{lead}, {i}, {j}] = sum[{k}]({product})`"
     return fail(
         "E0307",
         f"`@` sums over {x.shape[-1]} on the left and {w.shape[inner]} on the right",

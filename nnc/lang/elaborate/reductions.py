@@ -10,7 +10,7 @@ from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.elaborate.arith import elementwise
 from nnc.lang.elaborate.binders import bind, declare_binders
-from nnc.lang.elaborate.broadcasting import typed
+from nnc.lang.elaborate.broadcasting import bare, typed
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.definitions import element_value
 from nnc.lang.elaborate.mistakes import fail
@@ -103,7 +103,7 @@ def _check_reducible(cx: Context, op: str, dtype: str, at: Span) -> None:
             "E0203",
             f"`{op}` needs numbers, this is bool",
             at,
-            help=f"count with `{cx.frame.real}({at.text})`",
+            help=f"count with `{cx.frame.real}({bare(at.text)})`",
         )
 
 
