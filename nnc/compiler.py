@@ -167,6 +167,7 @@ class Scheduled:
     graph: Graph  # simplified
     fused: Fused
     program: Program
+    special: Specialized | None = None  # of a variant
 
     @property
     def name(self) -> str:
@@ -174,16 +175,19 @@ class Scheduled:
 
 
 def scheduled(path: str, overrides: Overrides | None = None) -> list[Scheduled]:
-    """Every export of a file, then the variants, up to the Program; CompileError with all diagnostics."""
+    """Every export of a file, then the variants, up to the Program.
+
+    CompileError with all diagnostics.
+    """
     checked = check(path, overrides)
     if checked.errors or checked.elaborated is None:
         raise CompileError(checked.diagnostics)
     out = []
-    more = [b for _, b in variants(checked.elaborated)]
-    for built in [*checked.elaborated.exports, *more]:
+    plain = [(None, b) for b in checked.elaborated.exports]
+    for special, built in [*plain, *variants(checked.elaborated)]:
         graph = optimise(built.graph)
         fused = fuse(graph)
-        out.append(Scheduled(built, graph, fused, schedule(graph, fused)))
+        out.append(Scheduled(built, graph, fused, schedule(graph, fused), special))
     return out
 
 

@@ -37,6 +37,7 @@ SEVERAL = {
     "where_clause": 2,
     "python_import": 2,
     "extern_types": 7,
+    "specialize": 11,
 }
 
 

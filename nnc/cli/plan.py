@@ -46,7 +46,7 @@ class MemoryPlan:
 def plan(args: argparse.Namespace) -> int:
     """Prints formulas; with sizes also bytes, largest values first."""
     env = sizes(args.sizes)
-    found = chosen(args.model, args.function, overrides(args.define))
+    found = chosen(args.model, args.function, overrides(args.define), env)
     threads = cpu_count() if args.threads is None else args.threads
     if threads < 1:
         raise ArgumentError("--threads must be at least 1")
@@ -60,12 +60,23 @@ def plan(args: argparse.Namespace) -> int:
     return 0
 
 
-def chosen(path: str, function: str, given: Mapping[str, Mapping[str, object]]) -> Scheduled:
-    """One export of a file; ArgumentError when there is none of this name."""
-    found = {s.name: s for s in driver.schedule_file(path, given)}
+def chosen(
+    path: str,
+    function: str,
+    given: Mapping[str, Mapping[str, object]],
+    env: Mapping[str, int] | None = None,
+) -> Scheduled:
+    """One export of a file, or its variant for the sizes `env`.
+
+    ArgumentError when there is none of this name.
+    """
+    every = driver.schedule_file(path, given)
+    found = {s.name: s for s in every}
     if function not in found:
         raise ArgumentError(f"{path} exports no {function!r}{nearest(function, found)}")
-    return found[function]
+    own = [s for s in every if s.special is not None and s.special.export == function]
+    fitting = (s for s in own if s.special and dict(s.special.sizes).items() <= (env or {}).items())
+    return next(fitting, found[function])
 
 
 def memory_plan(found: Scheduled) -> MemoryPlan:

@@ -11,20 +11,24 @@ thread's scratch. err_site is 0 or the 1-based number of the first check that fa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from nnc.codegen import contract, external, flow, vecmath
+from nnc.codegen.alike import Outline
 from nnc.codegen.barriers import disjunction
 from nnc.codegen.indices import Indices
 from nnc.codegen.leaf import Leaves
 from nnc.codegen.loops import written
+from nnc.codegen.memory import flat
 from nnc.codegen.registers import MEMORY, literal, round_bf16
 from nnc.codegen.scopes import FRAME, Value
 from nnc.codegen.spmd import Launch, Spmd, all_small, constant_name, enclosing, total_work
 from nnc.codegen.target import Target
 from nnc.diagnostics import Span
+from nnc.ir.expr import Expr, Idx
 from nnc.ir.loop import Buffer, Call, Contract, Kernel, Program, Repeat, Stmt
 from nnc.lang.dims import ZERO, Dim
 from nnc.lang.types import DType
@@ -59,27 +63,118 @@ done:
 class Module:
     """LLVM IR of one Program.
 
-    `sites`: of the index checks, in order of their numbers; `scratch`: bytes for each thread;
-    `externals`: undefined symbols; `contractions`: dtypes whose `contract.support_module` must be
-    linked.
+    `sites`: of the index checks, in order of their numbers; `scratches`: bytes for each thread,
+    of the Program and of each case; `externals`: undefined symbols; `contractions`: dtypes whose
+    `contract.support_module` must be linked.
     """
 
     text: str
     symbol: str
     sites: tuple[Span, ...]
-    scratch: int
+    scratches: tuple[int, ...]
     externals: tuple[str, ...]
     contractions: tuple[DType, ...]
 
+    @property
+    def scratch(self) -> int:
+        """Bytes for each thread that are enough for every case."""
+        return max(self.scratches)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A Program for calls with these sizes; it has the dims and arguments of the general one."""
+
+    sizes: tuple[tuple[str, int], ...]
+    program: Program
+
 
 def emit(
-    program: Program, target: Target, symbol: str, spmd: type[Spmd] = Spmd, more: str = ""
+    program: Program,
+    target: Target,
+    symbol: str,
+    spmd: type[Spmd] = Spmd,
+    more: str = "",
+    cases: Sequence[Case] = (),
 ) -> Module:
     """The module of a Program, exporting `symbol` and `symbol`_bytes.
 
-    `spmd`: how the kernels are called; `more`: functions that this needs.
+    `spmd`: how the kernels are called; `more`: functions that this needs; `cases`: Programs that
+    are run instead, the first whose sizes are those of the call.
     """
-    return _Emission(program, target, symbol, spmd, more).module()
+    own = f"{symbol}.0" if cases else symbol
+    general = _Emission(program, target, own, spmd, more)
+    others = [
+        _Emission(c.program, target, f"{symbol}.{i + 1}", spmd, "", general.sites)
+        for i, c in enumerate(cases)
+    ]
+    return _module(symbol, [general, *others], cases)
+
+
+def _module(symbol: str, parts: Sequence[_Emission], cases: Sequence[Case]) -> Module:
+    """The general program (first) and its cases as one module."""
+    general = parts[0]
+    linkage = "internal " if cases else ""
+    functions = [f for p in parts for f in p.functions(linkage)]
+    if cases:
+        dims = general.program.dims
+        functions += _dispatch(symbol, dims, cases)
+    math, declares = vecmath.closure({c for p in parts for c in p.calls})
+    lines = set(declares).union(*(p.externs for p in parts))
+    dtypes = sorted({d for p in parts for d in p.contractions})
+    for dtype in dtypes:
+        lines |= set(contract.declarations(dtype, general.target))
+    constants = [(n, x) for p in parts for n, x in p.constants.items()]
+    globals_ = [f"{name} = internal constant {x}" for name, x in constants]
+    head = (f'target triple = "{general.target.triple}"', _RUNTIME, general.more)
+    return Module(
+        "\n".join((*head, *sorted(lines), *globals_, math, *functions)),
+        symbol,
+        tuple(span for _, span in general.sites.values()),
+        tuple(p.scratch for p in parts),
+        _externals(dtypes, general.target),
+        tuple(dtypes),
+    )
+
+
+def _externals(dtypes: Sequence[DType], target: Target) -> tuple[str, ...]:
+    names = {"nnrt_run", "nnrt_barrier"}
+    for dtype in dtypes:
+        for group in contract.support_symbols(dtype, target):
+            names |= set(group)
+    return tuple(sorted(names))
+
+
+def _dispatch(symbol: str, dims: Sequence[str], cases: Sequence[Case]) -> list[str]:
+    """The exported functions: comparisons of the sizes, then the function of the case."""
+    given = (("i32", "", "ptr %ctx, ptr %dims, ptr %args"), ("i64", "_bytes", "ptr %dims, i64 %n"))
+    out = []
+    for kind, suffix, parameters in given:
+        lines = [f"define {kind} @{symbol}{suffix}({parameters}) nounwind {{", "entry:"]
+        lines.append("  br label %try1")
+        for i, case in enumerate(cases):
+            lines += [f"try{i + 1}:", *_compared(i + 1, dims, case)]
+            follow = f"try{i + 2}" if i + 1 < len(cases) else "general"
+            lines.append(f"  br i1 %fits{i + 1}, label %case{i + 1}, label %{follow}")
+        for i in range(len(cases) + 1):
+            lines.append(f"case{i}:" if i else "general:")
+            lines.append(f"  %r{i} = call {kind} @{symbol}.{i}{suffix}({parameters})")
+            lines.append(f"  ret {kind} %r{i}")
+        out.append("\n".join([*lines, "}", ""]))
+    return out
+
+
+def _compared(number: int, dims: Sequence[str], case: Case) -> list[str]:
+    """Lines that make %fits: whether all sizes are those of the case."""
+    lines, last = [], "true"
+    for k, (name, value) in enumerate(case.sizes):
+        at = f"{number}.{k}"
+        lines.append(f"  %p{at} = getelementptr i64, ptr %dims, i64 {dims.index(name)}")
+        lines.append(f"  %d{at} = load i64, ptr %p{at}")
+        lines.append(f"  %e{at} = icmp eq i64 %d{at}, {value}")
+        lines.append(f"  %f{at} = and i1 {last}, %e{at}")
+        last = f"%f{at}"
+    return [*lines, f"  %fits{number} = and i1 {last}, true"]
 
 
 class _Kernel(Leaves):
@@ -96,6 +191,7 @@ class _Kernel(Leaves):
         self.outer = outer
         self.local: dict[str, str] = {}  # places of local buffers
         self.places: dict[tuple[str, Dim], tuple[Buffer, Dim]] = {}  # those of the parameters
+        self.numbers: dict[int, str] = {}  # large ones: parameters too
         self.used = 0
         self.checks = False
         self.start()
@@ -104,6 +200,14 @@ class _Kernel(Leaves):
     def site(self, span: Span) -> int:
         self.checks = True
         return self.outer.site(span)
+
+    def number(self, value: int) -> Value:
+        return Value(self.numbers.setdefault(value, f"%number{len(self.numbers)}"), "i64")
+
+    def first(self, b: Buffer, index: Sequence[Expr]) -> Dim:
+        """The element of a buffer at which what an access touches begins."""
+        inner = (n for i in index if isinstance(i, Idx) for n in i.dim.names if n.startswith("$"))
+        return self.fixed_part(b, flat(b, index), frozenset(inner) - self.outer_names)[0]
 
     def base(self, b: Buffer, start: Dim) -> str:
         """Element `start` of a buffer: a parameter of the kernel, or local memory."""
@@ -139,6 +243,7 @@ class _Kernel(Leaves):
             case _:
                 self.kernel(body)
         parameters = [f", i64 %turn{i}" for i in range(len(self.turns))]
+        parameters += [f", i64 {n}" for n in self.numbers.values()]
         parameters += [f", ptr %buffer{i}" for i in range(len(self.places))]
         return (
             f"(ptr %frame, i32 %tid, i32 %nt{''.join(parameters)}) nounwind noinline {{\n"
@@ -147,18 +252,38 @@ class _Kernel(Leaves):
         )
 
 
+Sites = dict[tuple[Span, int], tuple[int, Span]]
+
+
+@dataclass(frozen=True)
+class _Function:
+    """`places`, `numbers`: which of a kernel's outline are its parameters."""
+
+    name: str
+    checks: bool
+    places: tuple[int, ...] = ()
+    numbers: tuple[int, ...] = ()
+
+
 class _Emission:
     def __init__(
-        self, program: Program, target: Target, symbol: str, spmd: type[Spmd], more: str
+        self,
+        program: Program,
+        target: Target,
+        symbol: str,
+        spmd: type[Spmd],
+        more: str,
+        sites: Sites | None = None,
     ) -> None:
         self.program, self.target, self.symbol = program, target, symbol
         self.spmd, self.more = spmd, more
-        self.sites: dict[tuple[Span, int], tuple[int, Span]] = {}
+        self.sites: Sites = {} if sites is None else sites
         self.constants: dict[str, str] = {}
         self.calls: set[tuple[str, str, int]] = set()
         self.contractions: set[str] = set()
         self.externs: set[str] = set()  # declarations of C functions
-        self.functions: dict[str, str] = {}  # text of a kernel -> its name
+        self.named: dict[str, str] = {}  # text of a kernel -> its name
+        self.alike: dict[Hashable, _Function] = {}  # by outline
         self.scratch = 0
 
     def site(self, span: Span) -> int:
@@ -169,54 +294,61 @@ class _Emission:
     def constant(self, b: Buffer) -> None:
         self.constants.setdefault(constant_name(self.symbol, b), _constant(b))
 
-    def module(self) -> Module:
+    def functions(self, linkage: str) -> list[str]:
+        """All functions; `linkage`: of those that are called from outside."""
         turns = enclosing(self.program.steps)
         kernels = [self.kernel(k, turns[i]) for i, k in enumerate(self.program.kernels)]
-        parts = [f"define internal void {name}{text}" for text, name in self.functions.items()]
+        parts = [f"define internal void {name}{text}" for text, name in self.named.items()]
         parts += [self.spmd(self.scopes(), self.symbol, kernels).emit(self.program.steps)]
-        parts += [self.entry(), self.size()]
-        math, declares = vecmath.closure(self.calls)
-        lines = set(declares) | self.externs
-        for dtype in sorted(self.contractions):
-            lines |= set(contract.declarations(dtype, self.target))
-        globals_ = [f"{name} = internal constant {x}" for name, x in self.constants.items()]
-        head = (f'target triple = "{self.target.triple}"', _RUNTIME, self.more)
-        text = "\n".join((*head, *sorted(lines), *globals_, math, *parts))
-        return Module(
-            text,
-            self.symbol,
-            tuple(span for _, span in self.sites.values()),
-            self.scratch,
-            self.externals(),
-            tuple(sorted(self.contractions)),
-        )
-
-    def externals(self) -> tuple[str, ...]:
-        names = {"nnrt_run", "nnrt_barrier"}
-        for dtype in self.contractions:
-            for group in contract.support_symbols(dtype, self.target):
-                names |= set(group)
-        return tuple(sorted(names))
+        return [*parts, self.entry(linkage), self.size(linkage)]
 
     def kernel(self, kernel: Kernel, turns: tuple[Repeat, ...]) -> Launch:
-        """Emits its function, unless there is one with the same text."""
+        """Emits its function, unless there is one of a kernel alike (or with the same text)."""
         k = _Kernel(self, kernel, turns)
+        outline = Outline(k.first)
+        shared = outline.block(kernel.body)
+        key = (*((t.var, t.trip) for t in turns), *outline.key)
+        body = self.alike.get(key) if shared else None
+        if body is None:
+            body = self.function(k, kernel)
+            if not shared:
+                own = Launch(body.name, tuple(k.places.values()), k.checks, tuple(k.numbers))
+                return self.launch(own)
+            self.alike[key] = body = replace(
+                body,
+                places=tuple(list(outline.places).index(p) for p in k.places),
+                numbers=tuple(list(outline.numbers).index(n) for n in k.numbers),
+            )
+        places, numbers = list(outline.places.values()), list(outline.numbers)
+        return self.launch(
+            Launch(
+                body.name,
+                tuple(places[i] for i in body.places),
+                body.checks,
+                tuple(numbers[i] for i in body.numbers),
+            )
+        )
+
+    def function(self, k: _Kernel, kernel: Kernel) -> _Function:
         text = k.emit(kernel.body)
-        name = self.functions.setdefault(text, f"@{self.symbol}.k{len(self.functions)}")
+        name = self.named.setdefault(text, f"@{self.symbol}.k{len(self.named)}")
         self.calls |= k.ops.calls
         self.contractions |= k.contractions
         self.scratch = max(self.scratch, k.used)
-        for b, _ in k.places.values():
+        return _Function(name, k.checks)
+
+    def launch(self, found: Launch) -> Launch:
+        for b, _ in found.places:
             if b.scope == "const":
                 self.constant(b)
-        return Launch(name, tuple(k.places.values()), k.checks)
+        return found
 
     # ---- the functions around the kernels -------------------------------------------------------
 
     def scopes(self) -> Indices:
         return Indices(self.target, self.program.facts, self.program.dims)
 
-    def entry(self) -> str:
+    def entry(self, linkage: str) -> str:
         s = self.scopes()
         em, s.fields["dims"] = s.em, "%dims"
         frame = em.op(f"alloca [{len(FRAME)} x i64], align 16", "frame")
@@ -242,21 +374,21 @@ class _Emission:
         failed = em.op(f"icmp ne i64 {found}, 0", "failed")
         result = em.op(f"zext i1 {failed} to i32", "result")
         return (
-            f"define i32 @{self.symbol}(ptr %ctx, ptr %dims, ptr %args) nounwind {{\nentry:\n"
-            f"{s.body()}\n  ret i32 {result}\n}}\n"
+            f"define {linkage}i32 @{self.symbol}(ptr %ctx, ptr %dims, ptr %args) nounwind {{\n"
+            f"entry:\n{s.body()}\n  ret i32 {result}\n}}\n"
         )
 
     def arena(self, s: Indices) -> str:
         return flow.round_up(s.em, s.uniform(self.program.arena).text, "64")
 
-    def size(self) -> str:
+    def size(self, linkage: str) -> str:
         s = self.scopes()
         s.fields["dims"] = "%dims"
         each = flow.mul(s.em, "%nthreads", str(self.scratch))
         total = flow.add(s.em, self.arena(s), each)
         return (
-            f"define i64 @{self.symbol}_bytes(ptr %dims, i64 %nthreads) nounwind {{\nentry:\n"
-            f"{s.body()}\n  ret i64 {total}\n}}\n"
+            f"define {linkage}i64 @{self.symbol}_bytes(ptr %dims, i64 %nthreads) nounwind {{\n"
+            f"entry:\n{s.body()}\n  ret i64 {total}\n}}\n"
         )
 
 

@@ -6,6 +6,7 @@ program.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from nnc.lang.dims import Dim
@@ -127,6 +128,23 @@ class Extern:
 
 
 @dataclass(frozen=True)
+class Special:
+    """A variant inside a native entry, for calls with these sizes: its workspace."""
+
+    sizes: tuple[tuple[str, int], ...]
+    arena: Dim
+    scratch: int
+
+    @property
+    def text(self) -> str:
+        """As it is written: `T=1`."""
+        return ", ".join(f"{n}={v}" for n, v in self.sizes)
+
+    def fits(self, env: Mapping[str, int]) -> bool:
+        return all(env[n] == v for n, v in self.sizes)
+
+
+@dataclass(frozen=True)
 class Native:
     """One native entry point: the export's code as an object file and what it needs to run."""
 
@@ -138,6 +156,14 @@ class Native:
     work: Dim  # about how many scalar operations
     sites: tuple[tuple[str, str], ...] = ()  # of run-time index checks: (file:line:column, text)
     externs: tuple[Extern, ...] = ()
+    specials: tuple[Special, ...] = ()  # in the order in which they are tried
+
+    def arena_at(self, env: Mapping[str, int]) -> int:
+        """Bytes of the arena of a call, `scratch` being the largest of all variants."""
+        for special in self.specials:
+            if special.fits(env):
+                return special.arena.evaluate(env)
+        return self.arena.evaluate(env)
 
 
 @dataclass(frozen=True)

@@ -273,6 +273,9 @@ E0813 storage without an initial value
 E0813 an extern function that C cannot have
     `extern "symbol" def f(...) -> T` takes tensors, numbers and sizes of stated types and
     returns one tensor or number; docs/language.md shows the declaration in C.
+E0814 a specialization that fits no call
+    `specialize f(T=1)` names an exported function and gives numbers for some of its run-time
+    sizes. Sizes of modules are numbers already.
 E0901 not compiled yet
     The construct is part of the language, is read and formatted, but this version makes no code
     for it. `docs/language.md` lists what is missing.

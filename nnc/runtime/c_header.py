@@ -75,7 +75,12 @@ def _declaration(title: str, native: Native, rows: Sequence[_Pointer]) -> str:
     comment += [f"  {i}  {row.note}{row.name}: {row.type}" for i, row in enumerate(rows)]
     text = "\n   ".join(line.replace("*/", "* /") for line in comment)
     env = {n: f"d[{i}]" for i, n in enumerate(native.dims)}
-    size = c_expression((native.arena + 63) // 64 * 64, env)
+    size = _bytes(native.arena, native.scratch, env)
+    cases = [
+        f"    if ({' && '.join(f'{env[n]} == {v}' for n, v in s.sizes)}) "
+        f"return {_bytes(s.arena, s.scratch, env)};\n"
+        for s in native.specials
+    ]
     sizes = [c_expression(row.type.bytes, env) for row in rows]
     symbol = native.symbol
     return (
@@ -83,7 +88,7 @@ def _declaration(title: str, native: Native, rows: Sequence[_Pointer]) -> str:
         f"int32_t {symbol}(nn_ctx *ctx, const int64_t *dims, void *const *args);\n"
         f"enum {{ {symbol}_dims = {len(native.dims)}, {symbol}_args = {len(rows)} }};\n"
         f"static inline int64_t {symbol}_bytes(const int64_t *d, int64_t threads) {{\n"
-        f"    (void)d;\n    return {size} + threads * {native.scratch};\n}}\n"
+        f"    (void)d;\n{''.join(cases)}    return {size};\n}}\n"
         + _lookup(f"int64_t {symbol}_arg_bytes(const int64_t *d, int i)", "const int64_t", sizes)
         + _lookup(f"const char *{symbol}_arg_name(int i)", "static const char *const", _names(rows))
         + _lookup(
@@ -92,6 +97,10 @@ def _declaration(title: str, native: Native, rows: Sequence[_Pointer]) -> str:
             ['"no check"', *(c_text(f"{place}: {text}") for place, text in native.sites)],
         )
     )
+
+
+def _bytes(arena: Dim, scratch: int, env: Mapping[str, str]) -> str:
+    return f"{c_expression((arena + 63) // 64 * 64, env)} + threads * {scratch}"
 
 
 def _lookup(head: str, kind: str, items: Sequence[str]) -> str:

@@ -226,6 +226,11 @@ class Export:
                     f"{a.name if a.inout else b.name} is written in place\n  help: {fix}"
                 )
 
+    @property
+    def variants(self) -> tuple[str, ...]:
+        """What `specialize` has made of it: `f(T=1)`, in the order in which they are tried."""
+        return tuple(f"{self.sig.name}({s.text})" for s in self.native.specials)
+
     # ---- sizes ----------------------------------------------------------------------------------
 
     def _plan(self, key: tuple[Any, ...]) -> Plan:
@@ -243,7 +248,7 @@ class Export:
 
     def plan_for(self, native: Native, sizes: Sizes) -> Plan:
         env = sizes.env
-        arena = native.arena.evaluate(env)
+        arena = native.arena_at(env)
         shapes = tuple(self._result_shape(r, sizes) for r in self.sig.results)
         if arena >= 1 << 62:
             raise OverflowError

@@ -129,11 +129,15 @@ class Model:
 
     @boundary
     def ir(self, function: str, stage: str = "graph") -> str:
-        """The text of one export at a stage: syntax graph autodiff simplify fuse loops llvm asm."""
+        """The text of one export at a stage: syntax graph autodiff simplify fuse loops llvm asm.
+
+        `function`: its name, or that of a variant made by `specialize`: `f(T=1)`.
+        """
         if self._dump is None:
             raise Error("this model was loaded from an artifact: dumps need its source")
-        if function not in self.exports:
-            hint = nearest(function, self.exports)
+        known = [*self.exports, *(v for e in self.exports.values() for v in e.variants)]
+        if function not in known:
+            hint = nearest(function, known)
             raise AttributeError(f"{self.manifest.source} exports no {function!r}{hint}")
         return self._dump(function, stage)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from nnc.diagnostics import Span
 from nnc.ir.graph import Graph, Node
 from nnc.ir.signature import ExportSig, ModuleSig
 from nnc.lang import ast
@@ -24,6 +25,19 @@ class Built:
     probes: tuple[Node, ...] = ()
 
 
+@dataclass(frozen=True)
+class Special:
+    """`specialize`: an export compiled once more with numbers for some run-time sizes."""
+
+    export: str
+    sizes: tuple[tuple[str, int], ...]
+    span: Span
+
+    @property
+    def name(self) -> str:
+        return f"{self.export}({', '.join(f'{n}={v}' for n, v in self.sizes)})"
+
+
 @dataclass(eq=False)
 class Elaborated:
     """A checked file: its exports, its module types with initializers, its tests."""
@@ -32,3 +46,4 @@ class Elaborated:
     exports: list[Built] = field(default_factory=list)
     modules: list[tuple[ModuleSig, Graph | None]] = field(default_factory=list)
     tests: list[tuple[str, Graph, tuple[ast.Assert, ...]]] = field(default_factory=list)
+    specials: list[Special] = field(default_factory=list)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
+from functools import partial
 
 from nnc.diagnostics import Diagnostics, Span
 from nnc.ir.graph import Graph, Node, Write
@@ -20,6 +21,7 @@ from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.probes import shown as shown_probes
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.signatures import equations, symbolic_where
+from nnc.lang.elaborate.specializations import specialization
 from nnc.lang.elaborate.values import (
     Instance,
     Module,
@@ -59,6 +61,7 @@ def _elaborate(
         built = _guarded(loader, unit, overrides, func, module, broken)
         if built is not None:
             out.exports.append(built)
+    _specialize(loader, unit, overrides, out)
     warn_imports(diagnostics, unit)
     if not diagnostics.errors:
         module_inits(loader, unit, overrides, out)
@@ -68,6 +71,23 @@ def _elaborate(
     files = list(dict.fromkeys(d.at.source for d in diagnostics.items))
     diagnostics.items.sort(key=lambda d: (files.index(d.at.source), d.at.line, d.at.column))
     return out
+
+
+def _specialize(loader: Loader, unit: Unit, overrides: Overrides | None, out: Elaborated) -> None:
+    """The variants of exports; those of exports with mistakes are not looked at."""
+    exports = {b.graph.name: b for b in out.exports}
+    methods = not any(_is_export(unit, n) for n in unit.defs) and loader.diagnostics.errors
+    for d in unit.specializations:
+        if d.name in exports or not (methods or _is_export(unit, d.name)):
+            cx = context(loader, unit, False, overrides)
+            job = partial(specialization, cx, unit, d, exports, out.specials)
+            special = attempt(cx, job, d.span)
+            out.specials += [] if special is None else [special]
+
+
+def _is_export(unit: Unit, name: str) -> bool:
+    defn = unit.defs.get(name)
+    return isinstance(defn, ast.FuncDef) and defn.exported
 
 
 def exported(
