@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
+from nnc.codegen.alike import LARGE
 from nnc.codegen.guards import Guard
 from nnc.codegen.memory import Memory, Part, strides
 from nnc.codegen.registers import literal
@@ -37,6 +38,10 @@ class Expressions(Memory):
                     inner = any(self.touching[c] for c in children(e))
                     self.touching[e] = inner or isinstance(e, Load)
         return self.touching[root]
+
+    def number(self, value: int) -> Value:
+        """A number that is a parameter of the kernel."""
+        raise NotImplementedError
 
     # ---- evaluation -----------------------------------------------------------------------------
 
@@ -79,6 +84,8 @@ class Expressions(Memory):
 
     def task(self, e: Expr, g: Guard) -> Task:
         match e:
+            case Const(dtype="i64", value=value) if abs(value) >= LARGE:
+                return self.number(int(value))
             case Const(dtype=dtype, value=value):
                 return Value(literal(dtype, value), dtype)
             case Idx(dim=dim):

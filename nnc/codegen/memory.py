@@ -6,7 +6,9 @@ under a condition reads a constant block of zeros instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from nnc.codegen import flow
 from nnc.codegen.guards import Guard, Guards
@@ -19,6 +21,7 @@ from nnc.codegen.registers import (
     wide,
 )
 from nnc.codegen.scopes import Value, integer
+from nnc.ir.expr import Expr, Idx
 from nnc.ir.loop import Buffer
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, dim_sum
 from nnc.lang.types import DTYPES, DType
@@ -63,8 +66,9 @@ class Memory(Guards):
             ramp = Value(iota("i64", self.lanes), "i64", self.lanes)
             return Place("any", pointer, self.i64("mul", self.uniform(form[0]), ramp))
         fixed = tuple(p for p in parts if p[0].lanes == 1)
-        pointer = self.pointer(buffer, ZERO if varying else affine, fixed)
-        offsets = self.dim(affine) if varying else None
+        start, rest = self.fixed_part(buffer, affine) if varying else (affine, ZERO)
+        pointer = self.pointer(buffer, start, fixed)
+        offsets = self.dim(rest) if varying else None
         for value, stride in moving:
             step = self.i64("mul", self.dim(stride), value)
             offsets = step if offsets is None else self.i64("add", offsets, step)
@@ -92,15 +96,18 @@ class Memory(Guards):
             out = Value(text, "ptr", 1, depth, out.reads | total.reads)
         return self.keep(key, out)
 
-    def fixed_part(self, buffer: Buffer, affine: Dim) -> tuple[Dim, Dim]:
+    def fixed_part(
+        self, buffer: Buffer, affine: Dim, inside: frozenset[str] | None = None
+    ) -> tuple[Dim, Dim]:
         """What of an address is the same in the whole kernel (no small constants), and the rest.
         The caller adds it: so kernels that differ in it alone are one function.
+
+        `inside`: variables of the kernel's own loops, those around this place if not given.
         """
         if buffer.scope == "local":
             return ZERO, affine
-        start = dim_sum(
-            t for t in (Dim((x,)) for x in affine.terms) if not t.names & self.inside_names
-        )
+        own = self.inside_names if inside is None else inside
+        start = dim_sum(t for t in (Dim((x,)) for x in affine.terms) if not t.names & own)
         if start.const is not None and abs(start.const) < _NEAR:
             start = ZERO
         return start, affine - start
@@ -304,7 +311,17 @@ class Memory(Guards):
                 self._write_scalar(dtype, p, one, add)
 
 
+def flat(buffer: Buffer, index: Sequence[Expr]) -> Dim:
+    """The affine part of an element's number."""
+    pairs = zip(index, strides(buffer), strict=True)
+    return dim_sum(i.dim * stride for i, stride in pairs if isinstance(i, Idx))
+
+
 def strides(buffer: Buffer) -> tuple[Dim, ...]:
     """In elements, row-major."""
-    shape = buffer.type.shape
+    return _strides(buffer.type.shape)
+
+
+@lru_cache(maxsize=4096)
+def _strides(shape: tuple[Dim, ...]) -> tuple[Dim, ...]:
     return tuple(dim_prod(shape[i + 1 :]) for i in range(len(shape)))

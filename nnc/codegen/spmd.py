@@ -19,11 +19,12 @@ _SMALL_TURN = 1 << 18  # and all turns of a loop of so few: every turn would nee
 
 @dataclass(frozen=True)
 class Launch:
-    """How to call a kernel: its function, and the elements of buffers whose places it takes."""
+    """How to call a kernel: its function, the numbers and places (elements of buffers) it takes."""
 
     name: str
     places: tuple[tuple[Buffer, Dim], ...]
     checks: bool
+    numbers: tuple[int, ...] = ()
 
 
 class Spmd:
@@ -75,7 +76,9 @@ class Spmd:
         launch = self.launches[self.number]
         self.number += 1
         turns = [f", i64 {t}" for t in self.turns]
-        return launch.name, "".join((*turns, *(f", ptr {self.place(*b)}" for b in launch.places)))
+        numbers = [f", i64 {n}" for n in launch.numbers]
+        places = [f", ptr {self.place(*b)}" for b in launch.places]
+        return launch.name, "".join((*turns, *numbers, *places))
 
     def place(self, b: Buffer, start: Dim = ZERO) -> str:
         at = self.s.uniform(start).text
