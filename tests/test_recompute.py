@@ -1,0 +1,223 @@
+"""`recompute(e)`: the same gradients to the bit, with less kept for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import nnc
+from nnc import compiler
+from tests.endtoend import built, from_file, run_native, sample
+
+HEAD = "from std.nn import Linear, Dropout, BatchNorm, gelu\n"
+TAIL = """
+export def step(inout net: Net, x: f32[B, 16]) -> (f32, f32, f32[B, 16]):
+    loss = mean(net!(x)**2)
+    return loss, norm(grad(loss, net)), grad(loss, x)
+"""
+DEEP = (
+    HEAD
+    + """
+module Block(D):
+    fc1 = Linear(D, 4*D)
+    fc2 = Linear(4*D, D)
+    def forward(x: real[B, D]) -> real[B, D] = x + fc2(gelu(fc1(x)))
+module Net(D=16, L=4):
+    h = [Block(D) for l in L]
+    def forward(x: real[B, D]) -> real[B, D]:
+        for l in L: x = CALL
+        return x
+"""
+    + TAIL
+)
+RANDOM = DEEP.replace("fc2(gelu(fc1(x)))", "fc2(drop(tanh(bn(fc1(x)))))").replace(
+    "    fc2 = ", "    bn = BatchNorm(4*D)\n    drop = Dropout(0.5)\n    fc2 = "
+)
+NESTED = DEEP.replace(
+    "        for l in L: x = CALL\n        return x",
+    "        return CALL\n    def part(x: real[B, D]) -> real[B, D]:\n"
+    "        for l in 2: x = CALL2(h[l](x))\n        return x\n"
+    "    def rest(x: real[B, D]) -> real[B, D]:\n"
+    "        for l in 2: x = CALL2(h[2 + l](x))\n        return x",
+)
+CELL = (
+    HEAD
+    + """
+module Net(D=16):
+    a = Linear(D, 4*D)
+    b = Linear(4*D, D)
+    def forward(h: real[B, D], x: real[B, D]) -> real[B, D] = tanh(b(tanh(a(h))) + x)
+export def step(net: Net, x: f32[T, B, 16]) -> (f32, f32, f32[T, B, 16]):
+    h = zeros[B, 16]
+    for t in T:
+        h = CALL
+    loss = mean(h**2)
+    return loss, norm(grad(loss, net)), grad(loss, x)
+"""
+)
+LOOPS = (
+    HEAD
+    + """
+module R(D):
+    a = Linear(D, D)
+    def forward(x: real[T, B, D]) -> real[T, B, D]:
+        h = zeros[B, D]
+        ys = for t in T:
+            h = tanh(a(h) + x[t])
+            yield h
+        return ys
+module Net(D=16):
+    h = [R(D) for l in 4]
+    def forward(x: real[T, B, D]) -> real[T, B, D]:
+        for l in 4: x = CALL
+        return x
+export def step(net: Net, x: f32[T, B, 16]) -> (f32, f32, f32[T, B, 16]):
+    loss = mean(net(x)**2)
+    return loss, norm(grad(loss, net)), grad(loss, x)
+"""
+)
+CACHE = """
+export def step(w: f32[8, 8], inout kv: f32[4, B, 8], x: f32[B, 8]) -> (f32, f32[8, 8]):
+    for l in 4:
+        x = CALL
+    loss = mean(x**2)
+    return loss, grad(loss, w)
+def block(w: real[8, 8], inout kv: real[B, 8], x: real[B, 8]) -> real[B, 8]:
+    kv[b, i] := kv[b, i] + tanh(x[b, i])
+    y[b, i] = sum[j](kv[b, j] * w[i, j])
+    return tanh(y)
+"""
+PENALTY = (
+    HEAD
+    + """
+module Net(N=8):
+    a = Linear(N, N)
+    b = Linear(N, 1)
+    def forward(x: real[B, N]) -> real[B] = b(tanh(a(x)))[:, 0]
+def penalty(d: Net, x: real[B, 8]) -> real:
+    g = grad(total(d(x)), x)
+    return mean((sqrt(sum(g**2, over=1) + 1e-6) - 1)**2)
+export def step(net: Net, x: f32[B, 8]) -> (f32, f32, f32[B, 8]):
+    y = tanh(x)
+    loss = CALL
+    return loss, norm(grad(loss, net)), grad(loss, x)
+"""
+)
+OUTER = PENALTY.replace("total(d(x))", "total(CALL)").replace(
+    "loss = CALL", "loss = penalty(net, y)"
+)
+CASES = {
+    "layers": (DEEP, {"CALL": "h[l](x)"}),
+    "random numbers and state": (RANDOM, {"CALL": "h[l](x)"}),
+    "nested": (NESTED, {"CALL": "rest(part(x))", "CALL2": ""}),
+    "turns": (CELL, {"CALL": "net(h, x[t])"}),
+    "loops": (LOOPS, {"CALL": "h[l](x)"}),
+    "gradient inside": (PENALTY, {"CALL": "penalty(net, y)"}),
+    "gradient of the gradient": (OUTER, {"CALL": "d(x)"}),
+    "storage": (CACHE, {"CALL": "block(w, kv[l], x)"}),
+}
+SIZES = {"B": 1024, "T": 100}
+
+
+def pair(text: str, calls: dict[str, str]) -> tuple[str, str]:
+    """The program without and with recomputation."""
+    plain = again = text
+    for name, call in sorted(calls.items(), reverse=True):
+        plain = plain.replace(name, call)
+        again = again.replace(name, f"recompute({call})" if call else "recompute")
+    return plain, again
+
+
+def arena(text: str) -> int:
+    program = compiler.schedule(compiler.optimise(built(text)["step"].graph))
+    return program.arena.evaluate({d: SIZES[d] for d in program.dims})
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_results_keep_their_bits(case: str) -> None:
+    plain, again = (built(t)["step"].graph for t in pair(*CASES[case]))
+    dims = {"B": 5, "T": 4}
+    inputs = sample(plain, dims, np.random.default_rng(0))
+    want, stored = run_native(plain, dims, inputs)
+    got, written = run_native(again, dims, inputs)
+    for a, b in zip(got, want, strict=True):
+        assert np.array_equal(a, b)
+    assert stored.keys() == written.keys()
+    assert all(np.array_equal(written[k], stored[k]) for k in stored)
+
+
+@pytest.mark.parametrize(
+    ("case", "part"),
+    [
+        ("layers", 0.55),
+        ("random numbers and state", 0.45),
+        ("nested", 0.55),
+        ("turns", 0.3),
+        ("loops", 0.7),
+    ],
+)
+def test_less_memory(case: str, part: float) -> None:
+    plain, again = (arena(t) for t in pair(*CASES[case]))
+    assert again < part * plain
+
+
+def test_memory_of_depth_is_that_of_the_inputs_of_layers() -> None:
+    """One more layer costs its input and the gradients of its weights."""
+    texts = [pair(DEEP.replace("L=4", f"L={n}"), {"CALL": "h[l](x)"})[1] for n in (4, 8)]
+    few, many = (arena(t) for t in texts)
+    weights = 4 * (2 * 16 * 64 + 64 + 16)
+    assert many - few <= 4 * (1024 * 16 * 4 + weights + 64 * 8)
+
+
+def test_gpt2_layers(tmp_path: Path) -> None:
+    """A transformer with a cache that is written inside."""
+    call = "h[l](x, kv[l], P)"
+    sizes = {"12, 2, B, 12": "4, 2, B, 2", "64]": "16]", "50257": "64", "1024": "64"}
+    found = []
+    for again in (False, True):
+        folder = tmp_path / str(again)
+        folder.mkdir()
+        text = Path("models/gpt2.nn").read_text()
+        text = text.replace(f"x = {call}", f"x = recompute({call})") if again else text
+        text = text.replace("V=50257, N=1024, D=768, H=12, L=12", "V=64, N=64, D=32, H=2, L=4")
+        (folder / "gpt2.nn").write_text(text)
+        run = Path("models/gpt2_run.nn").read_text()
+        for old, new in sizes.items():
+            run = run.replace(old, new)
+        (folder / "gpt2_run.nn").write_text(run)
+        found.append(from_file(folder / "gpt2_run.nn")["train_step"].graph)
+    peaks = [
+        compiler.schedule(compiler.optimise(g)).arena.evaluate({"B": 8, "T": 64}) for g in found
+    ]
+    assert peaks[1] < 0.5 * peaks[0]
+    dims = {"B": 2, "T": 5}
+    inputs = sample(found[0], dims, np.random.default_rng(1))
+    inputs |= {k: np.abs(v) for k, v in inputs.items() if k.startswith("opt.")}
+    (want,), stored = run_native(found[0], dims, inputs)
+    (got,), written = run_native(found[1], dims, inputs)
+    assert got == want
+    for key, value in stored.items():
+        np.testing.assert_allclose(written[key], value, rtol=1e-4, atol=1e-5, err_msg=key)
+
+
+def test_forward_keeps_less(tmp_path: Path) -> None:
+    kept, grads = [], []
+    for text in pair(
+        DEEP.split("export")[0] + "export def f(net: Net, x: f32[B, 16]) -> f32[B, 16] = net(x)\n",
+        {"CALL": "h[l](x)"},
+    ):
+        path = tmp_path / "f.nn"
+        path.write_text(text)
+        m: Any = nnc.load(path)
+        net = m.Net.init(seed=1)
+        x = np.random.default_rng(0).standard_normal((9, 16)).astype(np.float32)
+        run = m.f.forward(net, x)
+        kept.append(sum(a.nbytes for a in run._arrays.values()))
+        grads.append(run.backward(np.ones((9, 16), np.float32)))
+    assert kept[1] < 0.3 * kept[0]
+    assert np.array_equal(grads[0].x, grads[1].x)
+    key = "h.0.fc1.weight"
+    assert np.array_equal(grads[0].net[key], grads[1].net[key])
