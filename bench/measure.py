@@ -211,7 +211,7 @@ def show(result: Result) -> str:
 
 
 def verdict(r: Result) -> str:
-    parts = ["no peer"]
+    parts = ["nothing to compare"]
     if r.best:
         parts = [f"{r.best:.2f}x the best peer (shortest samples: {r.quiet:.2f}x)"]
     if r.roof:

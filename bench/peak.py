@@ -60,7 +60,7 @@ def _run(text: str, name: str, *kinds: Any) -> Any:
     engine = llvm.create_mcjit_compiler(module, target.machine(jit=True))
     engine.finalize_object()
     run = ctypes.CFUNCTYPE(*kinds)(engine.get_function_address(name))
-    run.engine = engine
+    run.engine = engine  # type: ignore[attr-defined]
     return run
 
 

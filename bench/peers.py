@@ -98,9 +98,9 @@ def inference(
     onnx = cache(lambda: export((exported or made)(), inputs))
     args = (made, inputs, channels_last, numpy_io)
     return {
-        "torch": lambda: _eager(*args),
-        "compile": lambda: _compiled(*args, mode="default"),
-        "max-autotune": lambda: _compiled(*args, mode="max-autotune-no-cudagraphs"),
+        "torch": lambda: _eager(*args, ""),
+        "compile": lambda: _compiled(*args, "default"),
+        "max-autotune": lambda: _compiled(*args, "max-autotune-no-cudagraphs"),
         "ort": lambda: _ort(onnx(), inputs, threads, numpy_io),
         "openvino": lambda: _openvino(onnx(), inputs, threads),
     }
@@ -111,7 +111,7 @@ def _eager(
     inputs: Sequence[Any],
     channels_last: bool,
     numpy_io: bool,
-    mode: str = "",
+    mode: str,
 ) -> Call:
     torch = need("torch")
     module = made().eval()
@@ -133,13 +133,13 @@ def _eager(
     return through_numpy if numpy_io else call
 
 
-def _compiled(*args: Any, mode: str) -> Call:
+def _compiled(*args: Any) -> Call:
     torch = need("torch")
     import torch._inductor.config as inductor
 
     inductor.freezing = True  # constant weights: packed once
     torch.compiler.reset()
-    return _eager(*args, mode=mode)
+    return _eager(*args)
 
 
 def export(module: Any, inputs: Sequence[Any]) -> Path:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench import peers
-from bench.workload import Call, Context, load
+from bench.workload import Call, Context, Missing, load
 
 LR = 1e-3
 
@@ -63,20 +63,21 @@ def nnc(model: str, threads: int) -> Callable[[], Call]:
         return partial(m.logits, m.GPT2.init(seed=0), kv, xs[0], 0)
 
     text = np.concatenate([xs[0], xs[-1][:, -1:]], 1) if model == "small_gpt" else None
-    return {
+    made: dict[str, Callable[[], Call]] = {
         "mlp": partial(train, "mlp_adam.nn", *xs),
         "small_gpt": partial(train, "small_gpt.nn", text),
         "resnet18": partial(infer, "resnet18.nn", "ResNet18"),
         "resnet50": partial(infer, "resnet50.nn", "ResNet50"),
         "gpt2": gpt2,
-    }[model]
+    }
+    return made[model]
 
 
 def torch_module(model: str) -> Any:
     from bench import torch_models as t
 
     t.torch.manual_seed(0)
-    made = {
+    makers: dict[str, Callable[[], Any]] = {
         "mlp": lambda: t.nn.Sequential(
             t.nn.Linear(784, 512),
             t.nn.ReLU(),
@@ -88,7 +89,8 @@ def torch_module(model: str) -> Any:
         "resnet50": t.resnet50,
         "gpt2": lambda: t.GPT2(last=True),
         "small_gpt": lambda: t.GPT2(96, 256, 384, 6, 6),
-    }[model]()
+    }
+    made = makers[model]()
     for p in made.parameters():
         if p.dim() == 2 and model in ("gpt2", "small_gpt"):
             t.nn.init.normal_(p, std=0.02)
@@ -137,7 +139,7 @@ def jax(model: str, threads: int) -> Callable[[], Call]:
         return cross_entropy(j, x @ q["wte.weight"].T, xs[1])
 
     if model not in ("mlp", "small_gpt"):
-        raise peers.Missing("not written for JAX")
+        raise Missing("not written for JAX")
     return peers.jax_training(threads, p, loss, *peers.jax_adam(LR))
 
 

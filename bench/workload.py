@@ -65,7 +65,8 @@ def load(name: str, context: Context, **modules: Any) -> Any:
     """A program of bench/programs with the context's number of threads."""
     import nnc
 
-    return nnc.load(PROGRAMS / name, threads=context.threads, **modules)
+    read: Any = nnc.load
+    return read(PROGRAMS / name, threads=context.threads, **modules)
 
 
 def numbers(result: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -67,7 +68,7 @@ def constant(rows: int, context: Context) -> Case:
     )
 
 
-WORKLOADS = {
+WORKLOADS: dict[str, Callable[[Context], Case]] = {
     **{f"contraction_{n}": partial(square, n) for n in (256, 512, 1024, 2048)},
     **{f"constant_{n}": partial(constant, n) for n in (8, 32, 128)},
 }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bench import peers
-from bench.workload import Call, Case, Context, load, weights
+from bench.workload import Call, Case, Context, Missing, load, weights
 
 LR = 1e-3
 
@@ -83,7 +83,7 @@ def mlp(batch: int, demand: float, aim: float, context: Context) -> Case:
     try:
         torch = peers.need("torch")
         tx, ty = torch.from_numpy(x), torch.from_numpy(y).long()
-    except peers.Missing:
+    except Missing:
         pass
     jax_loss = lambda j, q: cross_entropy(j, jax_mlp(j, q, x, 3), y)  # noqa: E731
     size = 784 * 512 + 512 * 512 + 512 * 10
@@ -105,7 +105,7 @@ def mlp(batch: int, demand: float, aim: float, context: Context) -> Case:
     )
 
 
-WORKLOADS = {
+WORKLOADS: dict[str, Callable[[Context], Case]] = {
     "tiny": tiny,
     "mlp_b64": partial(mlp, 64, 1.5, 2.2),
     "mlp_b256": partial(mlp, 256, 1.3, 1.8),

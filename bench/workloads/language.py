@@ -241,7 +241,7 @@ def lstm(context: Context) -> Case:
     )
 
 
-WORKLOADS = {
+WORKLOADS: dict[str, Callable[[Context], Case]] = {
     "prefill_128": partial(prefill, 128),
     "prefill_512": partial(prefill, 512),
     "decode_128": decode,

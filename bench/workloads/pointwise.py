@@ -121,7 +121,7 @@ def attention(context: Context, heads: int = 12, length: int = 1024, width: int 
     )
 
 
-WORKLOADS = {
+WORKLOADS: dict[str, Callable[[Context], Case]] = {
     "layer_norm": layer_norm,
     "softmax": softmax,
     "gelu": gelu,

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from pathlib import Path
 
@@ -110,7 +110,7 @@ def _python(text: str) -> float:
     return time.perf_counter() - start
 
 
-FIGURES = {
+FIGURES: dict[str, Callable[[Context, Sequence[str]], Figure]] = {
     "cold_mlp": partial(cold, "mlp", True),
     "cold_resnet18": partial(cold, "resnet18", False),
     "cold_gpt2": partial(cold, "gpt2", False),
