@@ -107,7 +107,8 @@ def _wrong(d: ast.AdjointDef, p: ast.Param, got: Value, span: Span) -> Mistake:
     if isinstance(got, Tensor) and not got.shape:
         shown += " (a scalar)"
     declared = p.type.span.text if p.type is not None else ""
-    label = Label(p.span, f"so its gradient must be {declared}")
+    place = p.type.span if p.type is not None else p.span
+    label = Label(place, f"so its gradient must be {declared}")
     text = f"the adjoint of `{d.name}` returns the wrong type for `{p.name}`"
     return fail("E0602", text, span, shown, (label,))
 

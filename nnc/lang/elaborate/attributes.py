@@ -87,7 +87,14 @@ def _library(cx: Context, base: ast.Name, name: str) -> Mistake:
 
 
 def _no_member(e: ast.Attr, text: str, names: Sequence[str], help: str | None = None) -> Mistake:
-    return fail("E0804", text, e.name_span, help=help or near_help(e.name, names))
+    help = help or near_help(e.name, names)
+    return fail("E0804", text, e.name_span, help=help, once=_once(e))
+
+
+def _once(e: ast.Attr) -> tuple[str, ...]:
+    """`zero_grad`, `backward`, `step` are one mistake."""
+    parts = ("zero_grad", "backward", "step", "train", "eval")
+    return ("training step", e.span.source.name) if e.name in parts else ()
 
 
 def _no_attribute(e: ast.Attr, base: Value) -> Mistake:
@@ -104,7 +111,8 @@ def _no_attribute(e: ast.Attr, base: Value) -> Mistake:
         help = f"`stop({e.value.span.text})`"
     shown = typed(base, e.span) if isinstance(base, Tensor) else describe(base)
     place = Label(e.value.span, shown)
-    return fail("E0804", f"a tensor has no `{e.name}`", e.name_span, labels=(place,), help=help)
+    text = f"a tensor has no `{e.name}`"
+    return fail("E0804", text, e.name_span, labels=(place,), help=help, once=_once(e))
 
 
 def transpose(cx: Context, x: Tensor, span: Span) -> Tensor:

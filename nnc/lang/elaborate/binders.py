@@ -247,7 +247,7 @@ def too_many(node: ast.Index, shape: Sequence[Dim]) -> Mistake:
     """More indices than axes."""
     count = sum(1 for i in node.items if not isinstance(i, ast.NoneLit))
     text = f"{counted(count, 'index', 'indices')} for {axes_word(len(shape))}"
-    has = f"has [{', '.join(map(str, shape))}]"
+    has = f"has [{', '.join(map(str, shape))}]" if shape else "one number, without axes"
     return fail("E0405", text, node.span, labels=(Label(node.value.span, has),))
 
 

@@ -20,6 +20,7 @@ from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.randoms import random_tensor
 from nnc.lang.elaborate.reductions import COMPOSITE, REDUCTIONS, reduce_whole
 from nnc.lang.elaborate.tensors import concat, where, zeros_like
+from nnc.lang.elaborate.translation import translated
 from nnc.lang.elaborate.trees import finite, norm, rank, size, total
 from nnc.lang.elaborate.values import (
     Bool,
@@ -99,7 +100,7 @@ def call(cx: Context, name: str, e: ast.Call) -> Value:
             "E0802",
             f"`{name}` takes its sizes in brackets",
             e.span,
-            help=f"`{name}[{', '.join(a.span.text for a in e.args)}]`",
+            help=translated(cx, e),
         )
     raise fail("E0901", f"`{name}` is not compiled yet", e.func.span)
 
@@ -142,7 +143,8 @@ def _scalar(cx: Context, name: str, e: ast.Call) -> Value:
             raise fail("E0802", f"`{name}` has no argument `{a.name}`", a.span)
     if len(e.args) != entry.arity:
         plural = "s" if entry.arity != 1 else ""
-        raise fail("E0802", f"`{name}` takes {entry.arity} number{plural}", e.span)
+        text = f"`{name}` takes {entry.arity} number{plural}, {len(e.args)} given"
+        raise fail("E0802", text, e.span)
     operands = [Operand(cx.eval(a.value), a.value.span) for a in e.args]
     if all(isinstance(o.value, Weak) for o in operands):
         return _weak_scalar(name, [o.value for o in operands if isinstance(o.value, Weak)])

@@ -29,8 +29,10 @@ from nnc.lang.elaborate.values import (
     Builtin,
     Function,
     Module,
+    ModuleList,
     ModuleType,
     Nothing,
+    Seq,
     Stored,
     Tensor,
     Unknown,
@@ -63,10 +65,14 @@ def call_expr(cx: Context, e: ast.Call) -> Value:
             if forward is None:
                 methods = [f"`{e.func.span.text}.{name}(...)`" for name in func.inst.methods]
                 help = f"it has {', '.join(methods)}" if methods else None
+                if "__call__" in func.inst.methods or not methods:
+                    help = "a call means `forward`: `def forward(x: real[B, D]) -> real[B, D]:`"
                 text = f"{func.inst.id} has no `forward`"
-                raise fail("E0803", text, e.func.span, help=help)
+                label = (Label(func.inst.defn.name_span, "declared here"),)
+                raise fail("E0803", text, e.func.span, labels=label, help=help)
             method = Function(func.inst.unit, forward, func)
-            return call_function(cx, method, e, arguments(e))
+            with cx.in_region(e.span, asked=False):
+                return call_function(cx, method, e, arguments(e))
         case ModuleType(defn=defn):
             if cx.frame.func is not None and not cx.static_depth:
                 raise _made_here(cx, defn, e)
@@ -114,6 +120,8 @@ def _not_callable(cx: Context, func: Value, e: ast.Call) -> Mistake:
     help = None
     inside = ", ".join(a.span.text for a in e.args)
     product = f"did you forget an operator: `{e.func.span.text} * {grouped(inside)}`?"
+    if isinstance(func, Seq | ModuleList):
+        help = f"call one after the other: `for f in {e.func.span.text}: x = f(x)`"
     if isinstance(func, Weak) and len(e.args) == 1:
         help = product
     if isinstance(func, Tensor) and func.shape:

@@ -27,6 +27,10 @@ def where_clauses(b: Binding) -> None:
                     f"{clause.name} is {known}",
                     (Label(clause.span, "required here"),),
                 )
+            if value.const is not None and value.const < 0:
+                text = f"`{b.shown}` has no room here: {clause.name} = {value}"
+                label = (Label(clause.span, "defined here"),)
+                raise fail("E0309", text, b.call.span, labels=label)
             b.frame.dims[clause.name] = value
             continue
         for fact, equal, text in constraint(b.cx, b.frame, clause):

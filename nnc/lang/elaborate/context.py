@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from nnc.diagnostics import NOWHERE, Diagnostic, Diagnostics, Label, Span
 from nnc.ir.bounds import condition_facts
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, names
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, loads, names
 from nnc.ir.graph import Axis, Compute, Input, Node, Region
 from nnc.ir.signature import Check
 from nnc.lang import ast
@@ -67,6 +67,8 @@ class Frame:
     read_only: dict[str, Span] = field(default_factory=dict)  # arguments that are not `inout`
     inout: dict[str, Span] = field(default_factory=dict)
     initializing: bool = False
+    after: list[Callable[[], None]] = field(default_factory=list)  # what follows, innermost last
+    continued: bool = False  # what follows has run inside of a branch
     yields: list[list[tuple[Value, Span]]] | None = None  # of the turn of a loop being run
     half: dict[str, Span] = field(default_factory=dict)  # assigned in one branch of an `if` only
     looped: dict[str, Span] = field(default_factory=dict)  # assigned in a run-time loop only
@@ -115,6 +117,7 @@ class Context:
     store: dict[str, Storage] = field(default_factory=dict)
     ranges: dict[str, Dim] = field(default_factory=dict)  # active loop variables
     conds: list[Expr] = field(default_factory=list)  # of enclosing lazy branches
+    branches: list[Expr] = field(default_factory=list)  # of enclosing `if` statements
     facts: Facts = field(default_factory=Facts)
     turns: dict[str, Dim] = field(default_factory=dict)  # variables of enclosing run-time loops
     calls: list[Active] = field(default_factory=list)
@@ -152,7 +155,17 @@ class Context:
         return self.loader.diagnostics
 
     def report(self, mistake: Mistake) -> None:
-        self.diagnostics.add(mistake.diagnostic)
+        self.diagnostics.add(self._at_home(mistake.diagnostic))
+
+    def _at_home(self, d: Diagnostic) -> Diagnostic:
+        """A mistake that shows inside the library is one of the reader's call."""
+        own = [c for c in self.calls if not c.span.source.name.startswith("std/")]
+        if not d.span.source.name.startswith("std/") or not own:
+            return d
+        inner = Label(d.span, d.text or "here")
+        func = own[-1].call.func.span
+        text = f"in `{func.text}`: {d.message}"
+        return replace(d, message=text, span=own[-1].span, text="", labels=(inner,), whole=None)
 
     def step(self, span: Span) -> None:
         """Counts work that a program can multiply by loops and calls."""
@@ -197,6 +210,23 @@ class Context:
             yield
         finally:
             self.conds.pop()
+
+    @contextmanager
+    def on_branch(self, cond: Expr) -> Iterator[None]:
+        """Inside one side of an `if` statement on a run-time condition."""
+        self.branches.append(cond)
+        try:
+            yield
+        finally:
+            self.branches.pop()
+
+    @property
+    def branch(self) -> Expr | None:
+        """Whether the statements that are run are reached at run time; None: always."""
+        out: Expr | None = None
+        for c in self.branches:
+            out = c if out is None else Op("bool", "and", (out, c))
+        return out
 
     @contextmanager
     def assuming(self, facts: Sequence[Dim]) -> Iterator[None]:
@@ -341,6 +371,9 @@ class Context:
         """A Compute node over the active loop variables that its body uses, then `axes`."""
         if self.conds and (op or hoist):
             body = self.guarded(body)
+        if self.branches and any(e.check is not None for e in loads(body)):
+            zero = Const(body.dtype, False if body.dtype == "bool" else 0)
+            body = Select(body.dtype, self.branch, body, zero)  # type: ignore[arg-type]
         used = names([body]) if self.ranges else frozenset()
         outer = [(v, n) for v, n in self.ranges.items() if v in used]
         outer = [(v, n) for v, n in outer if v not in {a for a, _ in (*axes, *raxes)}]

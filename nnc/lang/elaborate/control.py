@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 
 from nnc.diagnostics import Span
-from nnc.ir.expr import Expr
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
+from nnc.lang.elaborate.branches import branch, restore, returns, snapshot
 from nnc.lang.elaborate.clauses import constraint
-from nnc.lang.elaborate.conditions import select
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.lists import iteration
 from nnc.lang.elaborate.loops import UNLIMITED, run_loop
@@ -19,7 +18,6 @@ from nnc.lang.elaborate.storage import may_define
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Bool,
-    Operand,
     Tensor,
     Tuple,
     Unknown,
@@ -27,7 +25,7 @@ from nnc.lang.elaborate.values import (
     Weak,
     integer,
 )
-from nnc.lang.elaborate.walks import assigned, nested
+from nnc.lang.elaborate.walks import assigned
 from nnc.lang.elaborate.words import describe
 
 
@@ -44,7 +42,7 @@ def run_if(cx: Context, stmt: ast.If) -> None:
         case Unknown():
             _both(cx, stmt, Bool(None))
         case Tensor(dtype="bool", shape=()):
-            _branch(cx, stmt, cond)
+            branch(cx, stmt, cond)
         case _:
             raise no_condition(cx, cond, stmt.cond.span)
 
@@ -59,32 +57,14 @@ def no_condition(cx: Context, value: Value, span: Span) -> Mistake:
     return fail("E0203", "a condition is one bool", span, describe(value), help=help)
 
 
-@dataclass(frozen=True)
-class _State:
-    """What the statements of a branch may change."""
-
-    vars: dict[str, Value]
-    store: dict[str, Tensor]
-
-
-def _snapshot(cx: Context) -> _State:
-    return _State(dict(cx.frame.vars), {k: s.now for k, s in cx.store.items()})
-
-
-def _restore(cx: Context, saved: _State) -> None:
-    cx.frame.vars = dict(saved.vars)
-    for key, now in saved.store.items():
-        cx.store[key].now = now
-
-
 def _both(cx: Context, stmt: ast.If, cond: Bool) -> None:
     """A static condition that is not known in the generic check: both sides are checked."""
     frame = cx.frame
-    before = _snapshot(cx)
+    before = snapshot(cx)
     with cx.assuming(cond.yes):
         cx.execute(stmt.then)
     then_returned, result, after_then = frame.returned, frame.result, dict(frame.vars)
-    _restore(cx, before)
+    restore(cx, before)
     frame.returned, frame.result = False, None
     with cx.assuming(cond.no):
         cx.execute(stmt.orelse)
@@ -108,54 +88,6 @@ def _joined(a: Value | None, b: Value | None) -> Value:
     return UNKNOWN
 
 
-def _branch(cx: Context, stmt: ast.If, cond: Tensor) -> None:
-    """A run-time condition: both sides are computed, what they assign is selected."""
-    for inner in nested([stmt]):
-        if isinstance(inner, ast.Return):
-            raise fail(
-                "E0901",
-                "`return` under a run-time condition is not compiled yet",
-                inner.span,
-                help="assign in both branches and return after the `if`",
-            )
-    test = cx.materialized(cond, stmt.cond.span).at(())
-    before = _snapshot(cx)
-    cx.execute(stmt.then)
-    then = _snapshot(cx)
-    _restore(cx, before)
-    cx.execute(stmt.orelse)
-    other = _snapshot(cx)
-    for name in dict.fromkeys([*then.vars, *other.vars]):
-        a, b = then.vars.get(name), other.vars.get(name)
-        if a is None or b is None:  # assigned on one side only: not alive after
-            cx.frame.vars.pop(name, None)
-            cx.frame.half[name] = cx.frame.var_spans.get(name, stmt.span)
-        elif a is not b:
-            cx.frame.vars[name] = _selected(cx, name, test, a, b, stmt.span)
-    for key, b_now in other.store.items():
-        a_now = then.store.get(key, b_now)
-        if a_now is not b_now:
-            value = select(
-                cx, test, Operand(a_now, stmt.span), Operand(b_now, stmt.span), stmt.span
-            )
-            assert isinstance(value, Tensor)
-            cx.store[key].now = cx.materialized(value, stmt.span)
-
-
-def _selected(cx: Context, name: str, test: Expr, a: Value, b: Value, span: Span) -> Value:
-    if isinstance(a, Unknown) or isinstance(b, Unknown):
-        return UNKNOWN
-    _same_type(cx, name, a, b, span)
-    return select(cx, test, Operand(a, span), Operand(b, span), span)
-
-
-def _same_type(cx: Context, name: str, a: Value, b: Value, span: Span) -> None:
-    x, y = cx.tensor(a), cx.tensor(b)
-    if isinstance(x, Tensor) and isinstance(y, Tensor) and x.type != y.type:
-        what = f"`{name}` is {x.type} after one branch and {y.type} after the other"
-        raise fail("E0312", what, span)
-
-
 def run_for(cx: Context, stmt: ast.For) -> None:
     iterable = cx.eval(stmt.iterable)
     size = iterable.dim if isinstance(iterable, Weak) else None
@@ -171,13 +103,23 @@ def run_for(cx: Context, stmt: ast.For) -> None:
     if items is None:
         _generic_loop(cx, stmt, iterable)
         return
-    for item in items:
-        _loop_item(cx, stmt, item)
-        cx.execute(stmt.body)
-        if cx.frame.returned:
-            break
+    _run_items(cx, stmt, items, 0)
     for name in stmt.vars:
         cx.frame.vars.pop(name, None)
+
+
+def _run_items(cx: Context, stmt: ast.For, items: Sequence[Value], start: int) -> None:
+    """The turns from `start` on. A run-time `return` in one is followed by the others."""
+    frame, may_return = cx.frame, returns(stmt.body) is not None
+    for k in range(start, len(items)):
+        _loop_item(cx, stmt, items[k])
+        if may_return:
+            frame.after.append(partial(_run_items, cx, stmt, items, k + 1))
+        cx.execute(stmt.body)
+        if may_return:
+            frame.after.pop()
+        if frame.returned:
+            break
 
 
 def _is_run_time(cx: Context, e: ast.Expr, size: Dim) -> bool:

@@ -67,11 +67,18 @@ def module_type(cx: Context, t: ast.TypeExpr | None) -> Instance | None:
             help = f"`from {homes[0]} import {name}`"
         if name in TYPES:
             help = f"`{TYPES[name]}`"
+        if name in ("fn", "function", "callable", "Callable"):
+            help = "a parameter of a module may be a function: `module M(D, act=relu):`"
+        if name.partition(".")[0] in cx.frame.unit.failed:
+            raise Poisoned
         once = ("undefined", t.span.source.name, name)
         raise fail("E0801", f"there is no type `{name}`", t.name_span, help=help, once=once)
     if isinstance(value, Unknown):
         raise Poisoned
-    raise fail("E0801", f"`{name}` is {describe(value)}, not a type", t.name_span)
+    help = None
+    if name in DTYPES and isinstance(t, ast.AppliedTypeExpr):
+        help = f"sizes stand in brackets: `{name}[{', '.join(a.span.text for a in t.args)}]`"
+    raise fail("E0801", f"`{name}` is {describe(value)}, not a type", t.name_span, help=help)
 
 
 def opaque_type(cx: Context, t: ast.TypeExpr, span: Span, name: str) -> Value:

@@ -104,6 +104,9 @@ def _list_item(cx: Context, item: ast.Expr) -> Value:
 
 
 def _comprehension(cx: Context, e: ast.ListComp) -> Value:
+    if isinstance(e.iterable, ast.Name) and e.iterable.id in cx.frame.dims:
+        help = f"index it: `y[{e.var}] = {e.element.span.text}`"
+        raise fail("E0203", "a list has a length known at compile time", e.iterable.span, help=help)
     items = iteration(cx, cx.eval(e.iterable), e.iterable.span)
     saved = cx.frame.vars.get(e.var)
     out: list[Value] = []
@@ -153,6 +156,9 @@ CALLABLE = (Builtin, Function, Module, ModuleType)
 def _fill(cx: Context, name: str, e: ast.Index) -> Value:
     value = int(name == "ones")
     shape = tuple(dims_of(cx, e.items))
+    for d, item in zip(shape, e.items, strict=False):
+        if d.const is not None and d.const < 0:
+            raise fail("E0309", f"an axis of size {d}", item.span)
     fits_memory(shape, cx.frame.real, e.span)
     return WeakTensor(shape, "any", lambda dt, i: _constant(dt, value))
 

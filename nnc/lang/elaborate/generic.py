@@ -109,12 +109,10 @@ def _check_result_names(cx: Context, frame: Frame, func: ast.FuncDef) -> None:
             for d in t.dims or ():
                 if not isinstance(d, ast.Rest):
                     for name in quantified(cx, frame, d):
-                        raise fail(
-                            "E0309",
-                            f"`{name}` is not determined by the arguments",
-                            d.span,
-                            help=f"`where {name} = ...` defines it, or take it from an argument",
-                        )
+                        text = f"`{name}` is not determined by the arguments"
+                        help = f"`where {name} = ...` defines it, or take it from an argument"
+                        once = ("undefined", d.span.source.name, name)
+                        raise fail("E0309", text, d.span, help=help, once=once)
 
 
 def warn_unused(cx: Context, func: ast.FuncDef) -> None:

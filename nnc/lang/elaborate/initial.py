@@ -68,7 +68,12 @@ def _initializer(cx: Context, init: ast.Expr) -> tuple[Function, ast.Call] | Non
         if value.unit.name == "std.init":
             takes = ", ".join(p.name for p in params[1:]) or "nothing"
             text = f"`{init.func.id}` takes {takes}; {counted(len(init.args), 'argument')} given"
-            raise fail("E0802", text, init.span)
+            name = init.func.id
+            numbers = [a.span.text for a in init.args]
+            help = (
+                f"`{name}({numbers[-1]})`" if numbers and takes != "nothing" else f"`{name}(0.02)`"
+            )
+            raise fail("E0802", text, init.span, help=help if takes != "nothing" else None)
         return None
     place = init.func.span
     first = ast.Arg(None, ast.Name("initial value", span=place), span=place)

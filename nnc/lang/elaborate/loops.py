@@ -192,7 +192,8 @@ def _condition(cx: Context, cond: ast.Expr) -> Node:
         case Unknown():
             raise Poisoned
         case Bool(value=True):
-            raise fail("E0318", "this loop never ends", cond.span)
+            help = "say when it goes on: `while c limit N:`, or `for t in N:`"
+            raise fail("E0318", "this loop never ends", cond.span, help=help)
     raise fail("E0203", "a condition must be one bool", cond.span, describe(value))
 
 
@@ -308,7 +309,7 @@ def _differs(name: str, old: TensorType, new: TensorType, span: Span) -> Excepti
         "E0316",
         f"`{name}` is {old} before the loop and {new} after a turn",
         span,
-        help="what a loop carries keeps its type",
+        help=f"what a loop carries keeps its type: give `{name}` its last shape before the loop",
     )
 
 

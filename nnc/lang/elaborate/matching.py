@@ -73,7 +73,11 @@ def _axis(b: Binding, e: ast.Expr) -> Value:
 def _dim_argument(b: Binding, value: Value, span: Span) -> Dim:
     if isinstance(value, Weak) and value.dim is not None:
         return value.dim
-    raise fail("E0309", "a size must be an integer", span, describe(value))
+    number = isinstance(value, Tensor) and not value.shape
+    help = (
+        f"declare it as a size: `{span.text}: dim`" if number and span.text.isidentifier() else None
+    )
+    raise fail("E0309", "a size must be an integer", span, describe(value), help=help)
 
 
 def _tensor_argument(

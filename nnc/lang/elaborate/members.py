@@ -60,6 +60,9 @@ def elaborate_members(cx: Context, inst: Instance) -> None:
             try:
                 _member(cx, inst, m)
             except Mistake as mistake:
+                if mistake.diagnostic.code == "E0807" and not isinstance(m, ast.Assert):
+                    inst.leaves.pop(m.name, None)
+                    inst.members[m.name] = UNKNOWN
                 if elsewhere := _from_library(cx, inst, mistake):
                     raise elsewhere from None
                 cx.report(mistake)
@@ -164,7 +167,8 @@ def _leaf(cx: Context, m: ast.ParamDecl | ast.StateDecl) -> LeafDecl | None:
     shape = tuple(cx.eval_dim(d) for d in m.type.dims or ())
     for d, text in zip(shape, m.type.dims or (), strict=True):
         if d.const is not None and d.const < 1:
-            raise fail("E0309", f"an axis of size {d}", text.span)
+            where = cx.instance_labels(text.span)
+            raise fail("E0309", f"an axis of size {d}", text.span, labels=where)
     total = TensorType(dtype, shape).bytes.const
     if total is not None and total > 2**63 - 1:
         says = f"{TensorType(dtype, shape)}, that is {total:.2e} bytes"

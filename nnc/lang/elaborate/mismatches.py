@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, dim_prod
+from nnc.lang.elaborate.bases import quiet_value
 from nnc.lang.elaborate.binding import Binding
-from nnc.lang.elaborate.broadcasting import cast_help, grouped, size_origin, typed
+from nnc.lang.elaborate.broadcasting import cast_help, grouped, same_dtype, size_origin, typed
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.values import Tensor
@@ -22,14 +23,43 @@ def wrong_dtype(b: Binding, p: ast.Param, v: Tensor, dtype: DType, span: Span) -
     if first is not None and is_float(v.dtype):
         return _two_reals(b, *first, v, span)
     shown = "real (f32 unless said)" if dtype == "real" else dtype
+    help = _swapped(b, p, v, dtype) or _classes(p, v, dtype, span) or f"`{dtype}({span.text})`"
     return fail(
         "E0201",
         f"`{b.shown}` takes {shown}, this is {v.dtype}",
         span,
         typed(v, span),
         (declared(p),),
-        help=f"`{dtype}({span.text})`",
+        help=help,
     )
+
+
+def _swapped(b: Binding, p: ast.Param, v: Tensor, dtype: DType) -> str | None:
+    """The call with two arguments the other way round, when their dtypes fit then."""
+    args = [a for a in b.call.args if a.name is None]
+    names = [q.name for q in b.func.params]
+    if p.name not in names[: len(args)]:
+        return None
+    here = names.index(p.name)
+    for i, (q, arg) in enumerate(zip(b.func.params, args, strict=False)):
+        value = quiet_value(b.cx, arg.value)
+        other = b.cx.tensor(value) if value is not None else None
+        takes = q.type.name if isinstance(q.type, ast.TensorTypeExpr) else ""
+        fits = takes == v.dtype or (takes == "real" and is_float(v.dtype))
+        if i != here and fits and isinstance(other, Tensor) and same_dtype(other.dtype, dtype):
+            words = [a.span.text for a in b.call.args]
+            words[here], words[i] = words[i], words[here]
+            return f"the other way round: `{b.call.func.span.text}({', '.join(words)})`"
+    return None
+
+
+def _classes(p: ast.Param, v: Tensor, dtype: DType, span: Span) -> str | None:
+    """Floats with a last axis, where integers without one are taken: one-hot labels."""
+    dims = p.type.dims or () if isinstance(p.type, ast.TensorTypeExpr) else ()
+    packed = len(dims) == 1 and isinstance(dims[0], ast.Rest)
+    if dtype != "i32" or not is_float(v.dtype) or len(v.shape) < 2 or not packed:
+        return None
+    return f"the numbers of the classes: `argmax({span.text}, over=-1)`"
 
 
 def _first_real(b: Binding, p: ast.Param) -> tuple[ast.Arg, Tensor] | None:
@@ -81,7 +111,7 @@ def wrong_rank(b: Binding, p: ast.Param, t: ast.TensorTypeExpr, v: Tensor, span:
         span,
         typed(v, span),
         (declared(p),),
-        help=_rank_help(t, v, want, span),
+        help=_rank_help(t, v, want, span) if span != b.call.func.span else None,
     )
 
 
@@ -99,9 +129,24 @@ def _rank_help(t: ast.TensorTypeExpr, v: Tensor, want: int, span: Span) -> str |
         rest = ", ".join(letters[1:])
         return f"flatten first: `flat[{letters[0]}, ({rest})] = {text}[{', '.join(letters)}]`"
     if have == want - 1 and have > 0:
+        hit = _one_missing(t, v)
+        if hit is not None:
+            at = ", ".join([":"] * hit + ["None"])
+            return f"`{text}[{at}]` adds the axis of 1"
         nth = f"`{text}[None]` adds an axis of 1 in front"
         return f"{nth}, `{text}[..., None]` one at the end"
     return None
+
+
+def _one_missing(t: ast.TensorTypeExpr, v: Tensor) -> int | None:
+    """Where an axis of 1 makes the shape fit what is declared as plain numbers."""
+    want = [d.value if isinstance(d, ast.Num) else None for d in t.dims or ()]
+    for i in range(1, len(want)):
+        sizes = [d.const for d in v.shape]
+        sizes.insert(i, 1)
+        if want[i] == 1 and all(w is None or w == s for w, s in zip(want, sizes, strict=True)):
+            return i
+    return 1 if not any(isinstance(w, int) for w in want) and len(want) == 4 else None
 
 
 def wrong_size(

@@ -99,6 +99,14 @@ def undefined(cx: Context, name: str, span: Span) -> Mistake:
             label = (Label(m.name_span, "declared here"),)
             guarded = f"`{name} if {m.when.span.text} else 0`"
             return fail("E0801", text, span, labels=label, help=guarded)
+    if frame.func is None and frame.module is not None and name[:1].isupper():
+        help = layer_help(name, cx.std_homes, set()) or NAMES.get(name)
+        near = nearest(name, [*frame.module.args, *frame.unit.names])
+        names = ", ".join([*(p.span.text for p in frame.module.defn.params), f"{name}=..."])
+        also = f"a size of the module is its parameter: `module {frame.module.defn.name}({names})`"
+        help = help or (f"did you mean `{near}`?" if near else also)
+        once = ("undefined", span.source.name, name)
+        return fail("E0801", f"`{name}` is not defined", span, help=help, once=once)
     known = [*frame.binders, *frame.vars, *frame.dims, *frame.unit.names]
     if frame.module is not None:
         known += [*frame.module.args, *member_names(frame.module)]
@@ -110,5 +118,7 @@ def undefined(cx: Context, name: str, span: Span) -> Mistake:
         help = f"it is called `{RENAMED[name]}`"
     elif help is None and near:
         help = f"did you mean `{near}`?"
+    elif help is None and name[:1].isupper() and len(name) < 3:
+        help = "a size is a name in the shape of an argument; a parameter of a module is a number"
     once = ("undefined", span.source.name, name)
     return fail("E0801", f"`{name}` is not defined", span, help=help, once=once)

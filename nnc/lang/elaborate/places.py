@@ -100,7 +100,8 @@ def without_bang(cx: Context, what: str, span: Span) -> Mistake:
     call = own[-1] if own else cx.calls[-1].call
     func = call.func.span
     labels = (Label(span, what, aside=True),)
-    message = f"`{func.text}` {what.split(' `')[0]}: the call needs `!`"
+    does = what.split(" `")[0] if what.startswith("writes") else what
+    message = f"`{func.text}` {does}: the call needs `!`"
     once = ("no bang", call.span.place)
     help = f"`{bang_text(call)}`"
     return fail("E0502", message, func, "called without `!`", labels, help=help, once=once)

@@ -24,6 +24,9 @@ def random_tensor(cx: Context, name: str, e: ast.Call) -> Value:
         raise fail("E0502", text, e.func.span, help=help)
     if not (frame.train or frame.exported or frame.train is None or frame.initializing):
         raise without_bang(cx, "draws random numbers", e.func.span)
+    if len([a for a in e.args if not isinstance(a.value, ast.ListLit)]) > 1:
+        help = "standard numbers: `low + (high - low) * uniform!([B])`, `mean + std * normal!([B])`"
+        raise fail("E0802", f"`{name}!` takes one shape", e.span, help=help)
     (arg,) = take(e, name, ["shape"])
     shape = shape_list(cx, arg)
     seed, step = rng_inputs(cx)
@@ -57,7 +60,7 @@ def random_tensor(cx: Context, name: str, e: ast.Call) -> Value:
 
 def shape_list(cx: Context, arg: ast.Expr) -> tuple[Dim, ...]:
     if not isinstance(arg, ast.ListLit):
-        raise fail("E0802", "the shape is a list", arg.span, help="`normal!([B, T])`")
+        raise fail("E0802", "the shape is a list", arg.span, help=f"`[{arg.span.text}]`")
     out: list[Dim] = []
     for item in arg.items:
         if isinstance(item, ast.Rest):

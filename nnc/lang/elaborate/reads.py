@@ -210,8 +210,10 @@ def _leaves(
         takes = f"takes {first} ... {last}" if ends[0] != ends[1] else f"is {first}"
     text = f"{takes}, but axis {axis} of {label} has 0 ... {high}".replace("$", "")
     items = ", ".join(i.span.text for i in node.items)
-    reading = cx.ranges and not plan.writing
-    help = f"`{label}[{items} else 0]` reads zeros outside" if reading else None
+    help = f"`{label}[{items} else 0]` reads zeros outside" if not plan.writing else None
+    fixed = index.const if base.shape[axis].const is not None else None
+    if fixed is not None and fixed >= 0:
+        help = f"positions count from 0: the last is {high}, or -1"
     return fail("E0402", f"this index can leave {label}", span, text, help=help)
 
 

@@ -122,7 +122,9 @@ def _tree(cx: Context, value: Value, says: str, span: Span, declared: tuple[Labe
 def _tensor(cx: Context, value: Value, t: ast.TensorTypeExpr, says: str, span: Span) -> Value:
     if isinstance(value, Tuple):
         what = f"{says} {counted(len(value.items), 'value')}, one is declared"
-        raise fail("E0303", what, span, labels=(Label(t.span, "declared here"),))
+        types = ", ".join(describe(cx.tensor(v)) for v in value.items)
+        help = f"declare them: `-> ({types})`"
+        raise fail("E0303", what, span, labels=(Label(t.span, "declared here"),), help=help)
     dtype = cx.frame.real if t.name == "real" else t.name
     settled = settle(cx, Operand(value, span), "a tensor")
     if isinstance(settled, Tree):

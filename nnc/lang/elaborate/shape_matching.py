@@ -6,9 +6,9 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, exact_div
 from nnc.lang.elaborate.binding import Binding
-from nnc.lang.elaborate.broadcasting import typed
-from nnc.lang.elaborate.mismatches import declared, wrong_rank, wrong_size
-from nnc.lang.elaborate.mistakes import fail
+from nnc.lang.elaborate.broadcasting import grouped, typed
+from nnc.lang.elaborate.mismatches import declared, written, wrong_rank, wrong_size
+from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.sizes import quantified
 from nnc.lang.elaborate.values import Tensor
 
@@ -41,13 +41,37 @@ def _match_pack(
         b.frame.pack_origins[pattern.name] = tuple(v.origin(axis + k) or v.place for k in range(n))
         return
     if bound != mine:
-        raise fail(
-            "E0301",
-            f"`{b.shown}` needs the same axes for `..{pattern.name}`",
-            span,
-            typed(v, span),
-            (declared(p, f"`..{pattern.name}` is [{', '.join(map(str, bound))}] before"),),
-        )
+        raise _other_axes(b, p, pattern, v, bound, mine, span)
+
+
+def _other_axes(
+    b: Binding,
+    p: ast.Param,
+    pattern: ast.Rest,
+    v: Tensor,
+    bound: tuple[Dim, ...],
+    mine: tuple[Dim, ...],
+    span: Span,
+) -> Mistake:
+    """Two arguments that share `..N` have other axes there."""
+    names = [q.name for q in b.func.params]
+    args = {a.name or names[i]: a for i, a in enumerate(b.call.args) if i < len(names)}
+    first = next((q for q in b.func.params if f"..{pattern.name}" in written(q)), p)
+    given = args.get(first.name)
+    before = f"[{', '.join(map(str, bound))}]"
+    help = None
+    labels = [declared(p, f"`..{pattern.name}` is {before} before")]
+    if given is not None and first is not p:
+        other = b.frame.vars.get(first.name)
+        shown = typed(other, span) if isinstance(other, Tensor) else before
+        labels.insert(0, Label(given.value.span, shown))
+        one, two = grouped(given.value.span.text), grouped(span.text)
+        if bound[:-1] == mine and bound[-1] == ONE:
+            help = f"drop the axis of 1: `{one}[..., 0]`"
+        elif mine[:-1] == bound and mine[-1] == ONE:
+            help = f"drop the axis of 1: `{two}[..., 0]`"
+    what = f"`{b.shown}` needs the same axes for `..{pattern.name}`"
+    return fail("E0301", what, span, typed(v, span), labels, help=help)
 
 
 def _match_axis(

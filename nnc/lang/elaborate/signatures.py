@@ -191,6 +191,10 @@ def _declared_size(cx: Context, frame: Frame, d: ast.Expr, p: ast.Param) -> Dim:
         return frame.packs[d.name][0]
     if isinstance(d, ast.Str | ast.Slice | ast.ListLit):
         raise fail("E0309", "a size is expected here", d.span)
+    negative = isinstance(d, ast.Unary) and isinstance(d.operand, ast.Num)
+    if isinstance(d, ast.NoneLit) or negative:
+        help = f"a size that may be any has a name: `{p.name}: real[B, 10]`"
+        raise fail("E0309", f"`{d.span.text}` is no size", d.span, help=help)
     for name in quantified(cx, frame, d):
         if name in DTYPES:
             raise fail("E0309", f"`{name}` is a dtype, a size is expected here", d.span)

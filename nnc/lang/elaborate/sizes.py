@@ -108,7 +108,8 @@ def _size(cx: Context, e: ast.Expr) -> Dim:
                 str(value.type),
                 help="an argument `n: dim` may be used as a size",
             )
-    raise fail("E0309", "a size must be an integer", e.span, describe(value))
+    once = ("no size", e.span.source.name, e.span.text)
+    raise fail("E0309", "a size must be an integer", e.span, describe(value), once=once)
 
 
 def quotient(cx: Context, p: Dim, q: Dim, e: ast.Binary) -> Dim:

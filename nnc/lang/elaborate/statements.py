@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from nnc.diagnostics import Span
 from nnc.lang import ast
+from nnc.lang.elaborate.branches import returns
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.control import run_assert, run_for, run_if, run_while
 from nnc.lang.elaborate.definitions import define
@@ -21,11 +23,16 @@ from nnc.lang.elaborate.words import describe
 
 def execute(cx: Context, body: Sequence[ast.Stmt]) -> None:
     """Runs statements in order; after a mistake what the statement defines is Unknown."""
-    for stmt in body:
-        if cx.frame.returned:
-            cx.warn("W0004", "this is never reached", stmt.span)
+    frame = cx.frame
+    for i, stmt in enumerate(body):
+        if frame.returned:
+            if not frame.continued:
+                cx.warn("W0004", "this is never reached", stmt.span)
             return
         cx.step(stmt.span)
+        may_return = isinstance(stmt, ast.If | ast.For) and returns([stmt]) is not None
+        if may_return:
+            frame.after.append(partial(execute, cx, body[i + 1 :]))
         try:
             _statement(cx, stmt)
         except Mistake as mistake:
@@ -33,6 +40,9 @@ def execute(cx: Context, body: Sequence[ast.Stmt]) -> None:
             _poison(cx, stmt)
         except Poisoned:
             _poison(cx, stmt)
+        finally:
+            if may_return:
+                frame.after.pop()
 
 
 def _poison(cx: Context, stmt: ast.Stmt) -> None:
@@ -75,6 +85,13 @@ def _yield(cx: Context, stmt: ast.Yield) -> None:
 
 
 def _expression(cx: Context, value: ast.Expr) -> None:
+    if isinstance(value, ast.Compare) and value.rest[0][0] == "==":
+        first, second = value.first, value.rest[0][1]
+        if isinstance(first, ast.Name) and cx.lookup(first.id) is None:
+            help = f"`{first.span.text} = {second.span.text}` defines it"
+            once = ("undefined", first.span.source.name, first.id)
+            what = "`==` compares, it does not define"
+            raise fail("E0114", what, value.span, help=help, once=once)
     result = cx.eval(value)
     if not (isinstance(value, ast.Call) and value.bang) and not isinstance(result, Unknown):
         cx.warn("W0003", "this value is not used", value.span)
@@ -106,11 +123,23 @@ def _unpack(cx: Context, targets: Sequence[ast.Expr], value: Value, span: Span) 
     items = value.items if isinstance(value, Tuple) else None
     if items is None:
         what = f"{len(targets)} names for one value"
-        raise fail("E0811", what, span, describe(cx.tensor(value)))
+        current = cx.tensor(value)
+        raise fail(
+            "E0811", what, span, describe(current), help=_unpack_help(current, targets, span)
+        )
     if len(items) != len(targets):
         raise fail("E0811", f"{len(targets)} names for {len(items)} values", span)
     for t, item in zip(targets, items, strict=True):
         _store(cx, t, item)
+
+
+def _unpack_help(value: Value, targets: Sequence[ast.Expr], span: Span) -> str | None:
+    text = span.text
+    if text.startswith(("max(", "min(")):
+        return f"the positions are another value: `arg{text}`"
+    if isinstance(value, Tensor) and value.shape and text.isidentifier():
+        return f"index it: `{', '.join(f'{text}[{i}]' for i in range(len(targets)))}`"
+    return None
 
 
 def _define(cx: Context, target: ast.Expr, value: ast.Expr, span: Span) -> None:
@@ -121,6 +150,9 @@ def _define(cx: Context, target: ast.Expr, value: ast.Expr, span: Span) -> None:
         may_define(cx, name, target.value.span)
         _set(cx, name, define(cx, target, value), target.span)
         return
+    if isinstance(value, ast.ListLit) and not value.items:
+        help = "a loop stacks what it yields: `ys = for t in T: ... yield y`"
+        raise fail("E0203", "an empty list stays empty", value.span, help=help)
     _store(cx, target, cx.eval(value), span)
 
 

@@ -163,7 +163,7 @@ def _writable(cx: Context, key: str, target: Span) -> None:
 
 def _read_only(cx: Context, key: str, target: Span) -> Mistake:
     slot = cx.store[key]
-    labels = (Label(slot.declared, "not `inout`"),) if slot.declared is not None else ()
+    labels = (Label(_name(slot.declared), "not `inout`"),) if slot.declared is not None else ()
     message = f"this call would write to `{slot.root}`, which is read-only here"
     if not cx.calls:
         declared = slot.declared.text if slot.declared is not None else f"{slot.root}: ..."
@@ -180,6 +180,12 @@ def _read_only(cx: Context, key: str, target: Span) -> Mistake:
         help = f"declare it `inout {slot.declared.text}`" if slot.declared is not None else None
     once = ("read-only", func.place)
     return fail("E0501", message, func, text, labels, help=help, once=once)
+
+
+def _name(declared: Span) -> Span:
+    """The name alone of `net: Net`."""
+    end = declared.column + len(declared.text.partition(":")[0].rstrip())
+    return Span(declared.source, declared.line, declared.column, declared.line, end)
 
 
 def _only_in_training(func: ast.FuncDef, target: Span) -> bool:

@@ -9,9 +9,10 @@ from nnc.lang.dims import Dim, dim_sum
 from nnc.lang.elaborate.arguments import take
 from nnc.lang.elaborate.arith import adapt, element, lift, settle, weak_kind
 from nnc.lang.elaborate.axes import resolve_axis
-from nnc.lang.elaborate.broadcasting import broadcast, common_dtype
+from nnc.lang.elaborate.broadcasting import broadcast, common_dtype, size_origin
 from nnc.lang.elaborate.context import Context
-from nnc.lang.elaborate.mistakes import Poisoned, fail
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
+from nnc.lang.elaborate.translation import translated
 from nnc.lang.elaborate.values import Bool, Operand, Tensor, Value, WeakTensor, number
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DType
@@ -52,7 +53,8 @@ def concat(cx: Context, e: ast.Call) -> Value:
     over = next((a.value for a in e.args if a.name == "over"), None)
     parts = [a for a in e.args if a.name is None]
     if over is None or len(parts) < 2:
-        raise fail("E0802", "`concat` takes two or more tensors and `over=`", e.span)
+        text = "`concat` takes two or more tensors and `over=`"
+        raise fail("E0802", text, e.span, help=translated(cx, e))
     operands = [Operand(settle(cx, Operand(cx.eval(a.value), a.span)), a.span) for a in parts]
     dtype = common_dtype(cx, operands, [o.value for o in operands], e.span)
     tensors: list[Tensor] = []
@@ -68,13 +70,7 @@ def concat(cx: Context, e: ast.Call) -> Value:
     for t, o in zip(tensors[1:], operands[1:], strict=True):
         rest = [d for i, d in enumerate(t.shape) if i != axis]
         if rest != [d for i, d in enumerate(first.shape) if i != axis]:
-            raise fail(
-                "E0302",
-                "these shapes cannot be joined",
-                o.span,
-                str(t.type),
-                [Label(operands[0].span, str(first.type))],
-            )
+            raise _not_joined(t, first, axis, o, operands[0])
     total = dim_sum(t.shape[axis] for t in tensors)
     shape = (*first.shape[:axis], total, *first.shape[axis + 1 :])
 
@@ -90,6 +86,19 @@ def concat(cx: Context, e: ast.Call) -> Value:
         return out
 
     return cx.compute(shape, body, e.span)
+
+
+def _not_joined(t: Tensor, first: Tensor, axis: int, o: Operand, beside: Operand) -> Mistake:
+    """Tensors whose other axes differ."""
+    note, where = f"{len(t.shape)} and {len(first.shape)} axes", 0
+    if len(t.shape) == len(first.shape):
+        pairs = enumerate(zip(first.shape, t.shape, strict=True))
+        where = next(i for i, (a, b) in pairs if i != axis and a != b)
+        note = f"axis {where}: {first.shape[where]} is not {t.shape[where]}"
+    sides = [f"{x.type}{size_origin(x, min(where, len(x.shape) - 1), o.span)}" for x in (t, first)]
+    label = Label(beside.span, sides[1])
+    text = "these shapes cannot be joined"
+    return fail("E0302", text, o.span, sides[0], [label], [note])
 
 
 def _shift(t: Tensor, i: tuple[Expr, ...], axis: int, start: Dim) -> Expr:
