@@ -39,6 +39,7 @@ Values = Mapping[str, Any]
 SPACING = {"f64": 2.0**-52, "f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}
 EXACT = {"max", "min", "abs", "neg", "floor", "ceil", "round", "sign"}
 SAMPLES = 3
+SPECIAL = (np.inf, -np.inf, np.nan, -0.0, 1e-40)
 
 
 class Disagreement(AssertionError):
@@ -134,12 +135,17 @@ def differentiated(graph: Graph) -> set[Node]:
 
 
 def inputs(graph: Graph, program: Program, dims: Dims, seed: int) -> dict[str, Any]:
-    """Floats of a normal distribution, integers below their limits, positive second moments."""
+    """Floats of a normal distribution, integers below their limits, positive second moments.
+
+    One seed in five also puts a NaN, an infinity or a denormal number into each float argument.
+    """
     rng = np.random.default_rng(seed)
     out: dict[str, Any] = {}
     for i in graph.inputs:
         shape = tuple(d.evaluate(dims) for d in i.type.shape)
         out[i.name] = _value(i, shape, program.limits.get(i.name), dims, rng)
+        if seed % 5 == 4 and i.kind == "arg" and is_float(i.type.dtype) and out[i.name].size:
+            out[i.name].flat[int(rng.integers(out[i.name].size))] = rng.choice(SPECIAL)
     return out
 
 

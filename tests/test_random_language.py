@@ -65,6 +65,11 @@ export def f(inout b: f32[3], x: f32[T, 3]) -> f32:
     b := grad(y, x)[0]
     return y
 """,
+    "a slice is added to a constant that is not zero": """
+export def f(x: f32[B, 3]) -> f32[B, 3]:
+    a = logsumexp(x, over=0)
+    return grad(mean(a) + a[0]**2, x)
+""",
     "a function with an adjoint before autodiff": """
 def own(x: real[..N]) -> real[..N] = tanh(x)
 

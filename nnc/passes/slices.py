@@ -125,7 +125,7 @@ def _written(base: Node, s: _Slice) -> Update:
     """`base` with the slice added."""
     own = Load(s.part.type.dtype, s.part, tuple(Idx(Dim.of(a.var)) for a in s.part.axes))
     value: Expr = own
-    if not (isinstance(base, Compute) and isinstance(base.body, Const)):
+    if not (isinstance(base, Compute) and isinstance(base.body, Const) and base.body.value == 0):
         value = add(Load(base.type.dtype, base, s.target), own)
     return Update(
         type=base.type,
