@@ -255,8 +255,7 @@ def _range_help(cx: Context, r: Range, uses: Sequence[ast.Index], ranges: dict[s
     fitting = _fitting(cx, r, uses, ranges)
     if fitting is not None:
         item, size = fitting
-        text = f"`{item.span.text}` does not say how far it goes: give it a range"
-        return f"{text}, `{r.name}:{size}`"
+        return _say_range(f"{r.name}:{size}", item)
     for use in uses:
         shape = base_shape(cx, use.value)
         for item, axis, _ in _slots(cx, use.items, len(shape or ()), {}):
@@ -266,12 +265,15 @@ def _range_help(cx: Context, r: Range, uses: Sequence[ast.Index], ranges: dict[s
                 end = axes[axis] if axis < len(axes) else "N"
                 if isinstance(item, ast.Tuple):
                     return f"one size of `{item.span.text}` may be left open: give `{r.name}:N`"
-                text = f"`{item.span.text}` does not say how far it goes: give it a range"
-                return f"{text}, `{r.name}:{end}`"
+                return _say_range(f"{r.name}:{end}", item)
     sizes = [*cx.frame.dims, *(cx.frame.module.args if cx.frame.module is not None else ())]
     same = [s for s in sizes if s == r.name.upper()]
     word = (same or sizes[-1:] or ["10"])[0]
     return f"it is not used on the right; give it one: `{r.name}:{word}`"
+
+
+def _say_range(new: str, item: ast.Expr) -> str:
+    return f"give it a range, `{new}`: `{item.span.text}` does not say how far it goes"
 
 
 def _fitting(

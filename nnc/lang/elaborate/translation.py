@@ -107,7 +107,7 @@ def _same_function(c: Foreign) -> str | None:
 
 
 def _argument(c: Foreign, name: str) -> Callable[[int], str]:
-    axis = name in REDUCING and not (name in ("max", "min") and c.shape(1) is not None)
+    axis = name in REDUCING and not c.name.endswith("imum") and c.shape(1) is None
     return lambda i: f"over={c.text(i)}" if axis and i == 1 else c.text(i)
 
 
