@@ -70,6 +70,12 @@ export def f(x: f32[B, 3]) -> f32[B, 3]:
     a = logsumexp(x, over=0)
     return grad(mean(a) + a[0]**2, x)
 """,
+    "a condition that reads data keeps the conditions of its index": """
+export def f(x: f32[B, T]) -> f32[T]:
+    at = argmax(x, over=0)
+    z[u:T] = x[2*u - 1, at[u] else 0.5]
+    return z
+""",
     "a function with an adjoint before autodiff": """
 def own(x: real[..N]) -> real[..N] = tanh(x)
 

@@ -202,6 +202,8 @@ def _pad(body: Expr, way: Gather, g: Expr) -> tuple[Expr, set[str]]:
     wanted = {c.var for c in way.conditions} - {"", *way.digits}
     if not wanted or not isinstance(g, Load) or g.check or not _is_multiple(body, g):
         return body, set()
+    if any(True for c in way.conditions for _ in loads(c.expr)):  # data read where the others hold
+        return body, set()
     others: set[str] = set()
     for e in _without(body, g):
         others |= e.dim.names
