@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nnc.errors import ArgumentError
 from nnc.runtime.boundary import boundary
+from nnc.runtime.memory import byte_count
 from nnc.runtime.model import Model
 
 
@@ -18,6 +19,8 @@ def load(
     cache: bool = True,
     libraries: Sequence[str | Path] = (),
     nan_trap: bool = False,
+    max_memory: int | float | str | None = None,
+    sizes: Mapping[str, int] | None = None,
     **modules: object,
 ) -> Model:
     """Checks and compiles a `.nn` file (or loads the `.json` of `nnc compile`).
@@ -30,21 +33,43 @@ def load(
 
     `nan_trap`: a call that makes a value that is NaN or infinite raises NonFiniteError, which names
     the line, the element and what it was made from; nothing is written then. Calls are slower.
+
+    `max_memory`: bytes (or "8 GB", "8 GiB") that an export with a gradient may take at `sizes`
+    (`dict(B=8, T=1024)`), arguments included: calls of modules are computed again for the gradient
+    until it keeps them, the best first. DeviceError, with the bytes that can be reached.
     """
+    limit = _limit(max_memory, sizes)
     if Path(path).suffix == ".json":
         from nnc.runtime import artifact
 
-        if modules:
+        if modules or limit:
             raise ArgumentError(f"{path} is compiled already: its parameters are fixed")
         model = artifact.load(path)
     else:
         from nnc.loading import load_model
 
-        model = load_model(str(path), _overrides(modules), cache)
+        model = load_model(str(path), _overrides(modules), cache, limit)
     model.link(libraries)
     if threads is not None:
         model.threads = threads
     return model.trap() if nan_trap else model
+
+
+def _limit(
+    max_memory: int | float | str | None, sizes: Mapping[str, int] | None
+) -> tuple[int, dict[str, int]] | None:
+    if max_memory is None:
+        if sizes:
+            raise ArgumentError("sizes are those of max_memory, which is not given")
+        return None
+    wrong = [f"{n} = {v!r}" for n, v in (sizes or {}).items() if not _is_size(v)]
+    if wrong:
+        raise ArgumentError(f"a size is a whole number of at least 1, not {', '.join(wrong)}")
+    return byte_count(max_memory), {n: int(v) for n, v in (sizes or {}).items()}
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _overrides(modules: Mapping[str, object]) -> dict[str, dict[str, object]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import llvmlite
 
+from nnc.budget import Budget, Choice, within
 from nnc.codegen import contract, llvm, objects
 from nnc.codegen.pool import pool_module
 from nnc.codegen.profile import profiled as profiling
@@ -90,6 +91,7 @@ class Compiled:
     tests: tuple[TestCase, ...] = ()
     built: Mapping[str, Built] = field(default_factory=dict)
     cache: Cache | None = None
+    choices: tuple[Choice, ...] = ()
 
 
 Cache = Callable[[str, Callable[[], bytes]], bytes]  # (key, make) -> object
@@ -168,26 +170,41 @@ class Scheduled:
     fused: Fused
     program: Program
     special: Specialized | None = None  # of a variant
+    choice: Choice | None = None  # to keep a limit of memory
 
     @property
     def name(self) -> str:
         return self.built.graph.name
 
 
-def scheduled(path: str, overrides: Overrides | None = None) -> list[Scheduled]:
-    """Every export of a file, then the variants, up to the Program.
+def limited(checked: Checked, budget: Budget | None) -> tuple[Elaborated, tuple[Choice, ...]]:
+    """What was checked, with what is computed again to keep a limit of memory.
 
-    CompileError with all diagnostics.
+    CompileError with all diagnostics; DeviceError when the limit cannot be kept.
     """
-    checked = check(path, overrides)
     if checked.errors or checked.elaborated is None:
         raise CompileError(checked.diagnostics)
+    if budget is None:
+        return checked.elaborated, ()
+    return within(checked.elaborated, budget, lambda g: schedule(optimise(g)))
+
+
+def scheduled(
+    path: str, overrides: Overrides | None = None, budget: Budget | None = None
+) -> list[Scheduled]:
+    """Every export of a file, then the variants, up to the Program.
+
+    CompileError with all diagnostics; DeviceError when the limit of memory cannot be kept.
+    """
+    found, choices = limited(check(path, overrides), budget)
+    chosen = {c.name: c for c in choices}
     out = []
-    plain = [(None, b) for b in checked.elaborated.exports]
-    for special, built in [*plain, *variants(checked.elaborated)]:
+    plain = [(None, b) for b in found.exports]
+    for special, built in [*plain, *variants(found)]:
         graph = optimise(built.graph)
         fused = fuse(graph)
-        out.append(Scheduled(built, graph, fused, schedule(graph, fused), special))
+        choice = chosen.get(built.graph.name)
+        out.append(Scheduled(built, graph, fused, schedule(graph, fused), special, choice))
     return out
 
 
@@ -297,13 +314,14 @@ def compile_file(
     target: Target | None = None,
     cache: Cache | None = None,
     tests: bool = False,
+    budget: Budget | None = None,
 ) -> Compiled:
-    """Compiles every export of a file; CompileError with all diagnostics when it has mistakes."""
-    checked = check(path, overrides)
-    if checked.errors or checked.elaborated is None:
-        raise CompileError(checked.diagnostics)
+    """Compiles every export of a file; CompileError with all diagnostics when it has mistakes.
+
+    DeviceError when the limit of memory cannot be kept.
+    """
+    found, choices = limited(check(path, overrides), budget)
     out = _Objects(target or host(), cache)
-    found = checked.elaborated
     graphs = {b.graph.name: optimise(b.graph) for b in found.exports}
     natives = [
         out.native(graphs[b.graph.name], b.signature.symbol, _cases(found, b))
@@ -335,6 +353,7 @@ def compile_file(
         cases,
         built,
         cache,
+        choices,
     )
 
 

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from nnc import compiler
+from nnc.budget import Budget as Budget
 from nnc.compiler import Checked, Compiled, Scheduled
 from nnc.diagnostics import Source
 from nnc.errors import ArgumentError, LoadError
@@ -29,10 +30,12 @@ def compile_file(
     *,
     cache: bool = True,
     tests: bool = False,
+    budget: Budget | None = None,
 ) -> Compiled:
-    """Compiles every export. CompileError or LoadError."""
+    """Compiles every export. CompileError or LoadError; DeviceError beyond the budget."""
     read_file(path)
-    return compiler.compile_file(str(path), overrides, cache=fetch if cache else None, tests=tests)
+    found = fetch if cache else None
+    return compiler.compile_file(str(path), overrides, cache=found, tests=tests, budget=budget)
 
 
 def model_of(compiled: Compiled, libraries: Sequence[str | Path] = ()) -> Model:
@@ -65,10 +68,12 @@ def dump_file(path: str | Path, name: str, stage: str, overrides: Overrides | No
         raise ArgumentError(f"{path} exports no {name!r}") from None
 
 
-def schedule_file(path: str | Path, overrides: Overrides | None = None) -> list[Scheduled]:
+def schedule_file(
+    path: str | Path, overrides: Overrides | None = None, budget: Budget | None = None
+) -> list[Scheduled]:
     """Every export with its kernels and memory. CompileError or LoadError."""
     read_file(path)
-    return compiler.scheduled(str(path), overrides)
+    return compiler.scheduled(str(path), overrides, budget)
 
 
 def read_file(path: str | Path) -> Source:

@@ -28,17 +28,26 @@ _IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import|import[ \t]+([\w
 _PACKAGE = Path(__file__).resolve().parent
 
 
-def load_model(path: str, overrides: Overrides, use_cache: bool = True) -> Model:
-    """Compiles a file, or takes what is in the cache. CompileError, LoadError."""
-    key = source_key(path, overrides) if use_cache else None
+Limit = tuple[int, Mapping[str, int]]  # bytes, at these sizes
+
+
+def load_model(
+    path: str, overrides: Overrides, use_cache: bool = True, limit: Limit | None = None
+) -> Model:
+    """Compiles a file, or takes what is in the cache. CompileError, LoadError.
+
+    `limit` of memory: DeviceError when it cannot be kept.
+    """
+    key = source_key(path, overrides, limit) if use_cache else None
 
     @once
     def compiled() -> Any:
         from nnc import driver
 
-        if key is not None and source_key(path, overrides) != key:
+        if key is not None and source_key(path, overrides, limit) != key:
             raise Error(f"{path} has changed since it was loaded: load it again")
-        return driver.compile_file(path, overrides, cache=use_cache)
+        budget = None if limit is None else driver.Budget(*limit)
+        return driver.compile_file(path, overrides, cache=use_cache, budget=budget)
 
     def lazy(name: str) -> Differentiated:
         found = None if key is None else cache.get(f"{key} {name}")
@@ -114,7 +123,7 @@ def _unpacked(kind: type[Differentiated], data: bytes) -> Differentiated:
 # ---- the key ----------------------------------------------------------------------------------
 
 
-def source_key(path: str, overrides: Overrides) -> str | None:
+def source_key(path: str, overrides: Overrides, limit: Limit | None = None) -> str | None:
     """Identifies all that a compilation depends on; None when the file cannot be read."""
     texts: dict[str, str] = {}
     if not _read(Path(path), texts):
@@ -123,6 +132,8 @@ def source_key(path: str, overrides: Overrides) -> str | None:
         set_ = json.dumps(overrides, sort_keys=True)
     except TypeError:
         raise ArgumentError("module parameters are numbers, true, false or texts") from None
+    if limit is not None:
+        set_ += f" {limit[0]} {sorted(limit[1].items())}"
     parts = (str(path), json.dumps(texts, sort_keys=True), set_, _own_files(), *_machine())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -21,6 +21,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("nnc.lang.dims", "nnc.lang.types"),
     ("nnc.ir",),
     ("nnc.lang", "nnc.passes", "nnc.codegen", "nnc.runtime"),
+    ("nnc.budget",),
     ("nnc.compiler",),
     ("nnc.nantrap",),
     ("nnc.driver",),
@@ -45,6 +46,7 @@ LOCAL = {
     "nnc.golden": {"nnc"},  # pytest loads it for every project
     "nnc.loading": {"nnc"},  # what is taken from the cache never imports the compiler
     "nnc.api": {"nnc"},  # what loads a compiled artifact never imports the compiler
+    "nnc.cli.profile_view": {"matplotlib"},
     "nnc.lang.syntax": {"lark"},
     "nnc.runtime.data": {"sklearn"},
     "nnc.runtime.progress": {"matplotlib", "rich"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import pytest
 
 import nnc
 from nnc import compiler
+from nnc.budget import Budget
+from nnc.cli import main
 from tests.endtoend import built, from_file, run_native, sample
 
 HEAD = "from std.nn import Linear, Dropout, BatchNorm, gelu\n"
@@ -221,3 +224,62 @@ def test_forward_keeps_less(tmp_path: Path) -> None:
     assert np.array_equal(grads[0].x, grads[1].x)
     key = "h.0.fc1.weight"
     assert np.array_equal(grads[0].net[key], grads[1].net[key])
+
+
+# ---- a limit of memory ----------------------------------------------------------------------------
+
+PLAIN = pair(DEEP, {"CALL": "h[l](x)"})[0]
+AT = {"B": 1024}
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Path:
+    path = tmp_path / "deep.nn"
+    path.write_text(PLAIN)
+    return path
+
+
+def test_limit_of_memory(deep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Calls of modules are chosen, and named by line; results keep their bits."""
+    flags = ["--B", "1024", "--threads", "1"]
+    assert main(["plan", str(deep), "step", "--max-memory", "2MB", *flags]) == 0
+    out = capsys.readouterr().out
+    assert re.search(rf"^  recompute\(.*\)  {deep}:\d+:\d+$", out, re.M), out
+    found = re.search(r"^all +([0-9,]+) bytes", out, re.M)
+    assert found and int(found[1].replace(",", "")) < 2_000_000
+    results = []
+    for limit in (None, "2 MB"):
+        m: Any = nnc.load(deep, max_memory=limit, sizes=AT if limit else None)
+        x = np.random.default_rng(0).standard_normal((7, 16)).astype(np.float32)
+        results.append(m.step(m.Net.init(seed=1), x))
+    for a, b in zip(*results, strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_limit_that_cannot_be_kept(deep: Path) -> None:
+    with pytest.raises(nnc.DeviceError, match=r"cannot be held to 200.0 KB; reached: 1\.\d MB"):
+        nnc.load(deep, max_memory=2e5, sizes=AT)
+
+
+def test_limit_that_is_kept_anyhow(deep: Path) -> None:
+    path = str(deep)
+    scheduled = compiler.scheduled(path, budget=Budget(10**9, AT))
+    assert scheduled[0].choice is not None and scheduled[0].choice.places == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ({"max_memory": 1e9}, "max_memory needs the sizes of step: B is missing"),
+        ({"max_memory": "lots", "sizes": AT}, "'lots' is no number of bytes, like 8e9 or '8 GB'"),
+        ({"max_memory": -1, "sizes": AT}, "-1 is no number of bytes"),
+        (
+            {"max_memory": 1e9, "sizes": {"B": 0}},
+            "a size is a whole number of at least 1, not B = 0",
+        ),
+        ({"sizes": AT}, "sizes are those of max_memory"),
+    ],
+)
+def test_wrong_limits(deep: Path, arguments: dict[str, Any], text: str) -> None:
+    with pytest.raises(nnc.ArgumentError, match=text):
+        nnc.load(deep, **arguments)

@@ -127,6 +127,14 @@ def _define(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _max_memory(parser: argparse.ArgumentParser, sizes: str) -> None:
+    parser.add_argument(
+        "--max-memory",
+        metavar="BYTES",
+        help=f"at {sizes}, like 8GB: calls of modules are computed again for the gradient to fit",
+    )
+
+
 def _compile(commands: Commands) -> None:
     parser = _command(
         commands,
@@ -138,6 +146,8 @@ def _compile(commands: Commands) -> None:
     _model(parser)
     parser.add_argument("-o", dest="out", metavar="DIR", type=Path, default=Path())
     parser.add_argument("--target", choices=("cpu", "cuda"), default="cpu")
+    _max_memory(parser, "the sizes of --at")
+    _pairs(parser, "--at", "NAME=SIZE", "a size for --max-memory, e.g. --at B=8")
 
 
 def _check(commands: Commands) -> None:
@@ -270,6 +280,7 @@ def _plan(commands: Commands) -> None:
         "nnc plan gpt2.nn train_step --B 8 --T 1024\n\nWithout sizes it prints the formulas.",
     )
     _model(parser)
+    _max_memory(parser, "the sizes")
     parser.add_argument("function", metavar="FUNC")
     parser.add_argument("--threads", type=int)
 
@@ -299,8 +310,15 @@ def _profile(commands: Commands) -> None:
         "profile",
         "measure one call, kernel by kernel, and say where the time goes, by source line",
         "nnc profile gpt2.nn train_step --B 8 --T 1024\n\n"
-        "Arguments are made up; modules begin as they are declared.",
+        "Arguments are made up; modules begin as they are declared. The roof is what this machine can\n"
+        "do at most: multiply-adds in registers, bytes read from memory, whichever takes longer.",
     )
     _model(parser)
     parser.add_argument("function", metavar="FUNC")
     parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--trace", metavar="FILE", type=Path, help="write a Chrome trace (ui.perfetto.dev), JSON"
+    )
+    parser.add_argument(
+        "--picture", metavar="FILE", type=Path, help="draw time by line and the roofline, .png"
+    )

@@ -60,10 +60,19 @@ def run(args: argparse.Namespace) -> int:
 def compile_(args: argparse.Namespace) -> int:
     from nnc import driver
     from nnc.runtime import artifact
+    from nnc.runtime.memory import byte_count
 
     if args.target == "cuda":
         raise DeviceError("this nnc has no CUDA back end yet")
-    compiled = driver.compile_file(args.model, overrides(args.define))
+    budget = None
+    if args.max_memory is not None:
+        at = {n: number(v, f"--at {n}") for n, v in pairs("--at", args.at).items()}
+        if any(isinstance(v, float | bool) or v < 1 for v in at.values()):
+            raise ArgumentError("--at: a size is a whole number, like --at B=8")
+        budget = driver.Budget(byte_count(args.max_memory), {n: int(v) for n, v in at.items()})
+    compiled = driver.compile_file(args.model, overrides(args.define), budget=budget)
+    for choice in compiled.choices:
+        print(choice)
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

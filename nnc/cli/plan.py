@@ -22,7 +22,7 @@ from nnc.ir.signature import ExportSig
 from nnc.lang.dims import Dim, dim_sum
 from nnc.passes.memory import rounded
 from nnc.runtime.cpu import cpu_count
-from nnc.runtime.memory import human, physical
+from nnc.runtime.memory import byte_count, human, physical
 from nnc.runtime.modules import SERIAL
 
 
@@ -46,7 +46,9 @@ class MemoryPlan:
 def plan(args: argparse.Namespace) -> int:
     """Prints formulas; with sizes also bytes, largest values first."""
     env = sizes(args.sizes)
-    found = chosen(args.model, args.function, overrides(args.define), env)
+    limit = None if args.max_memory is None else byte_count(args.max_memory)
+    budget = None if limit is None else driver.Budget(limit, env, args.function)
+    found = chosen(args.model, args.function, overrides(args.define), env, budget)
     threads = cpu_count() if args.threads is None else args.threads
     if threads < 1:
         raise ArgumentError("--threads must be at least 1")
@@ -56,6 +58,8 @@ def plan(args: argparse.Namespace) -> int:
         rows = _numbers(memory_plan(found), env, threads)
     else:
         rows = _formulas(memory_plan(found), threads)
+    if found.choice is not None:
+        rows = [str(found.choice), "", *rows]
     print("\n".join(rows))
     return 0
 
@@ -65,12 +69,13 @@ def chosen(
     function: str,
     given: Mapping[str, Mapping[str, object]],
     env: Mapping[str, int] | None = None,
+    budget: driver.Budget | None = None,
 ) -> Scheduled:
     """One export of a file, or its variant for the sizes `env`.
 
     ArgumentError when there is none of this name.
     """
-    every = driver.schedule_file(path, given)
+    every = driver.schedule_file(path, given, budget)
     found = {s.name: s for s in every}
     if function not in found:
         raise ArgumentError(f"{path} exports no {function!r}{nearest(function, found)}")

@@ -6,10 +6,9 @@ run-time loop in `nnc.passes.reverse`. Grads of grads work because inner ones ar
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from nnc.diagnostics import Span
 from nnc.ir.bounds import turn_facts
 from nnc.ir.dependence import active
 from nnc.ir.graph import (
@@ -33,22 +32,19 @@ from nnc.ir.graph import (
 from nnc.lang.dims import Dim, Facts
 from nnc.passes.hoist import hoist
 from nnc.passes.loops import Fresh, copied, index_in, tidy, union
-from nnc.passes.recompute import NONE, Recomputation, contiguous, keep_regions, marked
+from nnc.passes.recompute import NONE, Recomputation, asked_regions, contiguous, marked
 from nnc.passes.reverse import pull_loop
 from nnc.passes.vjp import Share, fill, is_zero, node_of, pull, total
 
 
-def autodiff(graph: Graph, chosen: Collection[Span] = ()) -> Graph:
-    """The graph without Grad, Part of a Grad, Stop and Custom; every loop has its own variable.
-
-    `chosen`: places of calls that are computed again beside those in `recompute(...)`.
-    """
-    return without_stops(expanded(graph, chosen))
+def autodiff(graph: Graph) -> Graph:
+    """The graph without Grad, Part of a Grad, Stop and Custom; every loop has its own variable."""
+    return without_stops(expanded(graph))
 
 
-def expanded(graph: Graph, chosen: Collection[Span] = ()) -> Graph:
+def expanded(graph: Graph) -> Graph:
     """The graph without Grad: it can be differentiated again, `Stop` and `Custom` still stand."""
-    graph = keep_regions(graph, lambda r: r.asked or r.span in chosen)
+    graph = asked_regions(graph)
     expansion = _Expansion(Fresh())
     expansion.block(toposort(graph.roots), graph.facts, {})
     return tidy(with_roots(graph, [expansion.new[r] for r in graph.roots]))

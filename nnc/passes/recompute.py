@@ -9,9 +9,10 @@ written once: its copies read what the original wrote.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from nnc.diagnostics import Span
 from nnc.ir.expr import Const
 from nnc.ir.graph import (
     Compute,
@@ -39,14 +40,27 @@ Path = tuple[Region, ...]
 NONE: frozenset[Region] = frozenset()
 
 
-def keep_regions(graph: Graph, chosen: Callable[[Region], bool]) -> Graph:
-    """The graph with marks of those regions only."""
+def asked_regions(graph: Graph) -> Graph:
+    """The graph with marks of those regions only that are computed again."""
+    return _marked_again(graph, lambda r: r if r.asked else None)
 
+
+def ask(graph: Graph, places: Collection[Span]) -> Graph:
+    """The graph with the calls at these places to be computed again too."""
+    new: dict[Region, Region] = {}
+
+    def one(r: Region) -> Region:
+        return new.setdefault(r, replace(r, asked=r.asked or r.span in places))
+
+    return _marked_again(graph, one)
+
+
+def _marked_again(graph: Graph, fn: Callable[[Region], Region | None]) -> Graph:
     def one(node: Node) -> Node:
-        kept = tuple(r for r in node.regions if chosen(r))
-        return node if len(kept) == len(node.regions) else replace(node, regions=kept)
+        found = tuple(r for r in map(fn, node.regions) if r is not None)
+        return node if found == node.regions else replace(node, regions=found)
 
-    some = any(not chosen(r) for n in all_nodes(graph) for r in n.regions)
+    some = any(fn(r) is not r for n in all_nodes(graph) for r in n.regions)
     return transform(graph, one) if some else graph
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import ctypes
 import importlib
 import os
+import re
 from functools import cache
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nnc.errors import DeviceError
+from nnc.errors import ArgumentError, DeviceError
 from nnc.lang.types import DTYPES, DType
 
 Array = NDArray[Any]
@@ -94,6 +95,19 @@ def human(nbytes: int) -> str:
             break
         size /= 1000
     return f"{nbytes} B" if unit == "B" else f"{size:.1f} {unit}"
+
+
+def byte_count(text: int | float | str) -> int:
+    """`8 GB`, `16GiB`, `1e9`: whole bytes of at least 1. ArgumentError."""
+    match = re.fullmatch(r"\s*([0-9.]+(?:e[0-9]+)?)\s*([KMGT]?)(i?)B?\s*", str(text), re.I)
+    try:
+        assert match is not None
+        unit = (1024 if match[3] else 1000) ** " KMGT".index(match[2].upper() or " ")
+        value = int(float(match[1]) * unit)
+        assert value > 0
+    except (AssertionError, ValueError, OverflowError):
+        raise ArgumentError(f"{text!r} is no number of bytes, like 8e9 or '8 GB'") from None
+    return value
 
 
 @cache

@@ -90,6 +90,9 @@ def _callee(cx: Context, e: ast.Call) -> Value:
         own = own or (isinstance(e.func, ast.Attr) and d.span == e.func.value.span)
         if d.code not in ("E0801", "E0804") or not own:
             raise
+        values = [cx.lookup(a.value.id) for a in e.args if isinstance(a.value, ast.Name)]
+        if any(isinstance(v, Unknown) for v in values):
+            raise Poisoned from None  # it follows from another mistake
         help = translated(cx, e)
         raise Mistake(replace(d, help=help)) if help is not None else mistake from None
 
