@@ -299,8 +299,9 @@ class _Emission:
         turns = enclosing(self.program.steps)
         kernels = [self.kernel(k, turns[i]) for i, k in enumerate(self.program.kernels)]
         parts = [f"define internal void {name}{text}" for text, name in self.named.items()]
-        parts += [self.spmd(self.scopes(), self.symbol, kernels).emit(self.program.steps)]
-        return [*parts, self.entry(linkage), self.size(linkage)]
+        spmd = self.spmd(self.scopes(), self.symbol, kernels)
+        parts.append(spmd.emit(self.program.steps))
+        return [*parts, self.entry(linkage, tuple(spmd.offsets)), self.size(linkage)]
 
     def kernel(self, kernel: Kernel, turns: tuple[Repeat, ...]) -> Launch:
         """Emits its function, unless there is one of a kernel alike (or with the same text)."""
@@ -348,7 +349,8 @@ class _Emission:
     def scopes(self) -> Indices:
         return Indices(self.target, self.program.facts, self.program.dims)
 
-    def entry(self, linkage: str) -> str:
+    def entry(self, linkage: str, offsets: tuple[Dim, ...]) -> str:
+        """`offsets`: places in the arena whose addresses the frame holds."""
         s = self.scopes()
         em, s.fields["dims"] = s.em, "%dims"
         frame = em.op(f"alloca [{len(FRAME)} x i64], align 16", "frame")
@@ -358,7 +360,8 @@ class _Emission:
         error = em.op("getelementptr i64, ptr %ctx, i64 2", "error")
         em.line(f"store i64 0, ptr {error}")
         scratch = flow.offset(em, workspace, self.arena(s), "i8")
-        values = ("%ctx", "%dims", "%args", workspace, scratch, str(self.scratch))
+        places = self.places(s, workspace, offsets)
+        values = ("%ctx", "%dims", "%args", workspace, scratch, str(self.scratch), places)
         for i, ((_, type_), value) in enumerate(zip(FRAME.items(), values, strict=True)):
             place = em.op(f"getelementptr i64, ptr {frame}, i64 {i}")
             em.line(f"store {type_} {value}, ptr {place}")
@@ -377,6 +380,22 @@ class _Emission:
             f"define {linkage}i32 @{self.symbol}(ptr %ctx, ptr %dims, ptr %args) nounwind {{\n"
             f"entry:\n{s.body()}\n  ret i32 {result}\n}}\n"
         )
+
+    def places(self, s: Indices, workspace: str, offsets: tuple[Dim, ...]) -> str:
+        """A table of addresses, each reckoned from the one before it in memory."""
+        em, table = s.em, s.em.op(f"alloca [{max(len(offsets), 1)} x ptr], align 16", "places")
+        sample = {d: 64 + i for i, d in enumerate(self.program.dims)}
+        order = sorted(enumerate(offsets), key=lambda x: x[1].evaluate(sample))
+        at, here = ZERO, workspace
+        for number, offset in order:
+            step = offset - at
+            whole = len(step.terms) > len(offset.terms)
+            start, step = (workspace, offset) if whole else (here, step)
+            at, here = offset, flow.offset(em, start, s.uniform(step).text, "i8")
+            em.line(
+                f"store ptr {here}, ptr {em.op(f'getelementptr ptr, ptr {table}, i64 {number}')}"
+            )
+        return table
 
     def arena(self, s: Indices) -> str:
         return flow.round_up(s.em, s.uniform(self.program.arena).text, "64")

@@ -20,7 +20,8 @@ from nnc.codegen.target import Target
 from nnc.lang.dims import ZERO, Dim, Facts, Range
 from nnc.lang.types import DType
 
-# What every kernel gets: eight bytes each. `dims` and `args` are arrays.
+# What every kernel gets: eight bytes each. `dims` and `args` are arrays, and `places`: pointers
+# into the arena.
 FRAME = {
     "ctx": "ptr",
     "dims": "ptr",
@@ -28,6 +29,7 @@ FRAME = {
     "arena": "ptr",
     "scratch": "ptr",
     "each": "i64",
+    "places": "ptr",
 }
 
 

@@ -32,7 +32,7 @@ class Spmd:
 
     def __init__(self, scopes: Indices, symbol: str, launches: Sequence[Launch]) -> None:
         self.s, self.em, self.symbol, self.launches = scopes, scopes.em, symbol, launches
-        self.args: dict[int, str] = {}
+        self.offsets: dict[Dim, int] = {}  # of the arena, by their number in the frame's places
         self.plan = Plan(scopes, scopes.facts)
         self.number = 0  # of the next kernel
         self.loops: tuple[Repeat, ...] = ()  # around
@@ -85,16 +85,19 @@ class Spmd:
         return flow.offset(self.em, self.base(b), at, MEMORY[b.type.dtype])
 
     def base(self, b: Buffer) -> str:
+        """Loaded from a table where it is needed: a function of many calls is compiled quickly."""
         match b.scope:
             case "const":
                 return constant_name(self.symbol, b)
             case "arena":
-                offset = self.s.uniform(b.offset).text
-                return flow.offset(self.em, self.s.frame_field("arena"), offset, "i8")
+                number = self.offsets.setdefault(b.offset, len(self.offsets))
+                return self.item("places", number)
         assert b.scope == "arg", b
-        if b.slot not in self.args:
-            self.args[b.slot] = self.s.frame_item("args", b.slot, "ptr")
-        return self.args[b.slot]
+        return self.item("args", b.slot)
+
+    def item(self, table: str, number: int) -> str:
+        place = self.em.op(f"getelementptr ptr, ptr {self.s.frame_field(table)}, i64 {number}")
+        return self.em.op(f"load ptr, ptr {place}", table)
 
     def barrier(self) -> None:
         self.em.line("call void @nnrt_barrier(i32 %tid, i32 %nt)")
