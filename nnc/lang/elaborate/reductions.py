@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from nnc.diagnostics import Span
 from nnc.ir.expr import Const, Expr, Op, Select
+from nnc.ir.graph import Stop
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.elaborate.arith import elementwise
@@ -14,7 +15,7 @@ from nnc.lang.elaborate.broadcasting import bare, typed
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.definitions import element_value
 from nnc.lang.elaborate.mistakes import fail
-from nnc.lang.elaborate.values import Operand, Tensor, Value, integer
+from nnc.lang.elaborate.values import Operand, Tensor, Value, integer, of_node
 from nnc.lang.elaborate.words import axes_word
 from nnc.lang.types import is_float
 
@@ -76,14 +77,21 @@ def reduced(
 
 
 def _finite_top(cx: Context, top: Value, span: Span) -> Tensor:
-    """The largest value, or 0 where it is infinite: `inf - inf` would be no number."""
+    """The largest value, or 0 where it is infinite: `inf - inf` would be no number.
+
+    For derivatives it is a constant: a shift changes none.
+    """
     assert isinstance(top, Tensor)
 
     def body(i: tuple[Expr, ...]) -> Expr:
         e = top.at(i)
         return Select(e.dtype, Op("bool", "isfinite", (e,)), e, Const(e.dtype, 0.0))
 
-    return cx.compute(top.shape, body, span, origins=top.origins)
+    found = cx.compute(top.shape, body, span, origins=top.origins)
+    if found.node is None:
+        return found
+    stopped = Stop(type=found.type, span=cx.at(span), source=found.node, regions=cx.regions)
+    return of_node(stopped, found.letters, found.origins)
 
 
 def _check_reducible(cx: Context, op: str, dtype: str, at: Span) -> None:
