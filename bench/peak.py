@@ -134,7 +134,7 @@ done:
 """
 
 
-def bandwidth(threads: int = 1, megabytes: int = 256, windows: int = 12) -> float:
+def bandwidth(threads: int = 1, megabytes: int = 256, windows: int = 24) -> float:
     """Bytes/s read by all threads together, each from its own part of memory: the best window."""
     run = _run(_read(host()), "sweep", ctypes.c_float, ctypes.c_void_p, ctypes.c_int64)
     n = megabytes * (1 << 20) // 4 // threads // 1024 * 1024

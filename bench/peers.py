@@ -217,11 +217,11 @@ def _openvino(path: Path, inputs: Sequence[Any], threads: int) -> Call:
         "INFERENCE_PRECISION_HINT": "f32",
     }
     request = core.compile_model(core.read_model(str(path)), "CPU", config).create_infer_request()
-    given = [ov.Tensor(x, shared_memory=True) for x in inputs]
-    for i, x in enumerate(given):
-        request.set_input_tensor(i, x)
+    given = [(x, ov.Tensor(x, shared_memory=True)) for x in inputs]
 
     def call() -> Any:
+        for i, (_, tensor) in enumerate(given):  # keeps the arrays, too
+            request.set_input_tensor(i, tensor)
         request.infer()
         return request.get_output_tensor(0).data
 

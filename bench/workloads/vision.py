@@ -100,7 +100,7 @@ def resnet(
 
 
 def resnet18_train(context: Context, batch: int = 8) -> Case:
-    model = load("resnet18.nn", context)
+    model = load("resnet18_train.nn", context)
     net, opt = model.train_step.init("net", seed=0), model.train_step.init("opt")
     p = weights(net)
     x = _pictures(batch, 3, 64, 64)
