@@ -258,6 +258,8 @@ def _no_else(stop: Stop) -> Diagnostic | None:
         message = "a list built by `for` has no condition"
         return one("E0100", message, stop.token, help="choose the whole list: `[...] if c else []`")
     help = "a choice has both sides: `a if c else b`"
+    if stop.head in ("PARAM", "STATE"):
+        help += "; a param that may be missing ends in `when c`"
     return one("E0100", f"expected `else`, found {_called(stop.token)}", stop.token, help=help)
 
 
@@ -299,8 +301,10 @@ def _untyped(stop: Stop) -> Diagnostic | None:
     if stop.tokens[stop.tokens.index(opener) - 2].type != "DEF":
         return None
     message = f"the argument `{before.text}` has no type"
-    help = "every argument is declared with its shape: "
-    return one("E0117", message, before, help=help + f"`{before.text}: real[B, 10]`")
+    help = f"every argument is declared with its shape: `{before.text}: real[B, 10]`"
+    if stop.token.text == "=":
+        help = f"a number is declared `{before.text}: real = ...`"
+    return one("E0117", message, before, help=help)
 
 
 def _missing_type(stop: Stop) -> Diagnostic | None:
@@ -446,7 +450,8 @@ def _general_help(stop: Stop) -> str | None:
     if before is not None and before.text == ":" and token.type in _STATEMENTS:
         return "begin a new line, indented deeper"
     if token.type == "NAME" and stop.accepts("STRING") and not stop.accepts("NUMBER"):
-        return f'write `"{token.text}"`'
+        dotted = stop.rest.split(" ")[0] if stop.rest.startswith(".") else ""
+        return f'write `"{token.text}{dotted}"`'
     if token.type == "_NL" and stop.accepts("NUMBER"):
         return "complete the line; it goes on after an operator if the next line is indented deeper"
     return None

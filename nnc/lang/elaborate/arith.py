@@ -15,6 +15,7 @@ from nnc.lang.elaborate.broadcasting import (
     common_dtype,
     fits,
     free_dtype,
+    grouped,
     same_dtype,
     typed,
 )
@@ -253,6 +254,10 @@ def check_rule(
     help = None
     if rule in ("float", "number", "power"):
         help = f"`{real}({place.text})`"
+    elif fn in ("floordiv", "mod") and len(operands) == 2:
+        a, b = (grouped(o.span.text) for o in operands)
+        whole = f"floor({a} / {b})"
+        help = f"`{whole}`" if fn == "floordiv" else f"`{a} - {b} * {whole}`"
     elif rule == "logic" and dtype != "bool":
         help = f"compare: `{place.text} != 0`"
     want = WANTED.get(rule, "numbers")

@@ -67,6 +67,8 @@ def module_type(cx: Context, t: ast.TypeExpr | None) -> Instance | None:
             help = f"`from {homes[0]} import {name}`"
         if name in TYPES:
             help = f"`{TYPES[name]}`"
+        if name in ("str", "string", "text", "list", "dict", "tuple", "object", "any", "Any"):
+            help = "arguments are tensors, sizes, modules and trees"
         if name in ("fn", "function", "callable", "Callable"):
             help = "a parameter of a module may be a function: `module M(D, act=relu):`"
         if name.partition(".")[0] in cx.frame.unit.failed:

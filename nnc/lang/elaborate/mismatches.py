@@ -23,7 +23,7 @@ def wrong_dtype(b: Binding, p: ast.Param, v: Tensor, dtype: DType, span: Span) -
     if first is not None and is_float(v.dtype):
         return _two_reals(b, *first, v, span)
     shown = "real (f32 unless said)" if dtype == "real" else dtype
-    help = _swapped(b, p, v, dtype) or _classes(p, v, dtype, span) or f"`{dtype}({span.text})`"
+    help = _swapped(b, p, v, dtype) or _classes(b, p, v, dtype, span) or f"`{dtype}({span.text})`"
     return fail(
         "E0201",
         f"`{b.shown}` takes {shown}, this is {v.dtype}",
@@ -53,11 +53,12 @@ def _swapped(b: Binding, p: ast.Param, v: Tensor, dtype: DType) -> str | None:
     return None
 
 
-def _classes(p: ast.Param, v: Tensor, dtype: DType, span: Span) -> str | None:
+def _classes(b: Binding, p: ast.Param, v: Tensor, dtype: DType, span: Span) -> str | None:
     """Floats with a last axis, where integers without one are taken: one-hot labels."""
     dims = p.type.dims or () if isinstance(p.type, ast.TensorTypeExpr) else ()
-    packed = len(dims) == 1 and isinstance(dims[0], ast.Rest)
-    if dtype != "i32" or not is_float(v.dtype) or len(v.shape) < 2 or not packed:
+    pack = dims[0] if len(dims) == 1 else None
+    bound = b.frame.packs.get(pack.name) if isinstance(pack, ast.Rest) else None
+    if dtype != "i32" or not is_float(v.dtype) or bound is None or v.shape[:-1] != bound:
         return None
     return f"the numbers of the classes: `argmax({span.text}, over=-1)`"
 

@@ -16,11 +16,13 @@ from nnc.lang.elaborate.values import (
     Module,
     ModuleType,
     Pack,
+    Tensor,
     UnitRef,
     Value,
     integer,
     number,
 )
+from nnc.lang.elaborate.walks import assigned, nested
 from nnc.lang.units import Unit, nearest
 
 NUMBERS = {"pi": 3.141592653589793, "inf": float("inf"), "nan": float("nan")}
@@ -81,6 +83,14 @@ def _constant(name: str) -> Value | None:
     return None
 
 
+def _assigned_later(func: ast.FuncDef | None, name: str, span: Span) -> Span | None:
+    """The statement further down that defines a name."""
+    for stmt in nested(func.body) if func is not None else ():
+        if isinstance(stmt, ast.Assign) and name in assigned([stmt]) and stmt.span.line > span.line:
+            return stmt.targets[0].span
+    return None
+
+
 def undefined(cx: Context, name: str, span: Span) -> Mistake:
     """An unknown name, with the nearest known one or the import line as help."""
     frame = cx.frame
@@ -107,6 +117,17 @@ def undefined(cx: Context, name: str, span: Span) -> Mistake:
         help = help or (f"did you mean `{near}`?" if near else also)
         once = ("undefined", span.source.name, name)
         return fail("E0801", f"`{name}` is not defined", span, help=help, once=once)
+    lettered = [n for n, v in frame.vars.items() if isinstance(v, Tensor) and name in v.letters]
+    if lettered and not frame.binders and len(name) < 3:
+        value = frame.vars[lettered[-1]]
+        letters = ", ".join(value.letters) if isinstance(value, Tensor) else name
+        help = f"an index ends with its statement; begin another: `y[{letters}] = ...`"
+        return fail("E0801", f"`{name}` is not defined", span, help=help)
+    later = _assigned_later(frame.func, name, span)
+    if later is not None:
+        label = (Label(later, "assigned only here"),)
+        help = "move this line up; statements run in order"
+        return fail("E0801", f"`{name}` is not defined yet", span, labels=label, help=help)
     known = [*frame.binders, *frame.vars, *frame.dims, *frame.unit.names]
     if frame.module is not None:
         known += [*frame.module.args, *member_names(frame.module)]

@@ -9,7 +9,14 @@ from nnc.ir.expr import Expr, Op
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import adapt, element, elementwise, lift, settle
-from nnc.lang.elaborate.broadcasting import broadcast, common_dtype, grouped, size_origin, typed
+from nnc.lang.elaborate.broadcasting import (
+    bare,
+    broadcast,
+    common_dtype,
+    grouped,
+    size_origin,
+    typed,
+)
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.sizes import dim_op
@@ -30,6 +37,7 @@ from nnc.lang.elaborate.values import (
     weak_op,
 )
 from nnc.lang.elaborate.words import describe
+from nnc.lang.types import is_float
 
 ARITHMETIC = {"+": "add", "-": "sub", "*": "mul", "/": "div", "//": "floordiv", "%": "mod"}
 
@@ -145,6 +153,12 @@ def power(cx: Context, a: Operand, b: Operand, span: Span) -> Value:
     exponent = cx.tensor(b.value)
     match exponent:
         case Weak(kind="int") as w:
+            base = cx.tensor(a.value)
+            negative = w.dim is not None and (w.dim.const or 0) < 0
+            if negative and isinstance(base, Tensor) and not is_float(base.dtype):
+                help = f"`{cx.frame.real}({bare(a.span.text)})**{b.span.text}`"
+                text = "an integer has no negative power"
+                raise fail("E0203", text, b.span, describe(base), help=help)
             return elementwise(
                 cx, "powi", [a], span, lambda dt, row: Op(dt, "powi", (row[0], w.make("i32")))
             )

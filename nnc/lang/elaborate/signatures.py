@@ -129,6 +129,9 @@ def symbolic_param(cx: Context, frame: Frame, p: ast.Param) -> None:
     frame.var_spans[p.name] = p.name_span
     if p.inout and kind_of(p) != "tensor":
         frame.inout[p.name] = p.span
+    if isinstance(p.default, ast.NoneLit):
+        help = f"every argument is there: write a second function, without `{p.name}`"
+        raise fail("E0203", "an argument cannot be `None`", p.default.span, help=help)
     match kind_of(p):
         case "axis":
             frame.vars[p.name] = AxisRef(None)

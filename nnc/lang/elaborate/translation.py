@@ -265,6 +265,13 @@ def _deviation(c: Foreign) -> str | None:
     return f"`sqrt(var({c.text(0)}{over}))`" if c.args else None
 
 
+def _masked(c: Foreign) -> str | None:
+    if len(c.args) != 3:
+        return None
+    value = "-inf" if "inf" in c.text(2) else c.text(2)
+    return f"`where({c.text(1)}, {value}, {c.text(0)})`"
+
+
 def _counted(c: Foreign) -> str | None:
     return f"count beside the list: `for i in L: x = {c.word(0)}[i](x)`" if c.args else None
 
@@ -285,6 +292,7 @@ _RULES: dict[str, Callable[[Foreign], str | None]] = {
     **dict.fromkeys(("len", "size"), _length),
     **dict.fromkeys(("to", "type", "astype"), _cast),
     "one_hot": _hot,
+    **dict.fromkeys(("masked_fill", "masked_fill_"), _masked),
     "std": _deviation,
     "enumerate": _counted,
 }
