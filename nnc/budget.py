@@ -18,6 +18,7 @@ from nnc.runtime.memory import human
 
 LOG = logging.getLogger("nnc")
 Planned = Callable[[Graph], Program]
+Scratch = Callable[[Program], int]
 
 
 @dataclass(frozen=True)
@@ -49,21 +50,24 @@ class Choice:
 
 
 def within(
-    found: Elaborated, budget: Budget, planned: Planned
+    found: Elaborated, budget: Budget, planned: Planned, scratch: Scratch
 ) -> tuple[Elaborated, tuple[Choice, ...]]:
     """The exports with calls to be computed again so that each keeps the limit.
 
-    Exports without a gradient are left as they are. `planned`: a graph with its memory planned.
+    Exports without a gradient are left as they are. `planned`: a graph with its memory planned;
+    `scratch`: the bytes that its threads take beside the arena.
     DeviceError when a limit cannot be kept, ArgumentError when a size is missing.
     """
-    done = [_export(b, budget, planned) for b in found.exports]
+    done = [_export(b, budget, planned, scratch) for b in found.exports]
     choices = tuple(c for _, c in done if c is not None)
     for choice in choices:
         LOG.info("%s", choice)
     return replace(found, exports=[b for b, _ in done]), choices
 
 
-def _export(built: Built, budget: Budget, planned: Planned) -> tuple[Built, Choice | None]:
+def _export(
+    built: Built, budget: Budget, planned: Planned, scratch: Scratch
+) -> tuple[Built, Choice | None]:
     graph = built.graph
     if budget.only not in (None, graph.name) or not _has_gradient(graph):
         return built, None
@@ -72,10 +76,13 @@ def _export(built: Built, budget: Budget, planned: Planned) -> tuple[Built, Choi
         text = ", ".join(missing)
         raise ArgumentError(f"max_memory needs the sizes of {graph.name}: {text} is missing")
 
-    def peak(some: Sequence[Candidate]) -> int:
-        return peak_of(planned(ask(graph, outermost(some))), budget.sizes)
+    first = planned(graph)
+    threads = scratch(first)  # what packs blocks of matrices: alike for all choices
 
-    before = peak([])
+    def peak(some: Sequence[Candidate]) -> int:
+        return peak_of(planned(ask(graph, outermost(some))), budget.sizes) + threads
+
+    before = peak_of(first, budget.sizes) + threads
     if before <= budget.bytes:
         return built, Choice(graph.name, (), before, before)
     order = candidates(graph, budget.sizes)

@@ -41,6 +41,7 @@ from nnc.passes.specialize import specialized
 from nnc.passes.split import differentiable_inputs, forward_backward
 from nnc.passes.verify import verify
 from nnc.passes.verify_loop import verify as verify_program
+from nnc.runtime.cpu import cpu_count
 
 Overrides = Mapping[str, Mapping[str, object]]
 GRAPH_PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
@@ -186,7 +187,11 @@ def limited(checked: Checked, budget: Budget | None) -> tuple[Elaborated, tuple[
         raise CompileError(checked.diagnostics)
     if budget is None:
         return checked.elaborated, ()
-    return within(checked.elaborated, budget, lambda g: schedule(optimise(g)))
+
+    def scratch(program: Program) -> int:
+        return cpu_count() * llvm.emit(program, host(), "nn_scratch").scratch
+
+    return within(checked.elaborated, budget, lambda g: schedule(optimise(g)), scratch)
 
 
 def scheduled(
