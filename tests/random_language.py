@@ -268,6 +268,7 @@ class Writer:
 
 
 DTYPES = ("f32", "f32", "f32", "f64", "f32")
+KEPT = ("x", "h", "h2", "zm", "zs", "rows", "ce")  # always part of the loss
 LARGE = (7, 9, 13, 16, 17, 24, 33)
 
 
@@ -280,6 +281,7 @@ class Export:
     values: list[Value] = field(default_factory=list)
     limits: dict[str, str] = field(default_factory=dict)
     results: list[tuple[str, str]] = field(default_factory=list)  # type, expression
+    embedded: bool = False
 
     def write(self) -> Program:
         draw = self.file.draw
@@ -303,7 +305,7 @@ class Export:
         self.tensor(
             "y", d, draw.pick((("B",), ("T", self.width), ("B", "T"), ("T + 1",), ("2*B", "T")))
         )
-        if draw.chance(0.5):
+        if draw.chance(0.7):
             self.tensor(
                 "at",
                 "i32",
@@ -312,7 +314,7 @@ class Export:
             )
         if not any("T" in a for a in self.args):
             self.tensor("z", d, ("T",))
-        if draw.chance(0.3):
+        if draw.chance(0.5):
             self.tensor(
                 "extra",
                 draw.pick(("bool", "u8", "i64", "i8", "bf16", "i32")),
@@ -341,6 +343,8 @@ class Export:
             body.storage.append(buf)
         if self.image:
             self.picture(body)
+        if self.dtype == "f32" and draw.chance(0.25):
+            self.table(body)
         if not self.module:
             return None
         self.net = f"{draw.pick(self.file.blocks)}({self.width})"
@@ -359,6 +363,15 @@ class Export:
                 "stop(" in row for row in self.file.top
             )  # of what it reads again
         return self.net
+
+    def table(self, body: Body) -> None:
+        """Rows of a table, and the cross entropy of classes."""
+        self.args += [f"inout emb: Embedding(6, {self.width})", "ids: i32[B]"]
+        self.limits["ids"] = "6"
+        body.assign("rows", "emb(ids)", "f32", ("B", self.width))
+        body.add(f"ce = cross_entropy(rows + x, ids % {self.width})")
+        body.keep(Value("ce", "f32", ()))
+        self.embedded = True
 
     def picture(self, body: Body) -> None:
         """A small convolutional stretch of the library."""
@@ -380,8 +393,8 @@ class Export:
         """The loss, its gradients, an optimizer, results."""
         draw = self.file.draw
         floats = [v for v in body.values if v.dtype == self.dtype]
-        chosen = [v for v in floats if v.name in ("x", "h", "h2", "zm", "zs")] + draw.several(
-            [v for v in floats if v.name not in ("x", "h", "h2", "zm", "zs")], 4
+        chosen = [v for v in floats if v.name in KEPT] + draw.several(
+            [v for v in floats if v.name not in KEPT], 4
         )
         terms = [
             f"{draw.pick(('', '0.5 * '))}mean({draw.pick(('{0}', '{0} * {0}', 'tanh({0})')).format(v.name)})"
@@ -398,6 +411,10 @@ class Export:
 
     def gradients(self, body: Body, net: str | None) -> None:
         draw = self.file.draw
+        if self.embedded:
+            body.add("ge, gs = grad(loss, [emb, x])")
+            body.add("emb := emb - 0.1 * ge")
+            self.results.append((f"f32[B, {self.width}]", "gs * 0.5"))
         if net:
             self.training(body, net)
         match draw.number(0, 4):
