@@ -431,6 +431,9 @@ _SIGNS = {
 }  # fmt: skip
 
 
+_REDUCING = {"sum", "max", "min", "mean", "prod", "any", "all", "argmax", "argmin", "logsumexp"}
+
+
 def _generic(stop: Stop) -> Diagnostic:
     message = f"expected {_expected(stop.accepts)}, found {_called(stop.token)}"
     return one("E0100", message, stop.token, help=_general_help(stop))
@@ -441,6 +444,12 @@ def _general_help(stop: Stop) -> str | None:
     ends = before is not None and before.type in OPERAND_ENDS and stop.accepts("CMP")
     if before is not None and before.text == "," == token.text:
         return "one comma is enough"
+    reduced = before is not None and before.opener is None and stop.at > 3
+    names = [t.text for t in stop.tokens[: stop.at] if t.type == "NAME"]
+    if before is not None and before.text == "]" and token.text == "else":
+        return "the `else` of a read stands in its brackets: `x[i + 1 else 0]`"
+    if reduced and before is not None and before.text == "]" and ends and set(names) & _REDUCING:
+        return "what is reduced stands in brackets: `sum[i](x[i])`"
     if ends and token.type in ("NAME", "NUMBER", "STRING"):
         return "two values need an operator or a comma between them"
     if token.text == ":" and token.opener and token.opener.text == "[":

@@ -41,6 +41,11 @@ def attribute(cx: Context, e: ast.Attr) -> Value:
     """`net.fc1`, `file.name`, `x.T`."""
     if isinstance(e.value, ast.Name) and e.value.id in LIBRARIES and cx.lookup(e.value.id) is None:
         raise _library(cx, e.value, e.name)
+    if isinstance(e.value, ast.Name) and cx.lookup(e.value.id) is None:
+        inst = cx.frame.module
+        if inst is not None and e.name in member_names(inst):
+            scope = f"the members of a module are in scope: `{e.name}`"
+            raise fail("E0801", f"`{e.value.id}` is not defined", e.value.span, help=scope)
     base = cx.tensor(cx.eval(e.value))
     match base:
         case Unknown():
@@ -87,7 +92,8 @@ def _library(cx: Context, base: ast.Name, name: str) -> Mistake:
 
 
 def _no_member(e: ast.Attr, text: str, names: Sequence[str], help: str | None = None) -> Mistake:
-    help = help or near_help(e.name, names)
+    has = f"it has {', '.join(names)}" if 0 < len(names) < 9 else None
+    help = help or near_help(e.name, names) or has
     return fail("E0804", text, e.name_span, help=help, once=_once(e))
 
 

@@ -326,7 +326,22 @@ def unbound(cx: Context, name: str, span: Span) -> Mistake:
         what = cx.frame.binders[inner[-1]].where
         also = f"`{what}[{', '.join(inner)}, {name}](...)`"
         help = f"did you mean `{inner[-1]}`? To reduce over {name} as well, write {also}"
+    around = _reduction_around(cx, span)
+    if around is not None:
+        op, arg = around.func.span.text, around.args[0].span.text
+        help = f"`{op}[{name}]({arg})`"
     return fail("E0401", f"index `{name}` has no range", span, notes=_bound(cx), help=help)
+
+
+def _reduction_around(cx: Context, span: Span) -> ast.Call | None:
+    """The call `mean(x[b, c])` without index names around a place."""
+    found = None
+    for n in syntax(*cx.frame.func.body) if cx.frame.func is not None else ():
+        if isinstance(n, ast.Call) and isinstance(n.func, ast.Name) and n.func.id in REDUCING:
+            row = n.span.line == span.line and n.span.source is span.source
+            if row and n.span.column <= span.column < n.span.end_column and len(n.args) == 1:
+                found = n
+    return found
 
 
 def _bound(cx: Context, more: Sequence[str] = ()) -> tuple[str, ...]:

@@ -106,6 +106,11 @@ def _made_here(cx: Context, defn: ast.ModuleDef, e: ast.Call) -> Mistake:
     help = f"declare `{name} = {e.span.text}` in the module, and call `{name}(...)` here"
     if cx.frame.module is None:
         args = [_as_type(cx, a) for a in e.args]
+        if any(isinstance(cx.tensor(_quiet(cx, a.value)), Tensor) for a in e.args):
+            call = f"net({', '.join(a.span.text for a in e.args)})"
+            help = f"take one as an argument, `net: {defn.name}`, and call it: `{call}`"
+            text = f"`{defn.name}` is a module type, not a module"
+            return fail("E0803", text, e.func.span, help=help)
         word = "inout " if any("tree" in p.span.text for p in defn.params) else ""
         help = f"take it as an argument: `{word}{name}: {e.func.span.text}({', '.join(args)})`"
     text = f"`{defn.name}` is a module type; modules are declared, not made in functions"

@@ -63,7 +63,8 @@ def iteration(cx: Context, value: Value, span: Span) -> list[Value] | None:
         case Weak(kind="int", dim=dim) if dim is not None:
             if dim.const is not None and dim.const > LONGEST:
                 text = f"{dim.const} turns: a static loop or list of more than {LONGEST}"
-                raise fail("E0901", f"{text} is not compiled yet", span)
+                help = "a size that is an argument, `n: dim`, makes a run-time loop: `for i in n:`"
+                raise fail("E0901", f"{text} is not compiled yet", span, help=help)
             return None if dim.const is None else [integer(k) for k in range(dim.const)]
         case Seq(items=items) | ModuleList(items=items):
             return None if items is None else list(items)

@@ -194,7 +194,11 @@ def _condition(cx: Context, cond: ast.Expr) -> Node:
         case Bool(value=True):
             help = "say when it goes on: `while c limit N:`, or `for t in N:`"
             raise fail("E0318", "this loop never ends", cond.span, help=help)
-    raise fail("E0203", "a condition must be one bool", cond.span, describe(value))
+    text = cond.span.text
+    bools = isinstance(value, Tensor) and value.dtype == "bool"
+    shown = f"`any({text})` or `all({text})`" if bools else f"compare it: `{text} != 0`"
+    hint = shown if isinstance(value, Tensor | Weak) else None
+    raise fail("E0203", "a condition is one bool", cond.span, describe(value), help=hint)
 
 
 def _body(cx: Context, body: Sequence[ast.Stmt], span: Span) -> list[Node]:

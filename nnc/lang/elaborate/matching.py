@@ -149,8 +149,18 @@ def _tree_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Value:
                 f"`{b.shown}` takes params({want.id}), this is params({got})",
                 span,
                 labels=(declared(p),),
+                help=_made_for(b, got) if isinstance(tree.of, Instance) else None,
             )
     return tree
+
+
+def _made_for(b: Binding, got: str) -> str | None:
+    """The module type for this tree: `SGD(Net)`."""
+    owner = b.frame.owner
+    trees = owner.inst.trees if owner is not None else {}
+    if owner is None or not trees:
+        return None
+    return f"one for these parameters has the type `{owner.inst.defn.name}({got})`"
 
 
 def _same_tree(inst: Instance, tree: Tree) -> bool:

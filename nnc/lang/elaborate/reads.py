@@ -211,6 +211,9 @@ def _leaves(
     text = f"{takes}, but axis {axis} of {label} has 0 ... {high}".replace("$", "")
     items = ", ".join(i.span.text for i in node.items)
     help = f"`{label}[{items} else 0]` reads zeros outside" if not plan.writing else None
+    if plan.writing and ends is not None and cx.proves(ends[0]) and high.const is None:
+        room = str(high - ends[1]).replace("$", "")
+        help = f"`where {room} >= 0` in the signature would rule that out"
     fixed = index.const if base.shape[axis].const is not None else None
     if fixed is not None and fixed >= 0:
         help = f"positions count from 0: the last is {high}, or -1"

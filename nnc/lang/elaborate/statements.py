@@ -16,7 +16,16 @@ from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.probes import run_probe
 from nnc.lang.elaborate.results import returned
 from nnc.lang.elaborate.storage import may_define, write_storage
-from nnc.lang.elaborate.values import UNKNOWN, Origin, Stored, Tensor, Tuple, Unknown, Value
+from nnc.lang.elaborate.values import (
+    UNKNOWN,
+    Origin,
+    Stored,
+    Tensor,
+    Tree,
+    Tuple,
+    Unknown,
+    Value,
+)
 from nnc.lang.elaborate.walks import assigned, nested
 from nnc.lang.elaborate.words import describe
 
@@ -93,7 +102,11 @@ def _expression(cx: Context, value: ast.Expr) -> None:
             what = "`==` compares, it does not define"
             raise fail("E0114", what, value.span, help=help, once=once)
     result = cx.eval(value)
-    if not (isinstance(value, ast.Call) and value.bang) and not isinstance(result, Unknown):
+    effect = isinstance(value, ast.Call) and value.bang
+    if isinstance(result, Tree) and effect and list(result.leaves) != [""]:
+        help = f"`net := {value.span.text}` writes it"
+        cx.warn("W0003", "these new parameters are not used", value.span, help)
+    elif not effect and not isinstance(result, Unknown):
         cx.warn("W0003", "this value is not used", value.span)
 
 
