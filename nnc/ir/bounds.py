@@ -82,17 +82,26 @@ def _positive(d: Dim, facts: Facts) -> bool:
 
 def prove(p: Dim, facts: Facts, ranges: Ranges) -> bool:
     """As `prove_nonneg`, after a look at a few points: most false claims fail at once."""
+    return _proved(p, facts, tuple(ranges.items()))
+
+
+@lru_cache(maxsize=1 << 14)
+def _proved(p: Dim, facts: Facts, bounds: tuple[tuple[str, Range], ...]) -> bool:
+    ranges = dict(bounds)
     return not _refuted(p, facts, ranges) and prove_nonneg(p, facts, ranges)
 
 
 def _refuted(p: Dim, facts: Facts, ranges: Ranges) -> bool:
     """Whether p is negative at one of a few points where all facts hold."""
-    loops = {v: r for v, r in ranges.items() if v in p.names}
-    known = frozenset().union(p.names, *(d.names for r in loops.values() for d in r))
-    about = [f for f in facts.nonneg if f.names & known]
-    inside = [v for f in about for v in f.names if v in ranges]
-    loops |= {v: ranges[v] for v in inside}
-    known = known.union(*(f.names for f in about), *(d.names for r in loops.values() for d in r))
+    known, about = p.names, list[Dim]()
+    while True:  # all facts about these names, and about the names in those facts
+        ends = (d.names for v, r in ranges.items() if v in known for d in r)
+        about = [f for f in facts.nonneg if f.names & known]
+        more = known.union(*ends, *(f.names for f in about))
+        if more == known:
+            break
+        known = more
+    loops = {v: r for v, r in ranges.items() if v in known}
     for size in SAMPLE_SIZES:
         env = {n: size + i for i, n in enumerate(sorted(known)) if n not in loops}
         for point in _corners(loops, env):
