@@ -21,8 +21,9 @@ from nnc.ir.loop import Buffer
 from nnc.ir.signature import ExportSig
 from nnc.lang.dims import Dim, dim_sum
 from nnc.passes.memory import rounded
+from nnc.runtime.available import physical
 from nnc.runtime.cpu import cpu_count
-from nnc.runtime.memory import byte_count, human, physical
+from nnc.runtime.memory import byte_count, human
 from nnc.runtime.modules import SERIAL
 
 

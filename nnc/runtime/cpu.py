@@ -5,15 +5,17 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from nnc.errors import DeviceError, IndexError, LoadError
 from nnc.ir.signature import Native, Support
+from nnc.lang.dims import Dim
+from nnc.runtime.available import available
 from nnc.runtime.elf import Loaded, process_symbol
-from nnc.runtime.memory import Array, aligned, pointer, rounded
+from nnc.runtime.memory import Array, aligned, human, pointer, rounded
 
 _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
 _shared: dict[str, Loaded] = {}  # never unloaded: workers stand in the pool's code
@@ -165,20 +167,43 @@ class Entry:
             try:
                 self._workspace = aligned(need, zero=False)
             except DeviceError as error:
-                raise DeviceError(f"{error}\n  {self._plan(need)}") from None
+                raise DeviceError(f"{error}\n{self._plan(need, threads)}") from None
             self._size = need
             context[0] = pointer(self._workspace)
         context[1] = threads
         context[2] = 0
 
-    def _plan(self, need: int) -> str:
-        """Which call asks for how much, and the command that shows it line by line."""
-        sizes = [f"--{n} {d}" for n, d in zip(self.native.dims, self.dims, strict=False)]
-        call = " ".join([self.native.symbol.removeprefix("nn_"), *sizes])
-        return f"workspace: {need} bytes\n  help: nnc plan MODEL.nn {call}"
+    def _plan(self, need: int, threads: int) -> str:
+        """Which call asks for how much, what would fit, and the command that shows more."""
+        env = {n: int(d) for n, d in zip(self.native.dims, self.dims, strict=False)}
+        at = ", ".join(f"{n} = {d}" for n, d in env.items())
+        name = self.native.symbol.removeprefix("nn_")
+        lines = [f"  {name}" + (f" at {at}" if at else "") + f": workspace {human(need)}"]
+        lines.append(f"    arena    {self.native.arena} bytes")
+        lines.append(f"    scratch  {threads} x {self.native.scratch} bytes")
+        largest = largest_sizes(self.native.arena, env, available() - threads * self.native.scratch)
+        if largest:
+            lines.append("  help: fits with " + ", or ".join(f"{n} <= {d}" for n, d in largest))
+        flags = "".join(f" --{n} {d}" for n, d in env.items())
+        lines.append(f"  help: `nnc plan MODEL.nn {name}{flags}` lists it by source line;")
+        lines.append("        `recompute(...)` or nnc.load(..., max_memory=...) needs less")
+        return "\n".join(lines)
 
     def index_error(self) -> IndexError:
         """Why the last call was refused."""
         site, value, extent = (int(x) for x in self._context[2:5])
         place, text = self.native.sites[site - 1] if site else ("?", "?")
         return IndexError(f"index {value} is outside 0 ... {extent - 1} at {place}\n  {text}")
+
+
+def largest_sizes(need: Dim, env: Mapping[str, int], most: int) -> list[tuple[str, int]]:
+    """For each size how large it may be, the others as they are, so that `need` bytes are there."""
+    out = []
+    for name in need.names:
+        low, high = 0, env[name]
+        while high - low > 1:
+            middle = (low + high) // 2
+            fitting = rounded(need.evaluate({**env, name: middle})) <= most
+            low, high = (middle, high) if fitting else (low, middle)
+        out += [(name, low)] if low else []
+    return sorted(out)

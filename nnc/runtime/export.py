@@ -97,9 +97,10 @@ class Export:
         results = self.new_results(call.plan)
         entry = self._entry
         with entry.lock:
+            entry.set_dims(call.plan.dims)
+            entry.prepare(call.plan.arena, call.plan.threads)  # refused: nothing has changed
             at = self.fill(entry, call.values, self.program.draw() if self.draws else None)
             put_results(entry, at, results)
-            entry.set_dims(call.plan.dims)
             try:
                 entry.run(call.plan.arena, call.plan.threads)
             finally:

@@ -68,11 +68,12 @@ class Differentiable:
         plan = export.plan_for(self.native.forward, call.plan.sizes)
         results = export.new_results(plan)
         saved = [_new(t, plan.sizes.env) for t in self.native.saved]
-        rng = export.program.draw() if export.draws else None
         with entry.lock:
+            entry.set_dims(plan.dims)
+            entry.prepare(plan.arena, plan.threads)  # refused: nothing has changed
+            rng = export.program.draw() if export.draws else None
             at = export.fill(entry, call.values, rng)
             at = put_results(entry, at, [*results, *saved])
-            entry.set_dims(plan.dims)
             try:
                 entry.run(plan.arena, plan.threads)
             finally:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import os
 import re
 from functools import cache
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from nnc.errors import ArgumentError, DeviceError
 from nnc.lang.types import DTYPES, DType
+from nnc.runtime.available import available, fits, physical
 
 Array = NDArray[Any]
 ALIGNMENT = 64
@@ -58,8 +59,8 @@ def rounded(nbytes: int) -> int:
 
 
 def aligned(nbytes: int, *, zero: bool = True) -> NDArray[np.uint8]:
-    """Bytes that begin at a multiple of 64. DeviceError when the machine has fewer."""
-    if nbytes > physical():
+    """Bytes that begin at a multiple of 64. DeviceError when fewer are free."""
+    if nbytes > physical() or not fits(nbytes):
         raise DeviceError(_too_big(nbytes))
     try:
         raw = (np.zeros if zero else np.empty)(nbytes + ALIGNMENT, np.uint8)
@@ -70,13 +71,14 @@ def aligned(nbytes: int, *, zero: bool = True) -> NDArray[np.uint8]:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    """An array of any contents. DeviceError when fewer bytes are free."""
+    nbytes = prod(shape) * dtype.itemsize
     try:
-        return np.empty(shape, dtype)
+        if fits(nbytes):
+            return np.empty(shape, dtype)
     except (MemoryError, ValueError):
-        count = 1
-        for size in shape:
-            count *= size
-        raise DeviceError(_too_big(count * dtype.itemsize)) from None
+        pass
+    raise DeviceError(_too_big(nbytes))
 
 
 def pointer(array: Array) -> int:
@@ -110,11 +112,8 @@ def byte_count(text: int | float | str) -> int:
     return value
 
 
-@cache
-def physical() -> int:
-    """Bytes of memory that the machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
 def _too_big(nbytes: int) -> str:
-    return f"this needs {human(nbytes)} of memory, the machine has {human(physical())}"
+    most = physical()
+    if nbytes > most:
+        return f"this needs {human(nbytes)} of memory, the machine has {human(most)}"
+    return f"this needs {human(nbytes)} of memory, {human(available())} are free"
