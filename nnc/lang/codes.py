@@ -209,7 +209,7 @@ E0501 a call would write something read-only
     not `inout`. Declare it `inout`, or call without `!` to use the stored values.
 E0502 an effect without `!`
     Drawing random numbers and writing state need `!` at the call, and at every call above it,
-    so that effects are visible where they happen.
+    so that effects are visible where they happen: `net := opt!(net, grad(loss, net), lr)`.
 E0503 this cannot be written
     `=` defines names; `:=` writes `state`, `param` and `inout` storage. Plain arguments are
     read-only.

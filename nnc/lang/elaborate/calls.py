@@ -157,6 +157,8 @@ def call_function(cx: Context, fn: Function, e: ast.Call, given: Sequence[Given]
     if func in cx.loader.cyclic:
         raise Poisoned
     name = (owner.name or owner.inst.id) if owner is not None and func.name == "forward" else ""
+    if name and isinstance(e.func, ast.Name) and "[" not in name:
+        name = e.func.id
     pairs = paired(func, name or func.name, e, given)
     _may_bang(cx, e)
     frame = Frame(

@@ -237,7 +237,7 @@ MODULE_METHODS = {
     "train": "`net!(x)` runs with `train` true, `net(x)` with false",
     "eval": "`net!(x)` runs with `train` true, `net(x)` with false",
     "parameters": "a module stands for its parameters: `grad(loss, net)`, `norm(net)`",
-    "zero_grad": "there is nothing to clear: `grad(loss, net)` is an expression",
+    "zero_grad": "nothing is cleared; `net := opt!(net, grad(loss, net), lr)` is a whole step",
     "step": "`net := opt!(net, grad(loss, net), lr)`",
     "state_dict": 'Python saves: `net.save("net.safetensors")`',
     "cuda": "a program runs on the device that it is loaded for",

@@ -135,7 +135,8 @@ def _not_exact(cx: Context, p: Dim, q: Dim, e: ast.Binary) -> Mistake:
     ]
     help = f"{n} divides by {shown}" if n > 0 else None
     text = f"{e.span.text} is not exact: {p} / {q}"
-    return fail("E0310", text, e.span, notes=notes, help=help)
+    once = ("not exact", f"{p} / {q}")
+    return fail("E0310", text, e.span, notes=notes, help=help, once=once)
 
 
 def _given(cx: Context, e: ast.Expr, value: Dim) -> str:
