@@ -186,7 +186,9 @@ def _transparent(y: Node, wrt: list[Node], e: ast.Call) -> None:
     for node in opaque(y, wrt)[:1]:
         label = Label(node.span, "no derivative is known of this")
         text = f"the gradient goes through the extern function `{node.name}`"
-        help = f"write its derivative: `adjoint {node.name}(...; y, dy): return ...`, or `stop(...)`"
+        help = (
+            f"write its derivative: `adjoint {node.name}(...; y, dy): return ...`, or `stop(...)`"
+        )
         raise fail("E0607", text, e.span, labels=(label,), help=help)
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nnc.diagnostics import Span
-from nnc.ir.expr import Idx, Load, Select
+from nnc.ir.expr import Idx, Load, Op, Select
 from nnc.ir.graph import Axis, Compute, Input, Loop, Node, Part
 from nnc.lang import ast
 from nnc.lang.dims import Dim
@@ -29,6 +29,7 @@ from nnc.lang.elaborate.values import (
     WeakTensor,
     integer,
     of_node,
+    scalar,
 )
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import TensorType
@@ -88,15 +89,23 @@ def run_loop(
         if changed is None:
             _poison(cx, body, targets)
             return
-        carries = _Carries(cx, span)
-        for name in changed:
-            cx.frame.vars[name] = carries.place(name, before.vars[name], changed[name])
-        for key in keys:
-            cx.store[key].now = carries.slot(key, before.store[key])
-        if var is not None:
-            cx.frame.vars[var] = integer(Dim.of(turn))
-        test = None if cond is None else _condition(cx, cond)
-        yields = _body(cx, body, span)
+        while True:
+            carries = _Carries(cx, span)
+            for name in changed:
+                cx.frame.vars[name] = carries.place(name, before.vars[name], changed[name])
+            for key in keys:
+                cx.store[key].now = carries.slot(key, before.store[key])
+            if var is not None:
+                cx.frame.vars[var] = integer(Dim.of(turn))
+            test = None if cond is None else _condition(cx, cond)
+            yields = _body(cx, body, span)
+            # What was a number in the first turn may choose another side in later ones.
+            names, written = _changes(cx, before, var)
+            if names.keys() <= changed.keys() and set(written) <= set(keys):
+                break
+            changed, keys = names | changed, list(dict.fromkeys([*keys, *written]))
+            _restore(cx, before)
+            cx.frame.yields = []
         watched = dict(list(cx.probes.items())[probed:])
         ends = [carries.end(cx, n, cx.frame.vars.get(n, UNKNOWN)) for n in changed]
         following = [n for nodes in ends for n in nodes]
@@ -152,12 +161,7 @@ def _trial(
     cx.execute(body)
     assert cx.frame.yields is not None
     cx.frame.yields.clear()
-    changed = {
-        n: v
-        for n, v in cx.frame.vars.items()
-        if n in before.vars and v is not before.vars[n] and n != var
-    }
-    keys = [k for k, now in before.store.items() if cx.store[k].now is not now]
+    changed, keys = _changes(cx, before, var)
     failed = len(cx.diagnostics.errors) > errors
     returned, cx.frame.returned = cx.frame.returned, False
     if returned:
@@ -173,6 +177,16 @@ def _trial(
     return (None if failed else changed), keys
 
 
+def _changes(cx: Context, before: _State, var: str | None) -> tuple[dict[str, Value], list[str]]:
+    """The variables with their new values, and the storage, that are not what they were."""
+    names = {
+        n: v
+        for n, v in cx.frame.vars.items()
+        if n in before.vars and v is not before.vars[n] and n != var
+    }
+    return names, [k for k, now in before.store.items() if cx.store[k].now is not now]
+
+
 def _poison(cx: Context, body: Sequence[ast.Stmt], targets: Sequence[ast.Expr]) -> None:
     names = [t.id for t in targets if isinstance(t, ast.Name)]
     for stmt in body:
@@ -186,6 +200,8 @@ def _condition(cx: Context, cond: ast.Expr) -> Node:
     value = cx.tensor(cx.eval(cond))
     match value:
         case Tensor(dtype="bool", shape=()):
+            if (taken := cx.branch) is not None:  # a side that is not taken has no turns
+                value = scalar(Op("bool", "and", (taken, value.at(()))))
             node = cx.materialized(value, cond.span).node
             assert node is not None
             return node

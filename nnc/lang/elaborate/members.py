@@ -180,7 +180,11 @@ def tree_argument(cx: Context, t: ast.AppliedTypeExpr) -> Instance | TreeParam:
     """The module of `params(M)`."""
     if len(t.args) != 1:
         raise fail("E0802", "`params` takes one module", t.span)
-    value = cx.eval(t.args[0].value)
+    cx.static_depth += 1
+    try:
+        value = cx.eval(t.args[0].value)
+    finally:
+        cx.static_depth -= 1
     match value:
         case Module(inst=inst):
             return inst

@@ -78,6 +78,7 @@ def updated(
         target=index,
         value=value,
         accumulate=bool(w.sign),
+        guard=cx.branch,
         check=w.check,
         regions=cx.regions,
     )
