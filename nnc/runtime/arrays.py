@@ -9,7 +9,7 @@ import numpy as np
 
 from nnc.errors import ArgumentError, DtypeError
 from nnc.ir.signature import ArgSig
-from nnc.lang.types import DTYPES
+from nnc.lang.types import DTYPES, DType
 from nnc.runtime.memory import Array, cast_help, numpy_dtype, numpy_name
 
 
@@ -46,17 +46,34 @@ def dim_argument(function: str, arg: ArgSig, value: Any) -> int:
 def _to_array(function: str, arg: ArgSig, value: Any) -> Array:
     if isinstance(value, numbers.Number | np.generic):
         return _scalar(function, arg, value)
-    if hasattr(value, "__array_interface__") and not isinstance(value, np.ma.MaskedArray):
+    plain = not isinstance(value, np.ma.MaskedArray | type)
+    if plain and hasattr(value, "__array_interface__"):
         return np.asarray(value)
-    if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+    if plain and hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
         return _from_dlpack(function, arg, value)
     assert arg.type is not None, arg
-    help_ = f"np.asarray({arg.name}, dtype={numpy_name(arg.type.dtype)})"
+    help_ = _array_help(arg.name, value, arg.type.dtype)
     raise ArgumentError(
         f"{function}: {arg.name} needs an array, got {_described(value)}\n"
-        f"  {arg.name}: {arg.text or arg.type}\n"
-        f"  help: {help_}"
+        f"  {arg.name}: {arg.text or arg.type}" + (f"\n  help: {help_}" if help_ else "")
     )
+
+
+def _array_help(name: str, value: Any, dtype: DType) -> str:
+    """How a value becomes an array; "" when there is no way that works."""
+    if isinstance(value, np.ma.MaskedArray):
+        return f"{name}.filled(0): arrays have no missing values"
+    if isinstance(value, np.ndarray | type):
+        return ""
+    if callable(getattr(value, "toarray", None)):
+        return f"{name}.toarray(): arrays are dense"
+    if not isinstance(value, list | tuple | memoryview) and not hasattr(value, "__array__"):
+        return ""
+    try:
+        np.asarray(value, dtype=numpy_dtype(dtype))
+    except (TypeError, ValueError, OverflowError):
+        return ""
+    return f"np.asarray({name}, dtype={numpy_name(dtype)})"
 
 
 def _scalar(function: str, arg: ArgSig, value: Any) -> Array:
@@ -109,7 +126,7 @@ def _from_dlpack(function: str, arg: ArgSig, value: Any) -> Array:
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
         raise ArgumentError(
             f"{function}: {arg.name} ({_described(value)}) cannot be read as a CPU array: {error}\n"
-            f"  help: for a torch tensor {arg.name}.detach().cpu()"
+            f"  help: for a torch tensor {arg.name}.detach().cpu() (a sparse one: .to_dense())"
         ) from None
 
 
