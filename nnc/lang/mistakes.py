@@ -7,6 +7,7 @@ the message.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from difflib import get_close_matches
 
 from nnc.diagnostics import Diagnostic, Label
@@ -82,10 +83,12 @@ def _new_row(stop: Stop) -> Diagnostic | None:
 def _brace(stop: Stop) -> Diagnostic | None:
     if stop.token.type not in ("LBRACE", "RBRACE"):
         return None
+    once = ("braces", stop.token.source.name)
     alone = stop.at == 0 or stop.tokens[stop.at + 1].type == "_NL"
     if alone or (stop.situation.opens_block and stop.token.opener is None):
         message = "blocks have no braces"
-        return one("E0116", message, stop.token, help="end the line with `:` and indent the block")
+        wrong = one("E0116", message, stop.token, help="end the line with `:` and indent the block")
+        return replace(wrong, once=once)
     message = "there are no dictionaries or sets"
     help = 'braces stand only in `weights("slot", rename={"norm": "bn"})`'
     return one("E0116", message, stop.token, help=help)
@@ -132,7 +135,9 @@ def _else_if(stop: Stop) -> Diagnostic | None:
         return Diagnostic("E0116", "`else if` is one word", both, help="write `elif`")
     word = stop.tokens[0]
     if word.text in ("elseif", "elsif") and stop.at == 1:
-        return one("E0116", f"`{word.text}` is no word of the language", word, help="write `elif`")
+        message = f"`{word.text}` is no word of the language"
+        wrong = one("E0116", message, word, help="write `elif`")
+        return replace(wrong, once=("elseif", word.source.name))
     return None
 
 
@@ -230,6 +235,8 @@ def _bang(stop: Stop) -> Diagnostic | None:
 def _increment(stop: Stop) -> Diagnostic | None:
     at = stop.at
     if stop.token.type != "_NL" or at < 3 or stop.tokens[at - 1].text not in ("+", "-"):
+        return None
+    if any(t.type == "EQUAL" for t in stop.tokens[:at]):
         return None
     first, second = stop.tokens[at - 2], stop.tokens[at - 1]
     if first.text != second.text or stop.tokens[at - 3].type not in ("NAME", "RSQB"):
@@ -336,7 +343,9 @@ def _place(stop: Stop) -> Diagnostic | None:
         return one("E0123", "`export` stands before `def`", token, help=help)
     if token.type in ("ELSE", "ELIF") and stop.at == 0:
         message = f"this `{token.text}` has no `if` before it"
-        return one("E0125", message, token, help="align it with the `if` it belongs to")
+        wrong = one("E0125", message, token, help="align it with the `if` it belongs to")
+        other = "elseif" in token.source.text or "elsif" in token.source.text
+        return replace(wrong, once=("elseif", token.source.name)) if other else wrong
     if token.type in ("PARAM", "STATE") and stop.at == 0:
         message = f"`{token.text}` is declared in the body of a module"
         help = "move it to a module" if place == "file" else "move it out of the function"
@@ -361,6 +370,9 @@ def _in_file(stop: Stop) -> Diagnostic | None:
     if token.type == "NAME" and after and after.type == "EQUAL":
         help = f"a constant is `const {token.text} = ...`; steps belong in a function"
         return one("E0123", "a file holds declarations, not statements", token, help=help)
+    if token.text in ("end", "endif", "endfunction") and after and after.type == "_NL":
+        help = "a block ends where its indentation ends; delete the line"
+        return one("E0116", f"there is no `{token.text}`", token, help=help)
     if token.type in ("NAME", "PASS") or token.type in _STATEMENTS:
         help = "move it into a function: `def f(x: real[B]) -> real[B]:`"
         return one("E0123", "a file holds declarations, not statements", token, help=help)
@@ -441,6 +453,9 @@ def _generic(stop: Stop) -> Diagnostic:
 
 def _general_help(stop: Stop) -> str | None:
     token, before = stop.token, stop.before
+    other = _other_syntax(stop)
+    if other is not None:
+        return other
     ends = before is not None and before.type in OPERAND_ENDS and stop.accepts("CMP")
     if before is not None and before.text == "," == token.text:
         return "one comma is enough"
@@ -463,6 +478,29 @@ def _general_help(stop: Stop) -> str | None:
         return f'write `"{token.text}{dotted}"`'
     if token.type == "_NL" and stop.accepts("NUMBER"):
         return "complete the line; it goes on after an operator if the next line is indented deeper"
+    return None
+
+
+def _other_syntax(stop: Stop) -> str | None:
+    """Results, generators, decimals, choices and remarks as other languages write them."""
+    token, before, after = stop.token, stop.before, stop.after
+    outer = [t.type for t in stop.tokens[: stop.at] if t.opener is None]
+    if stop.head == "DEF" and token.text == "," and token.opener is None and "ARROW" in outer:
+        return "several results stand in brackets: `-> (real[B], real[B])`"
+    if stop.head == "DEF" and token.type == "COLON" and "COLON" in outer:
+        return "the type of a result comes after `->`"
+    if token.type == "FOR" and token.opener is not None and token.opener.text == "(":
+        return "index notation goes over elements: `sum[i](x[i])`"
+    numbers = before is not None and after is not None and before.type == after.type == "NUMBER"
+    if numbers and token.text == "," and before is not None and after is not None:
+        return f"a decimal point: `{before.text}.{after.text}`"
+    value = before is not None and before.type != "COLON" and stop.accepts("NUMBER")
+    if token.type == "IF" and value:
+        return "a choice reads `a if c else b`"
+    if before is not None and before.text == "/" and token.text == "*":
+        return "a remark begins with `#`"
+    if token.type == "RETURN" and before is not None and before.type == "EQUAL":
+        return "what follows `=` is the result: delete `return`"
     return None
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nnc.diagnostics import Diagnostic, Diagnostics, Label, Source, Span
 from nnc.lang import ast
-from nnc.lang.elaborate.habits import LAYERS
+from nnc.lang.elaborate.habits import LAYERS, NAMES
 from nnc.lang.syntax import parse
 
 STD = Path(__file__).resolve().parent.parent / "std"
@@ -126,7 +126,10 @@ class Loader:
             if found is None:
                 near = LAYERS.get(name.id) or nearest(name.id, target.defs)
                 near = near if near in target.defs else None
-                text = f"did you mean `{near}`?" if near else _offer(target)
+                text = f"did you mean `{near}`?" if near else NAMES.get(name.id) or _offer(target)
+                homes = _homes(name.id)
+                if not near and len(homes) == 1:
+                    text = f"`from {homes[0]} import {name.id}`"
                 self._error("E0806", f"`{decl.module}` has no `{name.id}`", name.span, help=text)
                 unit.failed.add(name.id)
             else:

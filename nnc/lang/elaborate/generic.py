@@ -105,7 +105,9 @@ def _check_result_names(cx: Context, frame: Frame, func: ast.FuncDef) -> None:
             stack.extend(t.items)
         elif isinstance(t, ast.TensorTypeExpr):
             if t.name not in DTYPES and t.name not in ("dim", "tree") and t.dims is not None:
-                raise fail("E0801", f"there is no dtype `{t.name}`", t.name_span)
+                help = "several results stand in brackets: `-> (real[B], real[B])`"
+                help = help if t.name.lower() == "tuple" else f"the dtypes are {' '.join(DTYPES)}"
+                raise fail("E0801", f"there is no dtype `{t.name}`", t.name_span, help=help)
             for d in t.dims or ():
                 if not isinstance(d, ast.Rest):
                     for name in quantified(cx, frame, d):

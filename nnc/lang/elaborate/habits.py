@@ -48,6 +48,7 @@ NAMES = {
     "shape": "sizes have names: declare them, `x: real[B, T]`, and use `B`",
     "print": "a program has no output but its results; `return` what you want to see",
     "enumerate": "`for f in modules:` runs over a list; `for i in L:` counts",
+    "end": "a block ends where its indentation ends; delete the line",
     "zip": "index both: `y[i] = a[i] * b[i]`",
     "append": "a loop stacks what it yields: `ys = for t in T: ... yield y`",
     "one_hot": "index it: `hot[b, c:10] = 1.0 if c == y[b] else 0.0`",

@@ -183,9 +183,9 @@ def static(cx: Context, e: ast.Expr) -> Value:
     finally:
         cx.static_depth -= 1
     if isinstance(value, Tensor | WeakTensor):
-        raise fail(
-            "E0309", "a module parameter must be known at compile time", e.span, describe(value)
-        )
+        help = "a tensor that is trained is a `param w: real[D] = 0`, one that is saved a `state`"
+        text = "a module parameter must be known at compile time"
+        raise fail("E0309", text, e.span, describe(value), help=help)
     return value
 
 

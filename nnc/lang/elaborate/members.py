@@ -11,6 +11,7 @@ from nnc.lang import ast
 from nnc.lang.elaborate.arith import convert
 from nnc.lang.elaborate.clauses import comparison_facts
 from nnc.lang.elaborate.context import Context, Frame
+from nnc.lang.elaborate.habits import TYPES
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
@@ -162,7 +163,9 @@ def _leaf(cx: Context, m: ast.ParamDecl | ast.StateDecl) -> LeafDecl | None:
     if isinstance(m.type, ast.AppliedTypeExpr) and m.type.name == "params":
         return LeafDecl(m.name, m, None, tree_argument(cx, m.type), storage, m.key)
     if not isinstance(m.type, ast.TensorTypeExpr) or m.type.name not in DTYPES:
-        raise fail("E0308", f"a {storage} is a tensor", m.type.span, help="`real[D]`, `f32[H, W]`")
+        meant = TYPES.get(getattr(m.type, "name", ""), "").partition("[")[0]
+        help = f"`{meant}`" if meant else "`real[D]`, `f32[H, W]`"
+        raise fail("E0308", f"a {storage} is a tensor", m.type.span, help=help)
     dtype = cx.frame.real if m.type.name == "real" else m.type.name
     shape = tuple(cx.eval_dim(d) for d in m.type.dims or ())
     for d, text in zip(shape, m.type.dims or (), strict=True):

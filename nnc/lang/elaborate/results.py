@@ -45,6 +45,9 @@ def returned(cx: Context, stmt: ast.Return) -> Value:
         shown = describe(cx.tensor(value))
         help = f"declare it: `-> {shown}`" if isinstance(cx.tensor(value), Tensor) else None
         raise fail("E0303", f"{says} {shown}, no result is declared", span, help=help)
+    if isinstance(value, Nothing):
+        what = f"{says} nothing, {func.returns.span.text} is declared"
+        raise fail("E0303", what, span, labels=(Label(func.returns.span, "declared here"),))
     return conform(cx, value, func.returns, says, span, [v.span for v in stmt.values])
 
 
