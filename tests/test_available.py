@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import nnc
+from nnc.cli.plan import at_peak, chosen, memory_plan
 from nnc.lang.dims import Dim
 from nnc.runtime import available, memory
 from nnc.runtime.cpu import largest_sizes
@@ -114,3 +115,22 @@ def test_sizes_beyond_63_bits(path: Path) -> None:
             m.grow(x, size)
     with pytest.raises(nnc.Error):
         m.grow(x, 1 << 70)
+
+
+def test_the_plan_is_what_a_call_allocates(path: Path) -> None:
+    """Arguments, results and workspace: to the byte."""
+    m = nnc.load(path, threads=1)
+    net = m.Net.init(seed=0)
+    x = np.ones((777, 16), np.float32)
+    m.update(net, x)
+    found = chosen(str(path), "update", {})
+    memory_of = memory_plan(found)
+    entry = m.update._entry
+    assert entry is not None and entry._workspace.nbytes == memory_of.workspace(1).evaluate(
+        {"B": 777}
+    )
+    given = x.nbytes + sum(a.nbytes for a in net.values()) + 16  # seed and step
+    assert memory_of.arguments.evaluate({"B": 777}) == given
+    assert memory_of.results.evaluate({"B": 777}) == 4
+    alive = sum(b.bytes.evaluate({"B": 777}) for b in at_peak(memory_of, {"B": 777}))
+    assert alive <= memory_of.arena.evaluate({"B": 777}) <= 1.5 * alive + 1024

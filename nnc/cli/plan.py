@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from nnc import driver
 from nnc.cli.explain import where
@@ -20,9 +21,9 @@ from nnc.errors import ArgumentError, ShapeError, nearest
 from nnc.ir.loop import Buffer
 from nnc.ir.signature import ExportSig
 from nnc.lang.dims import Dim, dim_sum
-from nnc.passes.memory import rounded
+from nnc.passes.memory import lifetimes, rounded
 from nnc.runtime.available import physical
-from nnc.runtime.cpu import cpu_count
+from nnc.runtime.cpu import cpu_count, largest_sizes
 from nnc.runtime.memory import byte_count, human
 from nnc.runtime.modules import SERIAL
 
@@ -36,6 +37,7 @@ class MemoryPlan:
     arena: Dim
     scratch: int  # for each thread
     values: tuple[Buffer, ...]
+    spans: Mapping[str, tuple[int, int]]  # of values: the first and the last moment of use
 
     def workspace(self, threads: int) -> Dim:
         return self.arena + threads * self.scratch
@@ -95,6 +97,7 @@ def memory_plan(found: Scheduled) -> MemoryPlan:
         rounded(program.arena),
         module.scratch,
         tuple(b for b in program.buffers if b.scope == "arena"),
+        lifetimes(program),
     )
 
 
@@ -144,13 +147,35 @@ def _numbers(found: MemoryPlan, env: Mapping[str, int], threads: int) -> list[st
     total = numbers[-1][1]
     verdict = "fits" if total <= physical() else "does not fit"
     out.append(f"{human(total)} of {human(physical())}: {verdict}")
+    largest = largest_sizes(numbers[-1][2], env, physical()) if total > physical() else []
+    if largest:
+        out.append("help: fits with " + ", or ".join(f"{n} <= {v}" for n, v in largest))
     values = sorted(found.values, key=lambda b: -b.bytes.evaluate(env))
-    table = [(where(b.span), b.name, str(b.bytes), f"{b.bytes.evaluate(env):,}") for b in values]
+    alive = at_peak(found, env)
+    table = [
+        (where(b.span), b.name, str(b.bytes), "*" * (b in alive), f"{b.bytes.evaluate(env):,}")
+        for b in values
+    ]
     together = sum(b.bytes.evaluate(env) for b in values)
     if values:
         arena = found.arena.evaluate(env)
-        out += ["", f"values in the workspace: {together:,} bytes share {arena:,} bytes"]
+        peak = sum(b.bytes.evaluate(env) for b in alive)
+        text = f"values in the workspace: {together:,} bytes share {arena:,} bytes"
+        out += ["", f"{text}; * at the peak: {peak:,} bytes"]
     return [*out, *_table(table)[1:]]
+
+
+def at_peak(found: MemoryPlan, env: Mapping[str, int]) -> list[Buffer]:
+    """The values in use at the moment when they are most."""
+    change: dict[int, int] = {}
+    for b in found.values:
+        first, last = found.spans[b.name]
+        change[first] = change.get(first, 0) + b.bytes.evaluate(env)
+        change[last + 1] = change.get(last + 1, 0) - b.bytes.evaluate(env)
+    moments = sorted(change)
+    sums = list(accumulate(change[m] for m in moments))
+    peak = moments[sums.index(max(sums))] if sums else 0
+    return [b for b in found.values if found.spans[b.name][0] <= peak <= found.spans[b.name][1]]
 
 
 def _workspace(threads: int) -> str:
