@@ -118,7 +118,8 @@ def _reserved(stop: Stop) -> Diagnostic | None:
         return reserved_word(token.text, token.span)
     if token.type == "COLON" and before.type in ("PARAM", "STATE"):
         help = f"it has a name of its own: `{before.text} x: real[D] = 0`"
-        return one("E0100", f"`{before.text}` is followed by a name", token, help=help)
+        wrong = one("E0100", f"`{before.text}` is followed by a name", token, help=help)
+        return replace(wrong, once=("reserved", token.source.name, before.text))
     called = token.type == "LPAR" and before.type != "IMPORT"
     if before.type in ("FROM", "IMPORT") and token.type == "DOT":
         help = "a file beside this one is imported by its name: `from gpt2 import GPT2`"

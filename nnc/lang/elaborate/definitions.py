@@ -10,10 +10,11 @@ from nnc.ir.graph import Compute
 from nnc.ir.scalar import cast
 from nnc.lang import ast
 from nnc.lang.dims import Dim, dim_prod
-from nnc.lang.elaborate.binders import LEFT, bind, declare_binders
+from nnc.lang.elaborate.binders import bind, declare_binders
 from nnc.lang.elaborate.broadcasting import fits, free_dtype, typed
 from nnc.lang.elaborate.context import Binder, Context
 from nnc.lang.elaborate.mistakes import Poisoned, fail
+from nnc.lang.elaborate.unbound import LEFT
 from nnc.lang.elaborate.values import (
     Bool,
     Nothing,

@@ -11,11 +11,12 @@ from nnc.ir.scalar import cast
 from nnc.lang import ast
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, exact_div, extremes
 from nnc.lang.elaborate.arith import adapt, as_tensor
-from nnc.lang.elaborate.binders import size_of, too_many, unbound
 from nnc.lang.elaborate.broadcasting import free_dtype, typed
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.names import undefined
+from nnc.lang.elaborate.ranges import size_of
+from nnc.lang.elaborate.unbound import too_many, unbound
 from nnc.lang.elaborate.values import Origin, Tensor, Unknown, Value, Weak, WeakTensor
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import TensorType, is_int

@@ -11,10 +11,12 @@ from nnc.ir.graph import Axis, Update
 from nnc.lang import ast
 from nnc.lang.dims import ONE, ZERO, Dim
 from nnc.lang.elaborate.arith import adapt, settle
-from nnc.lang.elaborate.binders import LEFT, Range, bind, settle_ranges
+from nnc.lang.elaborate.binders import bind, settle_ranges
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import fail
+from nnc.lang.elaborate.ranges import Range
 from nnc.lang.elaborate.reads import Plan, is_loose, planned
+from nnc.lang.elaborate.unbound import LEFT
 from nnc.lang.elaborate.values import Operand, Tensor, Tree, Value, WeakTensor, of_node
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import TensorType
