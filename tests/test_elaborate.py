@@ -1116,6 +1116,27 @@ def test_where_clauses_and_exact_quotients_are_checked_at_entry() -> None:
     assert entry_checks(text) == ["2 <= T", "H >= 1", "T % H == 0"]
 
 
+def test_assertions_on_sizes_are_checked_at_entry() -> None:
+    text = """
+    def g(x: real[N]) -> real[N]:
+        assert N < 9
+        return x
+    export def f(x: f32[B], n: dim) -> f32[n]:
+        assert n >= 2 and n <= B, "too few"
+        return g(x[:n])
+    """
+    assert entry_checks(text) == ["n >= 2 (too few)", "n <= B (too few)", "N < 9"]
+
+
+def test_an_exact_half_is_half() -> None:
+    text = """
+    export def f(x: f32[T]) -> f32[T/2]:
+        y[t:T/2] = x[2*t] - x[2*t + 1]
+        return y
+    """
+    assert set(entry_checks(text)) == {"T % 2 == 0"}
+
+
 def test_sizes_that_may_be_negative_are_checked_at_entry() -> None:
     text = "export def f(x: f32[B]) -> f32[B - 5]:\n    y[i:B-5] = x[i + 5]\n    return y\n"
     assert entry_checks(text) == ["B-5 >= 0"]

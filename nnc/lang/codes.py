@@ -49,8 +49,8 @@ E0102
 E0103
     A text begins and ends with `"` on one line.
 E0104
-    Numbers are written `42`, `0.5`, `1e-3`. There are no digit separators, suffixes, or numbers
-    that begin or end with the point.
+    Numbers are written `42`, `0.5`, `1e-3`, `1_000`. There are no suffixes and no base but ten,
+    and a product needs its `*`.
 E0105
     Indent with spaces. Tabs look different in every editor, so they are refused in the
     indentation. Four spaces a block are the custom.
