@@ -239,10 +239,10 @@ def versions_ignored(m: MonkeyPatch) -> None:
 
     right = share.node_key
 
-    def wrong(node: Any, numbering: Any) -> Any:
+    def wrong(node: Any) -> Any:
         if isinstance(node, Update):
             return ("update", node.type, node.target and len(node.axes))
-        return right(node, numbering)
+        return right(node)
 
     everywhere(m, right, wrong)
 
@@ -254,15 +254,20 @@ def loops_renamed(m: MonkeyPatch) -> None:
 
     right = share.node_key
 
-    def wrong(node: Any, numbering: Any) -> Any:
-        key = right(node, numbering)
+    def wrong(node: Any) -> Any:
+        key = right(node)
         return (*key[:3], *key[4:]) if isinstance(node, Compute) and not node.op else key
 
-    def head(e: Any, rename: Any) -> Any:
-        return ("idx",) if isinstance(e, Idx) else old(e, rename)
+    def head(e: Any) -> Any:
+        return ("idx",) if isinstance(e, Idx) else old(e)
 
-    old = share._head
+    def position(form: Any, loops: Any) -> Any:
+        key = positional(form, loops).key
+        return tuple(("idx",) if isinstance(t, tuple) and t[0] == "idx" else t for t in key)
+
+    old, positional = share._head, share.positional
     m.setattr(share, "_head", head)
+    m.setattr(share, "positional", position)
     everywhere(m, right, wrong)
 
 

@@ -133,6 +133,11 @@ def _order(root: Expr) -> tuple[Expr, ...]:
     return known
 
 
+def keep_order(exprs: tuple[Expr, ...]) -> None:
+    """Notes that these are the sub-expressions of the last one, in the order of `walk`."""
+    exprs[-1].__dict__["_order"] = exprs
+
+
 def _postorder(root: Expr) -> Iterator[Expr]:
     done: set[int] = set()
     stack: list[tuple[Expr, tuple[Expr, ...]]] = [(root, children(root))]

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from operator import is_
 
 from nnc.diagnostics import NOWHERE, Span
-from nnc.ir.expr import Expr, Load, names, rewrite, subst, walk
+from nnc.ir.expr import Expr, Tensor, names, subst
+from nnc.ir.form import Formed, formed, reloaded
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.types import TensorType
 
@@ -55,6 +57,11 @@ class Value:
     def read(self) -> tuple[Node, ...]:
         """The nodes this node reads, each once, in order of first use."""
         return _read(self)  # type: ignore[arg-type]
+
+    @cached_property
+    def formed(self) -> Formed:
+        """The form of its expressions, and what stands in it."""
+        return formed(exprs_of(self))  # type: ignore[arg-type]
 
     @cached_property
     def needs(self) -> tuple[Node, ...]:
@@ -301,11 +308,10 @@ def operands(node: Node) -> tuple[Node, ...]:
 
 def _read(node: Node) -> tuple[Node, ...]:
     match node:
-        case Compute(body=body):
-            return _loaded(body)
-        case Update(base=base, target=target, value=value, guard=guard):
-            exprs = (*target, value, *(() if guard is None else (guard,)))
-            return tuple(dict.fromkeys((base, *_loaded(*exprs))))
+        case Compute():
+            return node.formed.tensors  # type: ignore[return-value]
+        case Update(base=base):
+            return tuple(dict.fromkeys((base, *node.formed.tensors)))  # type: ignore[arg-type]
         case Grad(y=y, wrt=wrt, seed=seed):
             return tuple(dict.fromkeys((y, *wrt, *(() if seed is None else (seed,)))))
         case Loop(init=init):
@@ -342,11 +348,6 @@ def _used_names(node: Node) -> frozenset[str]:
     for a in bound:
         out |= a.extent.names
     return frozenset(out - {a.var for a in bound})
-
-
-def _loaded(*bodies: Expr) -> tuple[Node, ...]:
-    found = (e.tensor for e in walk(*bodies) if isinstance(e, Load))
-    return tuple(dict.fromkeys(found))  # type: ignore[arg-type]
 
 
 def toposort(
@@ -390,16 +391,11 @@ def replace_operands(node: Node, new: Callable[[Node], Node]) -> Node:
     if node.after:
         node = replace(node, after=tuple(dict.fromkeys(map(new, node.after))))
     match node:
-        case Compute(body=body):
-            return replace(node, body=_reload(body, new))
-        case Update(base=base, target=target, value=value, guard=guard):
-            return replace(
-                node,
-                base=new(base),
-                target=tuple(_reload(t, new) for t in target),
-                value=_reload(value, new),
-                guard=None if guard is None else _reload(guard, new),
-            )
+        case Compute():
+            return _reload(node, new)
+        case Update(base=base):
+            made = _reload(node, new)
+            return made if new(base) is base else with_base(made, new(base))
         case Grad(y=y, wrt=wrt, seed=seed):
             seed = None if seed is None else new(seed)
             return replace(node, y=new(y), wrt=tuple(new(w) for w in wrt), seed=seed)
@@ -463,14 +459,48 @@ def renamed(node: Node, env: Mapping[str, Dim]) -> Node:
     return node
 
 
-def _reload(body: Expr, new: Callable[[Node], Node]) -> Expr:
-    def one(e: Expr) -> Expr:
-        if isinstance(e, Load):
-            tensor = new(e.tensor)  # type: ignore[arg-type]
-            return e if tensor is e.tensor else replace(e, tensor=tensor)
-        return e
+Formula = Compute | Update
 
-    return rewrite(body, one)
+
+def exprs_of(node: Node) -> tuple[Expr, ...]:
+    """The expressions of a node."""
+    match node:
+        case Compute(body=body):
+            return (body,)
+        case Update(target=target, value=value, guard=guard):
+            return (*target, value, *(() if guard is None else (guard,)))
+    return ()
+
+
+def with_exprs(node: Formula, roots: Sequence[Expr], form: Formed | None) -> Formula:
+    """The node with other expressions (in the order of `exprs_of`); `form`: theirs, if known."""
+    made: Formula
+    if isinstance(node, Compute):
+        made = replace(node, body=roots[0])
+    else:
+        n = len(node.target)
+        guard = None if node.guard is None else roots[n + 1]
+        made = replace(node, target=tuple(roots[:n]), value=roots[n], guard=guard)
+    if form is not None:
+        made.__dict__["formed"] = form
+    return made
+
+
+def with_base(node: Formula, base: Node) -> Update:
+    """An update of another tensor."""
+    assert isinstance(node, Update), node
+    made = replace(node, base=base)
+    made.__dict__["formed"] = node.formed
+    return made
+
+
+def _reload(node: Formula, new: Callable[[Node], Node]) -> Formula:
+    old = node.formed.tensors
+    tensors: list[Tensor] = [new(t) for t in old]  # type: ignore[arg-type]
+    if all(map(is_, old, tensors)):
+        return node
+    roots = reloaded(exprs_of(node), dict(zip(old, tensors, strict=True)))
+    return with_exprs(node, roots, node.formed.over(tensors))
 
 
 def transform(graph: Graph, fn: Callable[[Node], Node]) -> Graph:

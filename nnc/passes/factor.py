@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from nnc.ir.expr import Expr, Idx, Load, Op, Select, children, names, walk, with_children
 from nnc.ir.graph import Axis, Compute, Graph, Node, replace_operands, toposort, with_roots
-from nnc.ir.share import Numbering, node_key
+from nnc.ir.share import node_key
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.types import TensorType
 
@@ -26,13 +26,12 @@ def factor(graph: Graph) -> Graph:
     they come by themselves."""
     new: dict[Node, Node] = {}
     known: dict[Hashable, Compute] = {}
-    numbering = Numbering()
     for node in toposort(graph.roots):
         moved = replace_operands(node, new.__getitem__)
         if isinstance(moved, Compute) and not moved.raxes and len(moved.axes) > 1:
             for e in _costly(moved):
                 made = _tensor(e, moved)
-                made = known.setdefault(node_key(made, numbering), made)
+                made = known.setdefault(node_key(made), made)
                 moved = _reading(moved, e, made)
         new[node] = moved
     return with_roots(graph, [new[r] for r in graph.roots])

@@ -19,6 +19,7 @@ from nnc.ir.graph import (
     Node,
     Part,
     Update,
+    exprs_of,
     operands,
     toposort,
     users,
@@ -97,15 +98,6 @@ def _checks_inside(loop: Loop) -> bool:
 def feeds(node: Node) -> tuple[Node, ...]:
     """The operands; for the part of a loop the loop."""
     return tuple(o.source if isinstance(o, Part) else o for o in operands(node))
-
-
-def exprs_of(node: Node) -> tuple[Expr, ...]:
-    match node:
-        case Compute(body=body):
-            return (body,)
-        case Update(target=target, value=value, guard=guard):
-            return (*target, value, *(() if guard is None else (guard,)))
-    return ()
 
 
 def _conditional(node: Node) -> bool:

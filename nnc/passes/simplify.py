@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
+from operator import is_
 
 from nnc.ir.bounds import axis_ranges, demands, loop_facts, turn_facts
 from nnc.ir.expr import Const, Expr, Idx, Load, children, walk, with_children
+from nnc.ir.form import Result, emptied
 from nnc.ir.graph import (
     Axis,
     Compute,
+    Constant,
     Grad,
     Graph,
     Input,
@@ -22,11 +25,13 @@ from nnc.ir.graph import (
     Part,
     Update,
     all_nodes,
+    exprs_of,
     replace_operands,
     toposort,
+    with_exprs,
     with_roots,
 )
-from nnc.ir.share import Interner, Numbering, node_key
+from nnc.ir.share import Interner, node_key
 from nnc.lang.dims import Facts
 from nnc.passes.loops import tidy
 from nnc.passes.rules import Scope, is_zero, rewritten
@@ -62,7 +67,6 @@ class _Simplifier:
         # more.
         self.kept = {w for n in all_nodes(graph) if isinstance(n, Grad) for w in n.wrt}
         self.fixed: set[Node] = set()
-        self.numbering = Numbering()
         self.first: dict[Hashable, Node] = {}
         self.new: dict[Node, Node] = {}
         self.results: dict[Loop, list[Node]] = {}
@@ -88,7 +92,7 @@ class _Simplifier:
         if kept:
             self.fixed.add(made)
         elif not isinstance(made, Input):
-            made = self.first.setdefault(node_key(made, self.numbering), made)
+            made = self.first.setdefault(node_key(made), made)
         return made
 
     def _loop(self, loop: Loop, around: Around) -> list[Node]:
@@ -125,21 +129,42 @@ class _Simplifier:
 
 
 def _node(node: Node, around: Around, fixed: set[Node], kept: bool) -> Node:
-    match node:
-        case Compute(axes=axes, raxes=raxes):
-            (body,) = _exprs((node.body,), (*axes, *raxes), around, fixed)
-            node = node if body is node.body else replace(node, body=body)
-        case Update(axes=axes, target=target, value=value, guard=guard):
-            guards = () if guard is None else (guard,)
-            roots = (*target, value, *guards)
-            made = _exprs(roots, axes, around, fixed)
-            if any(a is not b for a, b in zip(made, roots, strict=True)):
-                n = len(target)
-                guard = made[n + 1] if guards else None
-                node = replace(node, target=made[:n], value=made[n], guard=guard)
+    if isinstance(node, Compute | Update):
+        node = _formula(node, around, fixed)
     for rule in () if kept else NODE_RULES:
         node = rule(node) or node
     return node
+
+
+def _formula(node: Compute | Update, around: Around, fixed: set[Node]) -> Compute | Update:
+    """The node with the rules applied to its expressions: to those of one form once."""
+    raxes = node.raxes if isinstance(node, Compute) else ()
+    of, axes, roots = node.formed, (*node.axes, *raxes), exprs_of(node)
+    if any(_seen_through(t) for t in of.tensors):  # type: ignore[arg-type]
+        made = _exprs(roots, axes, around, fixed)
+        same = all(map(is_, made, roots))
+        return node if same else with_exprs(node, made, None)
+    key = ("simplified", around, axes, of.numbers)
+    found = of.form.memo.get(key)
+    if found is None:
+        empty = emptied(roots, of)
+        made = _exprs(empty, axes, around, set())
+        same = all(map(is_, made, empty))
+        found = of.form.memo[key] = Result.of(None if same else made, of)
+    assert isinstance(found, Result)
+    return node if found.roots is None else with_exprs(node, *found.at(of))
+
+
+def _seen_through(node: Node) -> bool:
+    """Whether a rule may look at what a tensor is."""
+    match node:
+        case Constant(data=data):
+            return len(data) == 1
+        case Compute(op="", body=Const()):
+            return True
+        case Compute(op="", body=Load() as whole):
+            return any("." in n for i in whole.index if isinstance(i, Idx) for n in i.dim.names)
+    return False
 
 
 # ---- rules of nodes -----------------------------------------------------------------------

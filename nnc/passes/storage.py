@@ -7,12 +7,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nnc.ir.expr import Expr, Idx, Load, walk
-from nnc.ir.graph import Compute, Constant, External, Input, Loop, Node, Part, Update, operands
+from nnc.ir.graph import (
+    Compute,
+    Constant,
+    External,
+    Input,
+    Loop,
+    Node,
+    Part,
+    Update,
+    exprs_of,
+    operands,
+)
 from nnc.ir.loop import Buffer
 from nnc.lang.dims import Dim
 from nnc.lang.types import TensorType
 from nnc.passes.fuse import Fused, Group
-from nnc.passes.order import exprs_of
 
 STRIP_BYTES = 16384  # largest row strip that is kept beside the kernel
 

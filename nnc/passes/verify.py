@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import chain
 
 from nnc.ir.bounds import loop_facts, node_obligations
@@ -55,6 +56,14 @@ class _Scope:
     def names(self) -> frozenset[str]:
         return self.dims | {a.var for a in self.loops}
 
+    @property
+    def known(self) -> tuple[Hashable, ...]:
+        return (self.dims, self.facts, self.loops)
+
+    @cached_property
+    def inputs(self) -> frozenset[Input]:
+        return frozenset(self.graph.inputs)
+
 
 def verify(graph: Graph, after: str) -> None:
     """Asserts that types and shapes agree, names are bound and affine accesses are inside.
@@ -72,6 +81,9 @@ def verify(graph: Graph, after: str) -> None:
 def _verify_block(order: Iterable[Node], scope: _Scope, met: set[Node], after: str) -> None:
     """The nodes of one scope; as deep as loops are nested. `met`: loops and their placeholders."""
     for node in order:
+        if isinstance(node, Compute | Update):
+            _verify_formula(node, scope, after)
+            continue
         faults = _faults(node, scope)
         if isinstance(node, Loop):
             faults = chain(faults, _turn_faults(node, scope, met))
@@ -80,6 +92,20 @@ def _verify_block(order: Iterable[Node], scope: _Scope, met: set[Node], after: s
         if isinstance(node, Loop):
             met |= {node, *node.carries}
             _verify_block(node.body, scope.inside(node), met, after)
+
+
+def _verify_formula(node: Compute | Update, scope: _Scope, after: str) -> None:
+    """One of each form is looked at: what is asked does not depend on which tensors it reads."""
+    match node:
+        case Compute(axes=axes, raxes=raxes, op=op):
+            key: tuple[object, ...] = (node.type, axes, raxes, op)
+        case Update(axes=axes, base=base, target=target, guard=guard):
+            key = (node.type, axes, base.type, len(target), guard is None, node.check is None)
+    memo, key = node.formed.form.memo, ("verified", *scope.known, *key)
+    if key not in memo:
+        for text in _faults(node, scope):
+            raise AssertionError(f"after {after}: {text}\n  {print_node(node)}")
+        memo[key] = True
 
 
 def _assert_acyclic(graph: Graph, after: str) -> None:
@@ -132,7 +158,7 @@ def _faults(node: Node, scope: _Scope) -> Faults:
             if node not in scope.carries:
                 yield f"the placeholder {node.name} outside of its loop"
         case Input():
-            if node not in scope.graph.inputs:
+            if node not in scope.inputs:
                 yield f"{node.name} is not an input of the graph"
         case Constant(data=data):
             if dim_prod(node.type.shape).const != len(data):

@@ -1,0 +1,216 @@
+"""Forms: expressions without the tensors, large numbers and places in the source that they hold.
+
+The layers of a network are many nodes of few forms. What is found out about a form, or made of it,
+is remembered with it, and holds for all of them: `Form.memo`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from operator import is_
+
+from nnc.diagnostics import Span
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Tensor, Var, keep_order, walk
+from nnc.lang.dims import Dim
+from nnc.lang.types import TensorType
+
+LARGE = 1 << 31  # from here on numbers are not part of the form
+KEPT = 1 << 14  # forms
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """Stands for the tensor number `number`."""
+
+    type: TensorType
+    number: int
+
+
+@dataclass(frozen=True, eq=False)
+class Form:
+    """`key`: its text. Equal forms are one object, as long as they are in use."""
+
+    key: tuple[Hashable, ...]
+    memo: dict[Hashable, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Formed:
+    """A form, and what stands in it, each once, in order of first use."""
+
+    form: Form
+    tensors: tuple[Tensor, ...]
+    numbers: tuple[int, ...] = ()
+    checks: tuple[Span, ...] = ()
+
+    def over(self, tensors: Sequence[Tensor]) -> Formed | None:
+        """With other tensors; None where some became one, which is another form."""
+        distinct = len(set(tensors)) == len(tensors)
+        return replace(self, tensors=tuple(tensors)) if distinct else None
+
+
+@lru_cache(maxsize=KEPT)
+def _form(key: tuple[Hashable, ...]) -> Form:
+    return Form(key)
+
+
+def formed(roots: Sequence[Expr]) -> Formed:
+    """Of expressions of one node."""
+    work = _Work()
+    for e in walk(*roots):
+        work.add(e)
+    key = (*work.key, *(work.done[id(r)] for r in roots))
+    return Formed(_form(key), tuple(work.tensors), tuple(work.numbers), tuple(work.checks.values()))
+
+
+def positional(form: Form, loops: tuple[str, ...]) -> Form:
+    """With loop variables by their positions, and what is equal once; checks are all alike."""
+    known = ("positional", loops)
+    found = form.memo.get(known)
+    if found is None:
+        found = form.memo[known] = _form(_positional(form.key, loops))
+    assert isinstance(found, Form)
+    return found
+
+
+def _positional(key: tuple[Hashable, ...], loops: tuple[str, ...]) -> tuple[Hashable, ...]:
+    env = {var: Dim.of(f"$#{i}") for i, var in enumerate(loops)}
+    numbers: dict[Hashable, int] = {}
+    new: list[int] = []  # for each expression the number of the first that equals it
+    roots = []
+    for token in key:
+        match token:
+            case int():
+                roots.append(new[token])
+                continue
+            case ("idx", dtype, Dim() as dim):
+                token = ("idx", dtype, dim.subst(env))
+            case ("load", dtype, number, type_, index, other, check):
+                assert isinstance(index, tuple)
+                at = tuple(new[i] for i in index)
+                rest = None if other is None else new[other]  # type: ignore[call-overload]
+                token = ("load", dtype, number, type_, at, rest, check is None)
+            case ("const" | "var" | "number", *_):
+                pass
+            case (head, fn, *operands):  # "select", its dtype; or the dtype and function of an Op
+                token = (head, fn, *(new[i] for i in operands))  # type: ignore[call-overload]
+        new.append(numbers.setdefault(token, len(numbers)))
+    return (*numbers, *roots)
+
+
+@dataclass
+class _Work:
+    key: list[Hashable] = field(default_factory=list)
+    done: dict[int, int] = field(default_factory=dict)
+    tensors: dict[Tensor, int] = field(default_factory=dict)
+    numbers: dict[int, int] = field(default_factory=dict)
+    checks: dict[int, Span] = field(default_factory=dict)
+
+    def add(self, e: Expr) -> None:
+        self.key.append(self.token(e))
+        self.done[id(e)] = len(self.done)
+
+    def token(self, e: Expr) -> Hashable:
+        done = self.done
+        kind = type(e)
+        if kind is Idx:
+            return ("idx", e.dtype, e.dim)  # type: ignore[union-attr]
+        if kind is Op:
+            return (e.dtype, e.fn, *[done[id(a)] for a in e.args])  # type: ignore[union-attr]
+        match e:
+            case Load():
+                return self.load(e)
+            case Const(dtype=dtype, value=value):
+                if dtype == "i64" and abs(value) >= LARGE:
+                    return ("number", self.numbers.setdefault(int(value), len(self.numbers)))
+                return ("const", dtype, repr(value))
+            case Var(dtype=dtype, name=name):
+                return ("var", dtype, name)
+            case Select(dtype=dtype, cond=c, a=a, b=b):
+                return ("select", dtype, done[id(c)], done[id(a)], done[id(b)])
+        raise AssertionError(e)
+
+    def load(self, e: Load) -> Hashable:
+        number = self.tensors.setdefault(e.tensor, len(self.tensors))
+        check = None
+        if e.check is not None:
+            self.checks.setdefault(id(e.check), e.check)
+            check = list(self.checks).index(id(e.check))
+        index = tuple([self.done[id(i)] for i in e.index])
+        other = None if e.other is None else self.done[id(e.other)]
+        return ("load", e.dtype, number, e.tensor.type, index, other, check)
+
+
+def reloaded(roots: Sequence[Expr], tensors: Mapping[Tensor, Tensor]) -> tuple[Expr, ...]:
+    """The expressions with loads from other tensors; those not in the table stay."""
+    return _moved(roots, tensors, {}, {})
+
+
+def emptied(roots: Sequence[Expr], of: Formed) -> tuple[Expr, ...]:
+    """The same expressions over `Slot`s."""
+    return _moved(roots, {t: Slot(t.type, i) for i, t in enumerate(of.tensors)}, {}, {})
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a pass makes of a form: expressions over its slots and their form; None: the same."""
+
+    roots: tuple[Expr, ...] | None
+    formed: Formed | None = None
+    given: Formed | None = None  # that of which it was made, for its numbers and checks
+
+    @staticmethod
+    def of(roots: tuple[Expr, ...] | None, given: Formed) -> Result:
+        return Result(None) if roots is None else Result(roots, formed(roots), given)
+
+    def at(self, of: Formed) -> tuple[tuple[Expr, ...], Formed]:
+        """The result for another instance of the form."""
+        assert self.roots is not None and self.formed is not None and self.given is not None
+        tensors: dict[Tensor, Tensor] = {}
+        for t in self.formed.tensors:
+            assert isinstance(t, Slot), t
+            tensors[t] = of.tensors[t.number]
+        checks = {id(a): b for a, b in zip(self.given.checks, of.checks, strict=True)}
+        numbers = dict(zip(self.given.numbers, of.numbers, strict=True))
+        own = Formed(
+            self.formed.form,
+            tuple(tensors.values()),
+            tuple(numbers.get(n, n) for n in self.formed.numbers),
+            tuple(checks.get(id(c), c) for c in self.formed.checks),
+        )
+        return _moved(self.roots, tensors, numbers, checks), own
+
+
+def _moved(
+    roots: Sequence[Expr],
+    tensors: Mapping[Tensor, Tensor],
+    numbers: Mapping[int, int],
+    checks: Mapping[int, Span],
+) -> tuple[Expr, ...]:
+    new: dict[int, Expr] = {}
+    for e in walk(*roots):
+        kind = type(e)
+        if kind is Load:
+            assert isinstance(e, Load)
+            index = tuple([new[id(i)] for i in e.index])
+            other = None if e.other is None else new[id(e.other)]
+            check = e.check if e.check is None else checks.get(id(e.check), e.check)
+            new[id(e)] = Load(e.dtype, tensors.get(e.tensor, e.tensor), index, other, check)
+        elif kind is Op:
+            assert isinstance(e, Op)
+            args = tuple([new[id(a)] for a in e.args])
+            same = all(map(is_, args, e.args))
+            new[id(e)] = e if same else Op(e.dtype, e.fn, args)
+        elif kind is Select:
+            assert isinstance(e, Select)
+            new[id(e)] = Select(e.dtype, new[id(e.cond)], new[id(e.a)], new[id(e.b)])
+        elif kind is Const and numbers and e.dtype == "i64":
+            assert isinstance(e, Const)
+            new[id(e)] = Const("i64", numbers[int(e.value)]) if e.value in numbers else e
+        else:
+            new[id(e)] = e
+    if len(roots) == 1:
+        keep_order(tuple(new.values()))
+    return tuple([new[id(r)] for r in roots])
