@@ -97,8 +97,6 @@ def _tree_arg(cx: Context, frame: Frame, p: ast.Param, abi: Abi, place: str, tex
     of = tree_argument(cx, p.type)
     if not isinstance(of, Instance):
         raise fail("E0315", "the module of this tree is not known", p.span)
-    if p.inout:
-        raise fail("E0901", "an `inout` tree argument is not compiled yet", p.span)
     found: dict[str, Value] = {}
     for leaf in leaves(of):
         if leaf.storage == "param":
@@ -106,9 +104,12 @@ def _tree_arg(cx: Context, frame: Frame, p: ast.Param, abi: Abi, place: str, tex
             node = Input(type=leaf.type, span=p.span, name=f"{p.name}.{leaf.key}")
             abi.inputs.append(node)
             found[leaf.key] = of_node(node)
-    frame.vars[p.name] = Tree(found, of)
+            if p.inout:
+                cx.add_storage(node, True, p.name, (), None, p.span)
+                found[leaf.key] = Stored(node.name)
+    (frame.trees if p.inout else frame.vars)[p.name] = Tree(found, of)
     abi.instances.append(of)
-    abi.args.append(ArgSig(p.name, "tree", None, of.id, False, None, (), place, text))
+    abi.args.append(ArgSig(p.name, "tree", None, of.id, p.inout, None, (), place, text))
 
 
 def determined(cx: Context, frame: Frame, func: ast.FuncDef) -> None:

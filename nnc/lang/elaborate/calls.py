@@ -19,7 +19,7 @@ from nnc.lang.elaborate.declared import kind_of, opaque_type
 from nnc.lang.elaborate.externs import call_extern
 from nnc.lang.elaborate.matching import bind_argument
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
-from nnc.lang.elaborate.places import place, without_bang
+from nnc.lang.elaborate.places import place, stored_tree, without_bang
 from nnc.lang.elaborate.reductions import REDUCTIONS, reduce_indexed
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.shape_matching import solve_pending
@@ -190,7 +190,7 @@ def _match(b: Binding, pairs: Sequence[tuple[ast.Param, Given | None]]) -> None:
         frame.real = _real_of(b, values)
     for p, value in values:
         bind_argument(b, p, value, by.get(p.name))
-    _overlaps(frame, by)
+    _overlaps(cx, frame, by)
     solve_pending(b)
     where_clauses(b)
 
@@ -228,14 +228,24 @@ def _evaluate(cx: Context, p: ast.Param, g: Given | None, real: DType) -> Value 
         assert isinstance(p.type, ast.TensorTypeExpr)
         named = p.type.name if p.type.name in DTYPES else "real"
         return place(cx, g.value, real if named == "real" else named)
+    if p.inout and kind_of(p) in ("params", "tree") and not cx.generic:
+        return stored_tree(cx, g.value)
     return cx.eval(g.value)
 
 
-def _overlaps(frame: Frame, by: Mapping[str, Given]) -> None:
+def _overlaps(cx: Context, frame: Frame, by: Mapping[str, Given]) -> None:
     """Two `inout` arguments must not name the same elements."""
     seen: dict[str, tuple[str, Stored | Module]] = {}
-    for name in frame.inout:
-        value = frame.vars.get(name)
+    every = [(n, frame.vars.get(n)) for n in frame.inout]
+    every += [(n, leaf) for n, tree in frame.trees.items() for leaf in tree.leaves.values()]
+    every += [
+        (n, Stored(key))
+        for n, v in every
+        if isinstance(v, Module) and frame.trees
+        for key in cx.store
+        if key.startswith(f"{v.path}.")
+    ]
+    for name, value in every:
         if not isinstance(value, Stored | Module):
             continue
         key = value.key if isinstance(value, Stored) else value.path

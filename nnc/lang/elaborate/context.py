@@ -23,6 +23,7 @@ from nnc.lang.elaborate.values import (
     Origins,
     Stored,
     Tensor,
+    Tree,
     Value,
     of_node,
 )
@@ -66,6 +67,7 @@ class Frame:
     pack_origins: dict[str, Origins] = field(default_factory=dict)
     read_only: dict[str, Span] = field(default_factory=dict)  # arguments that are not `inout`
     inout: dict[str, Span] = field(default_factory=dict)
+    trees: dict[str, Tree] = field(default_factory=dict)  # `inout` trees: their leaves are Stored
     initializing: bool = False
     after: list[Callable[[], None]] = field(default_factory=list)  # what follows, innermost last
     continued: bool = False  # what follows has run inside of a branch

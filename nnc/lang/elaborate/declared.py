@@ -123,7 +123,7 @@ def opaque_tree(name: str, of: Instance | TreeParam) -> Tree:
             if x.storage == "param" and x.type is not None
         }
         return Tree(found, of)
-    pack = of.name if isinstance(of, TreeParam) else name
+    pack = of.name if isinstance(of, TreeParam) else of.id
     return Tree(
         {"*": of_node(Input(type=TensorType("real", (Dim.of(f"..{pack}"),)), name=name))}, of
     )

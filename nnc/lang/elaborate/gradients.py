@@ -100,7 +100,8 @@ def grad(cx: Context, e: ast.Call) -> Value:
     if not is_float(y.dtype):
         raise fail("E0604", f"{y.dtype} has no gradient", y_ast.span, str(y.type))
     if cx.ranges:
-        raise fail("E0901", "`grad` inside index notation is not compiled yet", e.span)
+        help = "of all elements at once: `s = total(f(x))`, then `grad(s, x)` has one for each"
+        raise fail("E0901", "`grad` inside index notation is not compiled yet", e.span, help=help)
     y = cx.materialized(y, y_ast.span)
     if isinstance(x_ast, ast.ListLit):
         return Tuple(tuple(_grad_one(cx, y, i, e, zero) for i in x_ast.items))

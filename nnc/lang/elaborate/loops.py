@@ -81,7 +81,9 @@ def run_loop(
 ) -> None:
     """A loop of `trip` turns; `cond` is looked at before each turn (`limited`: by selection)."""
     if cx.ranges:
-        raise fail("E0901", "a run-time loop inside index notation is not compiled yet", span)
+        help = "loop over whole tensors, or call it in a loop, `ys = for i in N:`, `yield f(x[i])`"
+        text = "a run-time loop inside index notation is not compiled yet"
+        raise fail("E0901", text, span, help=help)
     turn = cx.fresh_var(var or "turn", list(cx.turns))
     before, probed = _state(cx), len(cx.probes)
     with _turning(cx, turn, trip):

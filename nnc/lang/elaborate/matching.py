@@ -54,7 +54,13 @@ def bind_argument(b: Binding, p: ast.Param, value: Value | None, g: Given | None
             assert isinstance(p.type, ast.TensorTypeExpr)
             frame.vars[p.name] = _tensor_argument(b, p, p.type, value, span)
         case "tree" | "params":
-            frame.vars[p.name] = _tree_argument(b, p, value, span)
+            tree = _tree_argument(b, p, value, span)
+            if p.inout and not cx.generic:
+                frame.trees[p.name] = tree
+            else:
+                frame.vars[p.name] = tree
+            if p.inout:
+                frame.inout[p.name] = p.span
         case "module":
             frame.vars[p.name] = _module_argument(b, p, value, span)
             if p.inout:

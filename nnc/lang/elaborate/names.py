@@ -17,6 +17,7 @@ from nnc.lang.elaborate.values import (
     ModuleType,
     Pack,
     Tensor,
+    Tree,
     UnitRef,
     Value,
     integer,
@@ -34,6 +35,10 @@ def lookup(cx: Context, name: str) -> Value | None:
     if name in frame.binders:
         binder = frame.binders[name]
         return integer(Dim.of(binder.vars[0])) if len(binder.vars) == 1 else None
+    if name in frame.trees:  # its present version
+        frame.used.add(name)
+        tree = frame.trees[name]
+        return Tree({k: cx.tensor(v) for k, v in tree.leaves.items()}, tree.of)
     if name in frame.vars:
         frame.used.add(name)
         return frame.vars[name]

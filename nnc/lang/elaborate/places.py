@@ -6,11 +6,20 @@ from nnc.diagnostics import Label, Span
 from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.elaborate.arguments import bang_text
-from nnc.lang.elaborate.arith import adapt
+from nnc.lang.elaborate.arith import adapt, module_tree
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.reads import planned
-from nnc.lang.elaborate.values import Stored, Tensor, Unknown, View, WeakTensor
+from nnc.lang.elaborate.values import (
+    Module,
+    Stored,
+    Tensor,
+    Tree,
+    Unknown,
+    Value,
+    View,
+    WeakTensor,
+)
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DType
 
@@ -105,3 +114,41 @@ def without_bang(cx: Context, what: str, span: Span) -> Mistake:
     once = ("no bang", call.span.place)
     help = f"`{bang_text(call)}`"
     return fail("E0502", message, func, "called without `!`", labels, help=help, once=once)
+
+
+def stored_tree(cx: Context, e: ast.Expr) -> Value:
+    """An argument for an `inout` tree: a tree whose leaves are storage that may be written."""
+    frame = cx.frame
+    if isinstance(e, ast.Name) and e.id in frame.trees:
+        return frame.trees[e.id]
+    value = cx.eval(e)
+    match value:
+        case Unknown():
+            raise Poisoned
+        case Module(path=path):
+            leaves = module_tree(cx, value).leaves
+        case Tree(leaves=leaves):
+            path = _tree_path(cx, e) or ""
+        case _:
+            path, leaves = "", {}
+    keys = {k: f"{path}.{k}" for k in leaves}
+    if not leaves or not path or not all(k in cx.store for k in keys.values()):
+        text = "`inout` needs a tree that can be written"
+        help = "pass a module, an `inout` tree, or a state of a module"
+        raise fail("E0503", text, e.span, describe(value), help=help)
+    for key in keys.values():
+        slot = cx.store[key]
+        if not slot.writable:
+            text = f"this call would write to `{slot.root}`, which is read-only here"
+            raise fail("E0501", text, e.span, help=f"declare `{slot.root}` as `inout`")
+    of = value.inst if isinstance(value, Module) else value.of if isinstance(value, Tree) else None
+    return Tree({k: Stored(key) for k, key in keys.items()}, of)
+
+
+def _tree_path(cx: Context, e: ast.Expr) -> str | None:
+    """Where the state tree that an expression names lies."""
+    owner: Value | None = cx.frame.owner
+    name = e.id if isinstance(e, ast.Name) and e.id not in cx.frame.vars else None
+    if isinstance(e, ast.Attr):
+        owner, name = cx.eval(e.value), e.name
+    return f"{owner.path}.{name}" if isinstance(owner, Module) and name is not None else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hashlib import blake2b
 
-from nnc.ir.expr import Const, Expr, Idx, Load, Op
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, as_dtype
 from nnc.ir.graph import Input
 from nnc.lang import ast
 from nnc.lang.dims import ZERO, Dim
@@ -37,25 +37,26 @@ def random_tensor(cx: Context, name: str, e: ast.Call) -> Value:
         blake2b(f"{stem}#{n}".encode(), digest_size=8).digest(), "little", signed=True
     )
     real = frame.real
-    if cx.ranges:
-        raise fail(
-            "E0901",
-            "random numbers inside index notation are not compiled yet",
-            e.span,
-            help="draw them before, as a tensor",
-        )
+    around = tuple((cx.turns | cx.ranges).items())  # each turn and index has numbers of its own
 
     def body(i: tuple[Expr, ...]) -> Expr:
-        flat = ZERO
-        for var, trip in cx.turns.items():
-            flat = flat * trip + Dim.of(var)
-        for x, d in zip(i, shape, strict=True):
-            assert isinstance(x, Idx)
-            flat = flat * d + x.dim
-        args = (Load("i64", seed, ()), Const("i64", stream), Load("i64", step, ()), Idx(flat))
+        index = (*(Idx(Dim.of(var)) for var, _ in around), *i)
+        flat = _flat(index, (*(n for _, n in around), *shape))
+        args = (Load("i64", seed, ()), Const("i64", stream), Load("i64", step, ()), flat)
         return Op(real, f"random_{name}", args)
 
     return cx.compute(shape, body, e.span)
+
+
+def _flat(index: tuple[Expr, ...], shape: tuple[Dim, ...]) -> Expr:
+    """The position of an element in row-major order, as i64."""
+    out: Expr = Idx(ZERO)
+    for x, n in zip(index, shape, strict=True):
+        if isinstance(out, Idx) and isinstance(x, Idx):
+            out = Idx(out.dim * n + x.dim)
+        else:
+            out = Op("i64", "add", (Op("i64", "mul", (out, Idx(n))), as_dtype(x, "i64")))
+    return out
 
 
 def shape_list(cx: Context, arg: ast.Expr) -> tuple[Dim, ...]:

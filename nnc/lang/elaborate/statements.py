@@ -18,6 +18,7 @@ from nnc.lang.elaborate.results import returned
 from nnc.lang.elaborate.storage import may_define, write_storage
 from nnc.lang.elaborate.values import (
     UNKNOWN,
+    Nothing,
     Origin,
     Stored,
     Tensor,
@@ -106,7 +107,7 @@ def _expression(cx: Context, value: ast.Expr) -> None:
     if isinstance(result, Tree) and effect and list(result.leaves) != [""]:
         help = f"`net := {value.span.text}` writes it"
         cx.warn("W0003", "these new parameters are not used", value.span, help)
-    elif not effect and not isinstance(result, Unknown):
+    elif not effect and not isinstance(result, Unknown | Nothing):
         cx.warn("W0003", "this value is not used", value.span)
 
 

@@ -57,7 +57,9 @@ def may_define(cx: Context, name: str, span: Span) -> None:
 def write_storage(cx: Context, stmt: ast.Update) -> None:
     """`targets := values`; all values are computed before anything is written."""
     if cx.ranges:
-        raise fail("E0901", "writing inside index notation is not compiled yet", stmt.span)
+        help = "return the new value, and write it where the function is called"
+        text = "writing inside index notation is not compiled yet"
+        raise fail("E0901", text, stmt.span, help=help)
     parts = [t for t in stmt.targets if isinstance(t, ast.Index)]
     if parts and len(stmt.targets) > 1:
         raise fail("E0811", "parts are written one at a time", parts[0].span)
@@ -149,11 +151,14 @@ def _writable(cx: Context, key: str, target: Span) -> None:
     slot = cx.store[key]
     frame = cx.frame
     given = [v.path for n in frame.inout if isinstance(v := frame.vars.get(n), Module)]
+    leaves = [leaf for tree in frame.trees.values() for leaf in tree.leaves.values()]
+    trees = [leaf.key for leaf in leaves if isinstance(leaf, Stored)]
     if slot.writable and (
         frame.train is not False
         or frame.exported
         or slot.kind in ("arg", "local")
         or any(key.startswith(f"{path}.") for path in given)
+        or key in trees
     ):
         return
     if not slot.writable:
@@ -224,6 +229,12 @@ def _write_tree(cx: Context, place_: Tree, value: Value, target: ast.Expr, span:
     owner = frame.owner
     if not isinstance(target, ast.Name | ast.Attr):
         raise fail("E0503", "a tree is written as a whole", target.span)
+    if isinstance(target, ast.Name) and target.id in frame.trees:
+        new = _same_leaves(cx, place_, value, span)
+        for leaf_key, slot in frame.trees[target.id].leaves.items():
+            assert isinstance(slot, Stored), slot
+            _write(cx, slot, new.leaves[leaf_key], target.span, span)
+        return
     if isinstance(target, ast.Name) and target.id in frame.read_only:
         raise read_only(cx, target.id, target.span)
     if isinstance(target, ast.Name) and target.id in frame.vars:
