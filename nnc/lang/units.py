@@ -89,7 +89,11 @@ class Loader:
             case ast.Import():
                 self._import(unit, decl)
             case ast.AdjointDef():
-                unit.adjoints[decl.name] = decl
+                first = unit.adjoints.setdefault(decl.name, decl)
+                if first is not decl:
+                    label = Label(first.name_span, "the first")
+                    text = f"`{decl.name}` has two adjoints"
+                    self._error("E0807", text, decl.name_span, labels=(label,))
             case ast.TestDef():
                 unit.tests.append(decl)
             case ast.Specialize():

@@ -223,7 +223,8 @@ def _body(cx: Context, body: Sequence[ast.Stmt], span: Span) -> list[Node]:
     cx.execute(body)
     given = cx.frame.yields or []
     if len(given) > 1:
-        raise fail("E0319", "a turn yields once", span)
+        help = "assign a variable in both branches, and yield it after the `if`"
+        raise fail("E0319", "a turn yields once", given[1][0][1], help=help)
     out: list[Node] = []
     for value, at in given[0] if given else []:
         tensor = _tensor(cx, value, at, None)

@@ -56,6 +56,7 @@ def bind_argument(b: Binding, p: ast.Param, value: Value | None, g: Given | None
         case "tree" | "params":
             tree = _tree_argument(b, p, value, span)
             if p.inout and not cx.generic:
+                assert isinstance(tree, Tree), tree
                 frame.trees[p.name] = tree
             else:
                 frame.vars[p.name] = tree
