@@ -54,6 +54,7 @@ class Writer:
         shape = self.draw.pick((("A",), ("A", "C"), ("..N", "C")))
         body = self.body([Value("x", "real", shape)], [s for s in shape if not s.startswith("..")])
         body.statements(self.draw.number(1, 2))
+        self.smooth &= body.smooth
         self.top += [
             f"def {name}(x: real[{', '.join(shape)}], scale: real = 0.5) -> real[{', '.join(shape)}]:"
         ]
@@ -158,6 +159,7 @@ class Writer:
         self.top += ["    param bias: real[D] = uniform(0.5)"]
         body = self.body(values, [s for s in shape if s != "..N"], level=2)
         body.statements(self.draw.number(1, 3))
+        self.smooth &= body.smooth
         typed = f"real[{', '.join(shape)}]"
         self.top += [f"    def forward(x: {typed}) -> {typed}:", *body.lines]
         self.top += [f"        return {body.of(shape)} + shift * tanh(x @ kern + bias)", ""]

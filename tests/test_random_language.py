@@ -76,6 +76,24 @@ export def f(x: f32[B, T]) -> f32[T]:
     z[u:T] = x[2*u - 1, at[u] else 0.5]
     return z
 """,
+    "a reduction that would end before it begins": """
+export def f(x: f32[B, T]) -> f32[B]:
+    y[j:B] = sum[i:T](x[0, i + j] * x[j, i] if i + j < T else 0)
+    return y
+""",
+    "a digit that is zero under the condition": """
+export def f(x: f32[B, 5]) -> f32[B]:
+    a[(i, j)] = x[i, j] * 0.5
+    b[i:B, j:5] = a[(i, j)] + 0.1
+    c[j:B] = sum[i:5](b[j, i + j else 0])
+    return c
+""",
+    "a condition that holds where another does not": """
+export def f(x: f32[B, 4]) -> f32[B, 4]:
+    a = argmax(x, over=1)
+    y[i:B] = rsqrt(1 + (0.5 if x[i, a[0]] > 0.1 else x[i - 2, a[0] else 1.5])**2)
+    return grad(mean(y * y), x)
+""",
     "a function with an adjoint before autodiff": """
 def own(x: real[..N]) -> real[..N] = tanh(x)
 

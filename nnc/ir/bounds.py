@@ -64,9 +64,22 @@ def axis_ranges(axes: Iterable[Axis]) -> dict[str, Range]:
 
 
 def loop_facts(axes: Iterable[Axis], facts: Facts) -> Facts:
-    """Inside the loops every extent is at least 1."""
-    known = (a.extent - 1 for a in axes if not a.extent.is_const)
+    """Inside the loops every extent is at least 1; a loop to min(p, q) ends below both."""
+    axes = tuple(axes)
+    known = [a.extent - 1 for a in axes if not a.extent.is_const]
+    known += [end - 1 - Dim.of(a.var) for a in axes for end in _ends(a.extent)]
     return facts.plus(*dict.fromkeys(d for d in known if not _positive(d, facts)))
+
+
+def _ends(d: Dim) -> tuple[Dim, ...]:
+    """p and q where d is min(p, q), or max(0, min(p, q)): a turn of the latter shows the former."""
+    match d.terms:
+        case (((((Func(kind="min") as f), 1),), 1),):
+            return f.a, f.b
+        case (((((Func(kind="max") as f), 1),), 1),) if ZERO in (f.a, f.b):
+            inner = f.b if f.a == ZERO else f.a
+            return _ends(inner) or (inner,)
+    return ()
 
 
 def turn_facts(loop: Loop, facts: Facts) -> Facts:
@@ -114,7 +127,9 @@ SAMPLE_SIZES = (40, 3)
 
 
 def _corners(loops: Ranges, env: dict[str, int]) -> Iterator[dict[str, int]]:
-    """All loops at their ends, and each alone at its other end."""
+    """All loops at their ends, and each alone at its other end; none where ends are of loops."""
+    if any((low.names | high.names) & loops.keys() for low, high in loops.values()):
+        return
     ends = {v: (low.evaluate(env), high.evaluate(env)) for v, (low, high) in loops.items()}
     if any(low > high for low, high in ends.values()):
         return
@@ -166,6 +181,9 @@ def _of_load(load: Load, facts: Facts, ranges: Ranges) -> Iterable[Obligation]:
             continue
         low_ok = prove(index, facts, ranges)
         high_ok = prove(extent - index - 1, facts, ranges)
+        if not (low_ok and high_ok) and (plain := simplify_dim(index, facts, ranges)) != index:
+            low_ok = low_ok or prove(plain, facts, ranges)
+            high_ok = high_ok or prove(extent - plain - 1, facts, ranges)
         ends = None if low_ok and high_ok else extremes(index, facts, ranges)
         low, high = ends or (None, None)
         yield Obligation(load, axis, index, extent, low_ok, high_ok, low, high)
@@ -208,8 +226,10 @@ def condition_facts(cond: Expr, holds: bool) -> tuple[Dim, ...]:
                 stack.append((a, not want))
             case Op(fn="and" | "or" as fn, args=args) if (fn == "and") == want:
                 stack += [(a, want) for a in reversed(args)]
-            case Select(cond=c, a=a, b=Const(value=False)) if want:  # c, and a evaluated lazily
-                stack += [(a, True), (c, True)]
+            case Select(cond=c, a=a, b=Const(value=value)) if value is not want:
+                stack += [(a, want), (c, True)]  # "and" (or its negation), evaluated lazily
+            case Select(cond=c, a=Const(value=value), b=b) if value is not want:
+                stack += [(b, want), (c, False)]
             case Op(fn=fn, args=(a, b)):
                 p, q = as_dim(a), as_dim(b)
                 if p is not None and q is not None:

@@ -23,7 +23,7 @@ from nnc.ir.loop import (
     Store,
     kernels_of,
 )
-from nnc.lang.dims import ONE, Dim, Func, dim_prod
+from nnc.lang.dims import ONE, ZERO, Dim, Func, dim_prod
 from nnc.passes.fuse import Fused, Group
 from nnc.passes.schedule.contraction import contraction
 from nnc.passes.schedule.merge import Stmts, Views, loaded_from, merge, stores_in
@@ -416,4 +416,6 @@ def _most(extent: Dim) -> Dim:
     match extent.funcs():
         case [Func(kind="min", a=a, b=b)] if any(n.startswith("$") for n in extent.names):
             return b if any(n.startswith("$") for n in a.names) else a
+        case [Func(kind="max", a=a, b=b)] if ZERO in (a, b):
+            return _most(b if a == ZERO else a)
     return extent

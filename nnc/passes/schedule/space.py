@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from nnc.ir.bounds import axis_ranges, loop_facts, simplify_dim
+from nnc.ir.bounds import axis_ranges, demands, loop_facts, prove, simplify_dim
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, rewrite, walk
 from nnc.ir.graph import Axis, Compute, Update
 from nnc.lang.dims import (
@@ -17,6 +17,7 @@ from nnc.lang.dims import (
     Facts,
     Func,
     apply,
+    dim_max,
     dim_min,
     polynomial_quotient,
 )
@@ -58,7 +59,7 @@ def space(node: Compute | Update, facts: Facts) -> Space:
     else:
         index = tuple(Idx(Dim.of(a.var)) for a in node.axes)
         raw = Space(node.axes, node.raxes, node.op, index, node.body)
-    return _split(_drop_units(_first_only(_shortened(raw))), facts)
+    return _split(_drop_units(_first_only(_shortened(simplify(raw, facts), facts))), facts)
 
 
 def _first_only(s: Space) -> Space:
@@ -78,8 +79,11 @@ def _first_only(s: Space) -> Space:
     return replace(s, body=rewrite(s.body, one))
 
 
-def _shortened(s: Space) -> Space:
-    """A reduction of nothing beyond `k*$p + $r < n` ends there: `$r:min(size, n - k*$p)`."""
+def _shortened(s: Space, facts: Facts) -> Space:
+    """A reduction of nothing beyond `k*$p + $r < n` ends there: `$r:min(size, n - k*$p)`.
+
+    Where that may be negative it is 0 instead.
+    """
     match s.body:
         case Select(cond=Op(fn="lt", args=(Idx(dim=at), Idx(dim=end))), a=body, b=Const(value=v)):
             r = s.raxes[0] if s.raxes else None
@@ -87,6 +91,9 @@ def _shortened(s: Space) -> Space:
             if r is None or form is None or form[0] != ONE or not _neutral(v, s.op):
                 return s
             extent = dim_min(r.extent, end - form[1])
+            outer = axis_ranges(s.axes)
+            if not prove(end - form[1], loop_facts(s.axes, facts), outer):
+                extent = dim_max(ZERO, extent)
             return replace(s, raxes=(Axis(r.var, extent), *s.raxes[1:]), body=body)
     return s
 
@@ -132,9 +139,6 @@ def map_idx(s: Space, fn: Callable[[Dim], Dim]) -> Space:
 
 def _split(s: Space, facts: Facts) -> Space:
     """Splits every axis `$x` of size P*Q that is used as `$x // Q` and `$x % Q`."""
-    dims = [e.dim for e in walk(*s.exprs) if isinstance(e, Idx) and e.dim.funcs()]
-    if not dims:
-        return s
     for _ in range(16):
         s = simplify(s, facts)
         found = _radix(s)
@@ -217,7 +221,20 @@ def _mapped(atom: Atom, fn: Callable[[Func], Dim | None]) -> Dim:
 
 
 def simplify(s: Space, facts: Facts) -> Space:
-    """`//` and `%` that follow from the ranges of the loops are removed."""
+    """`//` and `%` that follow from ranges of loops, and conditions around, are removed."""
+    if not any(isinstance(e, Idx) and e.dim.funcs() for e in walk(*s.exprs)):
+        return s
     axes = (*s.axes, *s.raxes)
-    ranges, inside = axis_ranges(axes), loop_facts(axes, facts)
-    return map_idx(s, lambda d: simplify_dim(d, inside, ranges) if d.funcs() else d)
+    ranges, inside, known = axis_ranges(axes), loop_facts(axes, facts), demands(s.exprs)
+
+    def one(e: Expr) -> Expr:
+        if not isinstance(e, Idx) or not e.dim.funcs():
+            return e
+        dim = simplify_dim(e.dim, inside.plus(*known[id(e)]), ranges)
+        return e if dim == e.dim else Idx(dim, e.dtype)
+
+    def go(e: Expr) -> Expr:
+        return rewrite(e, one)
+
+    guard = None if s.guard is None else go(s.guard)
+    return replace(s, index=tuple(map(go, s.index)), body=go(s.body), guard=guard)
