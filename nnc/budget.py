@@ -10,7 +10,7 @@ from nnc.diagnostics import Span
 from nnc.errors import ArgumentError, DeviceError
 from nnc.ir.graph import Grad, Graph, all_nodes
 from nnc.ir.loop import Program
-from nnc.lang.dims import dim_sum
+from nnc.lang.dims import Dim, dim_sum
 from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.passes.budget import Candidate, candidates, outermost
 from nnc.passes.recompute import ask
@@ -18,7 +18,7 @@ from nnc.runtime.memory import human
 
 LOG = logging.getLogger("nnc")
 Planned = Callable[[Graph], Program]
-Scratch = Callable[[Program], int]
+Scratch = Callable[[Program], Dim]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def _export(
         raise ArgumentError(f"max_memory needs the sizes of {graph.name}: {text} is missing")
 
     first = planned(graph)
-    threads = scratch(first)  # what packs blocks of matrices: alike for all choices
+    env = {d: budget.sizes[d] for d in first.dims}
+    threads = scratch(first).evaluate(env)  # what packs blocks of matrices: alike for all choices
 
     def peak(some: Sequence[Candidate]) -> int:
         return peak_of(planned(ask(graph, outermost(some))), budget.sizes) + threads

@@ -188,8 +188,8 @@ def limited(checked: Checked, budget: Budget | None) -> tuple[Elaborated, tuple[
     if budget is None:
         return checked.elaborated, ()
 
-    def scratch(program: Program) -> int:
-        return cpu_count() * llvm.emit(program, host(), "nn_scratch").scratch
+    def scratch(program: Program) -> Dim:
+        return llvm.emit(program, host(), "nn_scratch").scratch * cpu_count()
 
     return within(checked.elaborated, budget, lambda g: schedule(optimise(g)), scratch)
 

@@ -35,12 +35,12 @@ class MemoryPlan:
     arguments: Dim
     results: Dim
     arena: Dim
-    scratch: int  # for each thread
+    scratch: Dim  # for each thread
     values: tuple[Buffer, ...]
     spans: Mapping[str, tuple[int, int]]  # of values: the first and the last moment of use
 
     def workspace(self, threads: int) -> Dim:
-        return self.arena + threads * self.scratch
+        return self.arena + self.scratch * threads
 
     def total(self, threads: int) -> Dim:
         return self.arguments + self.results + self.workspace(threads)

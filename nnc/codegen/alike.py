@@ -55,7 +55,8 @@ class Outline:
                     self.store(s)
                 case Contract(name=name, epilogue=epilogue):
                     groups = tuple(tuple(map(_axis, g)) for g in (s.batch, s.m, s.n, s.k))
-                    self.key += ("contract", name, groups, self.expr(s.a), self.expr(s.b))
+                    part = None if s.part is None else (s.part.var, s.part.start, s.part.extent)
+                    self.key += ("contract", name, groups, part, self.expr(s.a), self.expr(s.b))
                     if not self.block(epilogue):
                         return False
                 case _:

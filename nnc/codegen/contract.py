@@ -49,9 +49,11 @@ from nnc.codegen.target import Target
 from nnc.codegen.tiles import Tile
 
 __all__ = [
+    "OVERSHOOT",
     "Computed",
     "Contraction",
     "Packed",
+    "Ready",
     "Strided",
     "declarations",
     "emit_contraction",
@@ -87,6 +89,17 @@ class Contraction:
     scratch: str
     tid: str = "%tid"
     nt: str = "%nt"
+    ready: Ready | None = None
+    begin: tuple[str, str] = ("0", "0")  # column and k of `ready` that are 0 here
+
+
+@dataclass(frozen=True)
+class Ready:
+    """B, or a matrix that B is a part of, packed by `emit_prepack` to `ptr` if `when` (an i1)."""
+
+    when: str
+    ptr: str
+    k: str  # of the whole matrix
 
 
 def _columns(t: Tile) -> int:
@@ -324,19 +337,46 @@ class _Emission:
         to = flow.mul(em, flow.div(em, skip, panel), gap)
         to = flow.offset(em, self.b_block, to, t.type)
         window = Window(c.b, k0, kc, start, size)
-        pack.pack_panels(em, t, window, to, gap, self.stage)
+        needed = "true" if c.ready is None else flow.negate(em, c.ready.when)
+        with flow.when(em, needed):
+            pack.pack_panels(em, t, window, to, gap, self.stage)
         packed = _Panels(self.b_block, row, gap)
+        here = _Right(self.first(packed, k0, columns), packed, whole)
+        return here if c.ready is None else self.or_ready(here, c.ready, k0, columns)
+
+    def first(self, packed: _Panels, k0: str, columns: _Range) -> _Panels:
+        """The full panels: in place where that is decided."""
+        em, t, c = self.em, self.t, self.c
         if self.in_place == "false":
-            return _Right(packed, packed, whole)
+            return packed
         assert isinstance(c.b, Strided)
         at = flow.add(em, flow.mul(em, k0, c.b.row_stride), columns.start)
         there = flow.offset(em, c.b.ptr, at, t.type)
-        first = _Panels(
-            flow.select(em, self.in_place, "ptr", there, self.b_block),
-            flow.select(em, self.in_place, "i64", flow.mul(em, c.b.row_stride, str(t.size)), row),
-            flow.select(em, self.in_place, "i64", panel, gap),
+        apart = flow.mul(em, c.b.row_stride, str(t.size))
+        return _Panels(
+            flow.select(em, self.in_place, "ptr", there, packed.ptr),
+            flow.select(em, self.in_place, "i64", apart, packed.row_bytes),
+            flow.select(em, self.in_place, "i64", str(t.panel), packed.gap),
         )
-        return _Right(first, packed, whole)
+
+    def or_ready(self, here: _Right, ready: Ready, k0: str, columns: _Range) -> _Right:
+        """The panels that were packed before, if they were."""
+        em, t, (column, k) = self.em, self.t, self.c.begin
+        panel = str(t.panel)
+        gap = flow.mul(em, flow.round_up(em, ready.k, str(OVERSHOOT)), panel)
+        number = flow.div(em, flow.add(em, columns.start, column), panel)
+        at = flow.add(em, flow.mul(em, number, gap), flow.mul(em, flow.add(em, k0, k), panel))
+        there = flow.offset(em, ready.ptr, at, t.type)
+
+        def either(p: _Panels) -> _Panels:
+            return _Panels(
+                flow.select(em, ready.when, "ptr", there, p.ptr),
+                flow.select(em, ready.when, "i64", str(t.panel * t.size), p.row_bytes),
+                flow.select(em, ready.when, "i64", gap, p.gap),
+            )
+
+        whole = flow.select(em, ready.when, "i64", columns.size, here.whole)
+        return _Right(either(here.first), either(here.edge), whole)
 
     def row_tile(
         self, rows: _Range, part: _Range, columns: _Range, pc: str, kc: str, right: _Right

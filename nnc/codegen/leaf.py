@@ -22,6 +22,7 @@ from nnc.ir.expr import Expr, Idx, Load, Op, loads
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Buffer, Contract, For, Reduce, Stmt
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
+from nnc.lang.types import DType
 
 _LONG = 1024  # assumed for sizes known at run time only
 _TINY = 1 << 12  # multiplications: fewer are done by plain loops
@@ -35,6 +36,10 @@ class Leaves(Reductions, Windows):
     """Reductions, and the contraction leaf."""
 
     contractions: frozenset[str] = frozenset()
+
+    def start(self) -> None:
+        super().start()
+        self.rooms: dict[DType, str] = {}
 
     def contraction(self, c: Contract) -> None:
         """The whole body of a kernel."""
@@ -120,7 +125,14 @@ class Leaves(Reductions, Windows):
         for axis in axes:
             del self.names[axis.var], self.ranges[axis.var]
 
-    def one(self, c: Contract, groups: list[Group], tid: str, nt: str) -> None:
+    def one(
+        self,
+        c: Contract,
+        groups: list[Group],
+        tid: str,
+        nt: str,
+        ready: contract.Ready | None = None,
+    ) -> None:
         m, n, k = groups
         dtype = computes_in(c.a.dtype)
         done = contract.Contraction(
@@ -132,13 +144,24 @@ class Leaves(Reductions, Windows):
             self.operand(c.a, m, k),
             self.operand(c.b, k, n),
             self.epilogue(c, m, n),
-            self.scratch(contract.scratch_bytes(dtype, self.target)),
+            self.tile_scratch(dtype),
             tid,
             nt,
+            ready,
+            self.starts(c) if ready is not None else ("0", "0"),
         )
         contract.emit_contraction(self.em, done)
 
-    def scratch(self, size: int) -> str:
+    def starts(self, c: Contract) -> tuple[str, str]:
+        raise NotImplementedError
+
+    def tile_scratch(self, dtype: DType) -> str:
+        """Room for the tiles: all contractions of a kernel use the same."""
+        if dtype not in self.rooms:
+            self.rooms[dtype] = self.scratch(Dim.of(contract.scratch_bytes(dtype, self.target)))
+        return self.rooms[dtype]
+
+    def scratch(self, size: Dim) -> str:
         raise NotImplementedError
 
     # ---- operands -------------------------------------------------------------------------------

@@ -20,9 +20,9 @@ from nnc.codegen import contract, external, flow, vecmath
 from nnc.codegen.alike import Outline
 from nnc.codegen.barriers import disjunction
 from nnc.codegen.indices import Indices
-from nnc.codegen.leaf import Leaves
 from nnc.codegen.loops import written
 from nnc.codegen.memory import flat
+from nnc.codegen.regions import Regions
 from nnc.codegen.registers import MEMORY, literal, round_bf16
 from nnc.codegen.scopes import FRAME, Value
 from nnc.codegen.spmd import Launch, Spmd, all_small, constant_name, enclosing, total_work
@@ -30,7 +30,7 @@ from nnc.codegen.target import Target
 from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Idx
 from nnc.ir.loop import Buffer, Call, Contract, Kernel, Program, Repeat, Stmt
-from nnc.lang.dims import ZERO, Dim
+from nnc.lang.dims import ZERO, Dim, dim_max
 from nnc.lang.types import DType
 
 _ON_STACK = 16 << 10  # bytes: larger local buffers live in scratch
@@ -71,14 +71,17 @@ class Module:
     text: str
     symbol: str
     sites: tuple[Span, ...]
-    scratches: tuple[int, ...]
+    scratches: tuple[Dim, ...]
     externals: tuple[str, ...]
     contractions: tuple[DType, ...]
 
     @property
-    def scratch(self) -> int:
+    def scratch(self) -> Dim:
         """Bytes for each thread that are enough for every case."""
-        return max(self.scratches)
+        out = self.scratches[0]
+        for other in self.scratches[1:]:
+            out = dim_max(out, other)
+        return out
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def _compared(number: int, dims: Sequence[str], case: Case) -> list[str]:
     return [*lines, f"  %fits{number} = and i1 {last}, true"]
 
 
-class _Kernel(Leaves):
+class _Kernel(Regions):
     """One kernel's function."""
 
     def __init__(self, outer: _Emission, kernel: Kernel, turns: tuple[Repeat, ...]) -> None:
@@ -192,7 +195,7 @@ class _Kernel(Leaves):
         self.local: dict[str, str] = {}  # places of local buffers
         self.places: dict[tuple[str, Dim], tuple[Buffer, Dim]] = {}  # those of the parameters
         self.numbers: dict[int, str] = {}  # large ones: parameters too
-        self.used = 0
+        self.used = ZERO
         self.checks = False
         self.start()
         self.stored = written(kernel.body)
@@ -220,17 +223,30 @@ class _Kernel(Leaves):
 
     def local_memory(self, b: Buffer) -> str:
         size = b.bytes.const
-        assert size is not None, b
-        return self.alloca(f"[{size} x i8]") if size <= _ON_STACK else self.scratch(size)
+        if size is not None and size <= _ON_STACK:
+            return self.alloca(f"[{size} x i8]")
+        return self.scratch(b.bytes)
 
-    def scratch(self, size: int) -> str:
-        """So many bytes for this thread, for the whole kernel."""
+    def scratch(self, size: Dim) -> str:
+        """So many bytes (a formula of sizes) for this thread, for the whole kernel."""
         base = self.frame_field("scratch")
         each = self.frame_field("each")
-        start, self.used = self.used, self.used + -(-size // 64) * 64
+        start, self.used = self.used, self.used + (size + 63) // 64 * 64
+        for name in sorted(start.names):
+            self.name(name)
         with self.in_prologue():
             mine = flow.offset(self.em, base, flow.mul(self.em, each, self.tid), "i8")
-            return flow.offset(self.em, mine, str(start), "i8")
+            at = self.entry_value(start)
+            return flow.offset(self.em, mine, at, "i8")
+
+    def entry_value(self, d: Dim) -> str:
+        """A formula of sizes, in the function's entry."""
+        scopes, self.scopes = self.scopes, self.scopes[:1]
+        memo, self.scopes[0].memo = self.scopes[0].memo, {}
+        text = self.uniform(d).text
+        self.scopes[0].memo = memo
+        self.scopes = scopes
+        return text
 
     def emit(self, body: tuple[Stmt, ...]) -> str:
         """The function's text behind its name: the same for kernels that do the same elsewhere."""
@@ -284,7 +300,7 @@ class _Emission:
         self.externs: set[str] = set()  # declarations of C functions
         self.named: dict[str, str] = {}  # text of a kernel -> its name
         self.alike: dict[Hashable, _Function] = {}  # by outline
-        self.scratch = 0
+        self.scratch = ZERO
 
     def site(self, span: Span) -> int:
         """The number of a check: one for each place and call that led there."""
@@ -335,7 +351,7 @@ class _Emission:
         name = self.named.setdefault(text, f"@{self.symbol}.k{len(self.named)}")
         self.calls |= k.ops.calls
         self.contractions |= k.contractions
-        self.scratch = max(self.scratch, k.used)
+        self.scratch = dim_max(self.scratch, k.used)
         return _Function(name, k.checks)
 
     def launch(self, found: Launch) -> Launch:
@@ -361,7 +377,8 @@ class _Emission:
         em.line(f"store i64 0, ptr {error}")
         scratch = flow.offset(em, workspace, self.arena(s), "i8")
         places = self.places(s, workspace, offsets)
-        values = ("%ctx", "%dims", "%args", workspace, scratch, str(self.scratch), places)
+        each = s.uniform(self.scratch).text
+        values = ("%ctx", "%dims", "%args", workspace, scratch, each, places)
         for i, ((_, type_), value) in enumerate(zip(FRAME.items(), values, strict=True)):
             place = em.op(f"getelementptr i64, ptr {frame}, i64 {i}")
             em.line(f"store {type_} {value}, ptr {place}")
@@ -403,7 +420,7 @@ class _Emission:
     def size(self, linkage: str) -> str:
         s = self.scopes()
         s.fields["dims"] = "%dims"
-        each = flow.mul(s.em, "%nthreads", str(self.scratch))
+        each = flow.mul(s.em, "%nthreads", s.uniform(self.scratch).text)
         total = flow.add(s.em, self.arena(s), each)
         return (
             f"define {linkage}i64 @{self.symbol}_bytes(ptr %dims, i64 %nthreads) nounwind {{\n"

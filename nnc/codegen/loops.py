@@ -40,6 +40,9 @@ class Loops(Expressions):
     def reduce(self, leaf: Reduce) -> None:
         raise NotImplementedError
 
+    def nested(self, c: Contract) -> None:
+        raise NotImplementedError
+
     def block(self, body: tuple[Stmt, ...]) -> None:
         for s in body:
             match s:
@@ -51,7 +54,9 @@ class Loops(Expressions):
                     self.reduce(s)
                 case For():
                     self.loop(s)
-                case Contract() | Call():
+                case Contract():
+                    self.nested(s)
+                case Call():
                     raise AssertionError(f"{s} is not the whole body of its kernel")
 
     def store(self, s: Store) -> None:

@@ -115,6 +115,8 @@ def _refuted(p: Dim, facts: Facts, ranges: Ranges) -> bool:
             break
         known = more
     loops = {v: r for v, r in ranges.items() if v in known}
+    if any(d.names & loops.keys() for r in loops.values() for d in r):
+        return False  # loops whose lengths depend on others have no corners
     for size in SAMPLE_SIZES:
         env = {n: size + i for i, n in enumerate(sorted(known)) if n not in loops}
         for point in _corners(loops, env):

@@ -24,7 +24,7 @@ class Buffer:
     `scope`: "arg" (the caller's pointer number `slot`; results are arguments too), "arena" (at byte
     `offset` of the call's arena, 64-byte aligned), "const" (`data` lies in the object), "local"
     (one row strip or tile, private to one iteration of its kernel's parallel loops; lives on the
-    stack or in thread scratch; its sizes are numbers).
+    stack or in thread scratch; its sizes hold no loop variables).
 
     Two Buffers of one `name` are views of the same memory: all but `type.shape` agree, and the
     number of elements is equal (adjacent axes that are only used together are merged into one).
@@ -97,6 +97,15 @@ class Reduce:
     span: Span = NOWHERE
 
 
+@dataclass(frozen=True)
+class Part:
+    """Iterations `start`, `start + 1`, ... of an axis of `extent`; `start` is a multiple of 64."""
+
+    var: str
+    start: Dim
+    extent: Dim
+
+
 @dataclass(frozen=True, eq=False)
 class Contract:
     """Leaf: for all batch, m, n: `name = sum over k of a * b`, then `epilogue` (Stores and Lets
@@ -104,9 +113,13 @@ class Contract:
 
     `a` depends on (batch, m, k) only, `b` on (batch, n, k) only; each is a Load or a computed
     prologue. Groups may hold several axes (row-major); m or n may be empty (matrix-vector), batch
-    may be empty. It is the whole body of its kernel: the generator tiles, packs and splits (batch,
-    m, n) over threads. `a`, `b` and `name` are all f32 or all f64. `n` holds the axis with unit
-    stride in the Stores. Adjacent axes of a group are already merged where all accesses allow it.
+    may be empty. As the whole body of its kernel it is tiled, packed and split (batch, m, n) over
+    threads. Inside of loops (not of vector loops; `batch` is empty there) one thread does it.
+    `a`, `b` and `name` are all f32 or all f64. `n` holds the axis with unit stride in the Stores.
+    Adjacent axes of a group are already merged where all accesses allow it.
+
+    `part`: the only axis of n (or of k) is a part of a longer one, on which alone `b` depends: then
+    the innermost parallel loop around may pack all of it once.
     """
 
     name: str
@@ -118,6 +131,7 @@ class Contract:
     b: Expr
     epilogue: tuple[Stmt, ...]
     span: Span = NOWHERE
+    part: Part | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -133,7 +133,7 @@ class Special:
 
     sizes: tuple[tuple[str, int], ...]
     arena: Dim
-    scratch: int
+    scratch: Dim
 
     @property
     def text(self) -> str:
@@ -152,7 +152,7 @@ class Native:
     object: int  # index of the object file
     dims: tuple[str, ...]
     arena: Dim  # bytes, a polynomial in the dims
-    scratch: int  # bytes for each thread, after the arena
+    scratch: Dim  # bytes for each thread, after the arena
     work: Dim  # about how many scalar operations
     sites: tuple[tuple[str, str], ...] = ()  # of run-time index checks: (file:line:column, text)
     externs: tuple[Extern, ...] = ()

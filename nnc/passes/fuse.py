@@ -27,9 +27,10 @@ from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.passes.factor import factor
 from nnc.passes.inline import inline
 from nnc.passes.loop_body import joined_parts, turns
-from nnc.passes.order import Launch, feeds, launch
+from nnc.passes.order import Launch, feeds, launch, together
 from nnc.passes.partials import split_reductions
 from nnc.passes.recompute import settled
+from nnc.passes.regions import Found, Region, find_regions
 from nnc.passes.schedule.contraction import Contraction, contraction
 from nnc.passes.schedule.space import Space, space
 from nnc.passes.slices import slices
@@ -51,6 +52,7 @@ class Group:
     rows: int = 0
     reason: str = ""
     maps: dict[Node, dict[str, str]] = field(default_factory=dict)  # see `_Open`
+    region: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,11 @@ class Turn:
 def fuse(graph: Graph, body: bool = False) -> Fused:
     """Decides buffers and kernels. `body`: of a turn of a loop."""
     graph = split_reductions(factor(settled(inline(own_roots(slices(joined_parts(graph)))))))
+    found = find_regions(graph)
+    graph = found.graph
     first = launch(graph, body)
-    fuser = _Fuser(graph, first)
-    for node in first.order:
+    fuser = _Fuser(graph, first, found)
+    for node in together(first.order, [r.nodes for r in found.regions]):
         fuser.place(node)
     groups = tuple(g.close() for g in fuser.groups)
     return Fused(
@@ -168,14 +172,19 @@ class _Open:
     exprs: int
     found: Contraction | None = None
     maps: dict[Node, dict[str, str]] = field(default_factory=dict)
+    region: Region | None = None
+    refused: str = ""
 
     def close(self) -> Group:
-        return Group(self.kind, tuple(self.nodes), self.rows, _reason(self), self.maps)
+        reason = _reason(self)
+        return Group(self.kind, tuple(self.nodes), self.rows, reason, self.maps, self.region)
 
 
 class _Fuser:
-    def __init__(self, graph: Graph, first: Launch) -> None:
-        self.graph = graph
+    def __init__(self, graph: Graph, first: Launch, found: Found) -> None:
+        self.graph, self.refused = graph, found.refused
+        self.region: dict[Node, Region] = {n: r for r in found.regions for n in r.nodes}
+        self.region_group: dict[Region, _Open] = {}
         self.groups: list[_Open] = []
         self.group_of: dict[Node, _Open] = {}
         self.spaces: dict[Node, Space] = {}
@@ -192,6 +201,9 @@ class _Fuser:
             return
         assert isinstance(node, Compute | Update), node
         s = self.spaces[node] = space(node, self.graph.facts)
+        if (region := self.region.get(node)) is not None:
+            self.place_member(node, region)
+            return
         size = sum(1 for _ in walk(*s.exprs))
         before = [self.group_of[o] for o in feeds(node) if o in self.group_of]
         first = max((g.number for g in before), default=-1)
@@ -203,6 +215,7 @@ class _Fuser:
             kind = "update" if isinstance(node, Update) else "contraction" if found else "rows"
             group = _Open(kind, len(self.groups), [], len(s.axes), 0, found)
             group.maps[node] = {a.var: a.var for a in s.axes}
+            group.refused = self.refused.get(node, "")
             self.groups.append(group)
         group.nodes.append(node)
         group.exprs += size
@@ -218,6 +231,15 @@ class _Fuser:
         self.group_of[node] = group
         self.note_check(node, group)
 
+    def place_member(self, node: Compute | Update, region: Region) -> None:
+        group = self.region_group.get(region)
+        if group is None:
+            group = _Open("region", len(self.groups), [], 0, 0, region=region)
+            self.region_group[region] = group
+            self.groups.append(group)
+        group.nodes.append(node)
+        self.group_of[node] = group
+
     def note_check(self, node: Node, group: _Open) -> None:
         if node in self.checks:
             self.unchecked -= 1
@@ -231,7 +253,7 @@ class _Fuser:
             if (
                 len(g.nodes) >= MAX_MEMBERS
                 or g.exprs + size > MAX_EXPRS
-                or g.kind in ("update", "loop", "external")
+                or g.kind in ("update", "loop", "external", "region")
             ):
                 continue
             if self.may_write(node, g) and self.joins(node, s, g):
@@ -386,12 +408,15 @@ def _reason(g: _Open) -> str:
         node = g.nodes[0]
         assert isinstance(node, Update)
         return "indexed accumulation" if node.accumulate else "indexed write"
+    if g.region is not None:
+        return _region_reason(g.region)
     if g.found is not None:
         c = g.found
         kinds = {"batch": c.batch, "m": c.m, "n": c.n, "k": c.k}
         text = "contraction " + " ".join(f"{n}=[{_vars(x)}]" for n, x in kinds.items() if x)
         rest = [_label(n) for n in g.nodes[1:]]
-        return text + (f", epilogue: {', '.join(rest)}" if rest else "")
+        text += f", epilogue: {', '.join(rest)}" if rest else ""
+        return text + (f"; not in one pass with its rows: {g.refused}" if g.refused else "")
     labels = [_label(n) for n in g.nodes]
     if len(g.nodes) == 1:
         return labels[0]
@@ -401,6 +426,16 @@ def _reason(g: _Open) -> str:
     return (
         f"row-fused over {axes}: {', '.join(labels)}" if axes else f"scalars: {', '.join(labels)}"
     )
+
+
+def _region_reason(r: Region) -> str:
+    roles = ", ".join(_label(n) for n in r.nodes)
+    mask = f", only where {' and '.join(f'{_readable(f)} >= 0' for f in r.mask)}" if r.mask else ""
+    return f"one pass over blocks of {r.row.var[1:]}{mask}: {roles}"
+
+
+def _readable(d: Dim) -> str:
+    return str(d).replace("$", "")
 
 
 def _vars(axes: tuple[Axis, ...]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Var, rewrite, walk
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, rewrite, walk
 from nnc.ir.graph import Axis, Compute, External, Loop, Node, Update
 from nnc.ir.loop import (
     Buffer,
@@ -25,6 +25,7 @@ from nnc.ir.loop import (
 )
 from nnc.lang.dims import ONE, ZERO, Dim, Func, dim_prod
 from nnc.passes.fuse import Fused, Group
+from nnc.passes.lower_regions import RegionLoops
 from nnc.passes.schedule.contraction import contraction
 from nnc.passes.schedule.merge import Stmts, Views, loaded_from, merge, stores_in
 from nnc.passes.schedule.nest import nest
@@ -103,7 +104,7 @@ def _copy(source: Place, target: Place, number: int, views: Views) -> Kernel:
     return Kernel(f"k{number}_copy", body, a.span, reason, kind.elements)
 
 
-class _Lowering:
+class _Lowering(RegionLoops):
     """One group. Variables are renamed where two members use the same name for different loops."""
 
     def __init__(
@@ -127,6 +128,8 @@ class _Lowering:
             kind = "update"
         elif isinstance(node, External):
             return [self.external(node)]
+        elif self.group.kind == "region":
+            body, kind = self.region(), "region"
         elif self.group.kind == "contraction":
             body, kind = self.contract(), "contract"
         else:
@@ -178,6 +181,8 @@ class _Lowering:
 
     def load(self, e: Load) -> Expr:
         tensor: Node = e.tensor  # type: ignore[assignment]
+        if self.group.region is not None and (found := self.member(e)) is not None:
+            return found
         if tensor in self.values:
             return self.values[tensor]
         strip = self.storage.strips.get(tensor)
@@ -226,6 +231,10 @@ class _Lowering:
             a, b = Op(dtype, "cast", (a,)), Op(dtype, "cast", (b,))
         else:
             self.values[first] = Var(dtype, name)
+        for mask in found.masks:
+            held = self.values[first]
+            chosen = Select(held.dtype, self.convert(first, mask), held, Const(held.dtype, 0.0))
+            stmts.append(self.let(first, chosen))
         for node in epilogue:
             assert isinstance(node, Compute)
             self.env[node] = self.matched(node)

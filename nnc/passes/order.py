@@ -8,6 +8,7 @@ index checks that do not depend on them, so that an index error leaves all stora
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nnc.ir.expr import Expr, Idx, Load, Op, Select, walk
@@ -98,6 +99,42 @@ def _checks_inside(loop: Loop) -> bool:
 def feeds(node: Node) -> tuple[Node, ...]:
     """The operands; for the part of a loop the loop."""
     return tuple(o.source if isinstance(o, Part) else o for o in operands(node))
+
+
+def together(order: Sequence[Node], sets: Sequence[Sequence[Node]]) -> list[Node]:
+    """The order with the nodes of each set next to each other, as late as the last of them.
+
+    No path may leave a set and come back.
+    """
+    if not sets:
+        return list(order)
+    place = {n: i for i, n in enumerate(order)}
+    unit: dict[Node, tuple[Node, ...]] = {n: (n,) for n in order}
+    for nodes in sets:
+        members = tuple(sorted(nodes, key=place.__getitem__))
+        unit |= dict.fromkeys(members, members)
+    out: list[Node] = []
+    done: set[Node] = set()
+    stack = [unit[n] for n in reversed(order) if unit[n][-1] is n]
+    while stack:
+        members = stack[-1]
+        missing = [] if members[0] in done else _missing(members, unit, done)
+        if missing:
+            stack += [unit[o] for o in reversed(missing)]
+            continue
+        stack.pop()
+        if members[0] not in done:
+            out += members
+            done |= set(members)
+    return out
+
+
+def _missing(
+    members: tuple[Node, ...], unit: dict[Node, tuple[Node, ...]], done: set[Node]
+) -> list[Node]:
+    """What must come before the members and has not."""
+    before = (o for n in members for o in feeds(n) if o in unit and o not in done)
+    return [o for o in before if unit[o] is not members]
 
 
 def _conditional(node: Node) -> bool:

@@ -23,8 +23,10 @@ from nnc.ir.loop import Buffer
 from nnc.lang.dims import Dim
 from nnc.lang.types import TensorType
 from nnc.passes.fuse import Fused, Group
+from nnc.passes.regions import Region
 
 STRIP_BYTES = 16384  # largest row strip that is kept beside the kernel
+ROWS = 64  # at least the rows of a block of a region
 
 
 @dataclass(frozen=True, eq=False)
@@ -362,6 +364,8 @@ class _Assigner:
         """No memory for what only its own kernel reads; a strip where that is a row of values."""
         private = node not in self.roots and all(u in group.nodes for u in self.users[node])
         space = self.fused.spaces[node]
+        if group.region is not None and self.in_region(node, group.region, private):
+            return
         rest = space.axes[group.rows :] if group.kind == "rows" else ()
         if private:
             self.out.private.add(node)
@@ -378,6 +382,14 @@ class _Assigner:
                 return
         self.out.places[node] = self.arena(node)
         self.fresh.add(node)
+
+    def in_region(self, node: Node, region: Region, private: bool) -> bool:
+        """Strips have memory of their kernel, and so have rows that only it needs."""
+        if region.roles[node] == "row" and private:
+            kind = TensorType(node.type.dtype, (Dim.of(ROWS),))
+            name = self.shared.named(node.name, "row")
+            self.out.strips[node] = Buffer(name, kind, "local", span=node.span)
+        return region.roles[node] == "strip" or node in self.out.strips
 
     def share(self, group: Group) -> None:
         """A private row takes the memory of the member that reads it last, element by element."""

@@ -95,6 +95,7 @@ class _Scope:
     shared: frozenset[str] = frozenset()  # loops whose iterations run at the same time
     names: frozenset[str] = frozenset()
     scalars: frozenset[str] = frozenset()
+    cut: tuple[Axis, ...] = ()  # the loops as they are
 
     def loops(self, axes: Sequence[Axis], parallel: bool) -> _Scope:
         new = frozenset(a.var for a in axes)
@@ -148,6 +149,7 @@ class _Checker:
 
     def enter(self, axis: Axis, scope: _Scope, parallel: bool) -> _Scope:
         """The inner loop of a cut one counts as the whole loop: `$i` is `$i' - 1024*$o`."""
+        scope = replace(scope, cut=(*scope.cut, axis))
         axis = Axis(axis.var, axis.extent.subst(self.whole))
         found = _cut(axis, scope)
         if found is None:
@@ -160,14 +162,19 @@ class _Checker:
         inside = scope.loops((Axis(whole, length),), parallel)
         return replace(inside, names=inside.names | {axis.var})
 
+    def enter_all(self, axes: Sequence[Axis], scope: _Scope) -> _Scope:
+        for a in axes:
+            scope = self.enter(a, scope, True)
+        return scope
+
     def contract(self, s: Contract, scope: _Scope) -> Faults:
-        a = scope.loops((*s.batch, *s.m, *s.k), True)
-        b = scope.loops((*s.batch, *s.n, *s.k), True)
+        a = self.enter_all((*s.batch, *s.m, *s.k), scope)
+        b = self.enter_all((*s.batch, *s.n, *s.k), scope)
         yield from self.exprs((s.a,), a)
         yield from self.exprs((s.b,), b)
         if not s.k or s.a.dtype != s.b.dtype:
             yield "a contraction without k, or of two dtypes"
-        inner = scope.loops((*s.batch, *s.m, *s.n), True)
+        inner = self.enter_all((*s.batch, *s.m, *s.n), scope)
         yield from self.block(s.epilogue, replace(inner, scalars=inner.scalars | {s.name}))
 
     def call(self, s: Call) -> Faults:
@@ -217,8 +224,29 @@ class _Checker:
             g = self.joined(guard)
             whole = [Select(r.dtype, g, r, Const(r.dtype, 0)) for r in whole]
         for o in obligations(whole, scope.axes, self.facts):
-            if not o.ok and o.load.check is None and not self.by_strides(o, whole, scope):
+            if o.ok or o.load.check is not None:
+                continue
+            if not self.as_cut(o, whole, roots, scope, guard) and not self.by_strides(
+                o, whole, scope
+            ):
                 yield f"index {o.index} of {print_expr(o.load)} may leave 0..{o.extent - 1}"
+
+    def as_cut(
+        self,
+        o: Obligation,
+        whole: Sequence[Expr],
+        roots: Sequence[Expr],
+        scope: _Scope,
+        guard: Expr | None,
+    ) -> bool:
+        """Proves an index by the loops as they are: that of a strip in local memory."""
+        assert isinstance(o.load.tensor, Buffer), o
+        if not self.whole or o.load.tensor.scope != "local":
+            return False
+        name, number = o.load.tensor.name, o.axis
+        plain = obligations(roots, scope.cut, self.facts)
+        mine = [p for p in plain if p.axis == number and p.load.tensor.name == name]  # type: ignore[attr-defined]
+        return bool(mine) and all(p.ok for p in mine)
 
     def by_strides(self, o: Obligation, roots: Sequence[Expr], scope: _Scope) -> bool:
         """Proves an index of merged axes: facts about one axis, times the sizes of those within."""

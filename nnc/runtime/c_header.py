@@ -99,8 +99,9 @@ def _declaration(title: str, native: Native, rows: Sequence[_Pointer]) -> str:
     )
 
 
-def _bytes(arena: Dim, scratch: int, env: Mapping[str, str]) -> str:
-    return f"{c_expression((arena + 63) // 64 * 64, env)} + threads * {scratch}"
+def _bytes(arena: Dim, scratch: Dim, env: Mapping[str, str]) -> str:
+    whole, each = (c_expression(d, env) for d in ((arena + 63) // 64 * 64, scratch))
+    return f"{whole} + threads * ({each})"
 
 
 def _lookup(head: str, kind: str, items: Sequence[str]) -> str:

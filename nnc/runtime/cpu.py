@@ -160,7 +160,7 @@ class Entry:
 
     def prepare(self, arena: int, threads: int) -> None:
         """Workspace for a call of `threads` threads."""
-        need = rounded(arena) + threads * self.native.scratch
+        need = rounded(arena) + threads * self.scratch()
         context = self._context
         if need > self._size:
             self._size = 0
@@ -173,6 +173,14 @@ class Entry:
         context[1] = threads
         context[2] = 0
 
+    def scratch(self) -> int:
+        """Bytes for each thread, with the present `dims`."""
+        each = self.native.scratch.const
+        if each is not None:
+            return each
+        env = {n: int(d) for n, d in zip(self.native.dims, self.dims, strict=False)}
+        return self.native.scratch.evaluate(env)
+
     def _plan(self, need: int, threads: int) -> str:
         """Which call asks for how much, what would fit, and the command that shows more."""
         env = {n: int(d) for n, d in zip(self.native.dims, self.dims, strict=False)}
@@ -181,7 +189,7 @@ class Entry:
         lines = [f"  {name}" + (f" at {at}" if at else "") + f": workspace {human(need)}"]
         lines.append(f"    arena    {self.native.arena} bytes")
         lines.append(f"    scratch  {threads} x {self.native.scratch} bytes")
-        largest = largest_sizes(self.native.arena, env, available() - threads * self.native.scratch)
+        largest = largest_sizes(self.native.arena, env, available() - threads * self.scratch())
         if largest:
             lines.append("  help: fits with " + ", or ".join(f"{n} <= {d}" for n, d in largest))
         flags = "".join(f" --{n} {d}" for n, d in env.items())

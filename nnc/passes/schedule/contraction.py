@@ -23,7 +23,8 @@ PROLOGUE = 64  # expressions of an operand
 class Contraction:
     """The parts of a sum of products. `a` is over (batch, m, k), `b` over (batch, n, k).
 
-    `n` holds the last kept axis, so that stores have unit stride along it.
+    `n` holds the last kept axis, so that stores have unit stride along it. Where one of `masks`
+    (conditions over kept axes) is false the result is zero.
     """
 
     batch: tuple[Axis, ...]
@@ -32,16 +33,17 @@ class Contraction:
     k: tuple[Axis, ...]
     a: Expr
     b: Expr
+    masks: tuple[Expr, ...] = ()
 
 
 def contraction(s: Space) -> Contraction | None:
     """The contraction that a space computes, or None."""
     if s.op != "sum" or s.body.dtype not in DTYPES or not s.axes:
         return None
-    pair = _pair(s.body)
+    pair = _pair(s.body, frozenset(a.var for a in s.raxes))
     if pair is None:
         return None
-    f, g = pair
+    f, g, masks = pair
     in_f, in_g = _vars(f), _vars(g)
     if any((a.var in in_f) != (a.var in in_g) for a in s.raxes):
         return None
@@ -56,7 +58,7 @@ def contraction(s: Space) -> Contraction | None:
     place = {a.var: i for i, a in enumerate(s.axes)}
     if place[m[-1].var] > place[n[-1].var]:
         m, n, f, g = n, m, g, f
-    return Contraction(batch, m, n, s.raxes, f, g)
+    return Contraction(batch, m, n, s.raxes, f, g, masks)
 
 
 def _vars(e: Expr) -> frozenset[str]:
@@ -64,8 +66,14 @@ def _vars(e: Expr) -> frozenset[str]:
     return frozenset(n for n in names([e]) if n.startswith("$") and "." not in n)
 
 
-def _pair(body: Expr) -> tuple[Expr, Expr] | None:
-    """Two factors whose product the body is; further factors join one that has their variables."""
+Pair = tuple[Expr, Expr, tuple[Expr, ...]]
+
+
+def _pair(body: Expr, reduced: frozenset[str]) -> Pair | None:
+    """Two factors whose product the body is; further factors join one that has their variables.
+
+    The third part are conditions without reduced variables, which stay outside.
+    """
     conditions: list[Expr] = []
     while isinstance(body, Select) and isinstance(body.b, Const) and body.b.value == 0:
         conditions.append(body.cond)
@@ -83,19 +91,26 @@ def _pair(body: Expr) -> tuple[Expr, Expr] | None:
         sides[side] = e if old is None else Op(e.dtype, "mul", (old, e))
     f, g = sides
     assert f is not None and g is not None
-    return _guarded((f, maximal[0]), (g, maximal[1]), conditions)
+    return _guarded((f, maximal[0]), (g, maximal[1]), conditions, reduced)
 
 
 def _guarded(
-    f: tuple[Expr, frozenset[str]], g: tuple[Expr, frozenset[str]], conditions: list[Expr]
-) -> tuple[Expr, Expr] | None:
+    f: tuple[Expr, frozenset[str]],
+    g: tuple[Expr, frozenset[str]],
+    conditions: list[Expr],
+    reduced: frozenset[str],
+) -> Pair | None:
     """Conditions move to the factors that have their variables (both, if both have).
 
     One with variables of its own goes to the factor that has the others.
     """
     (x, xs), (y, ys) = f, g
+    masks: list[Expr] = []
     for c in reversed(conditions):
         v = _vars(c)
+        if not v & reduced and v <= xs | ys and not v <= xs and not v <= ys:
+            masks.append(c)
+            continue
         if not v <= xs and not v <= ys:
             if not v & ys <= xs:
                 (x, xs), (y, ys) = (y, ys), (x, xs)
@@ -106,7 +121,7 @@ def _guarded(
         y = Select(y.dtype, c, y, const(0, y)) if v <= ys else y
     if any(sum(1 for _ in walk(e)) > PROLOGUE for e in (x, y)):
         return None
-    return x, y
+    return x, y, tuple(masks)
 
 
 def _factors(body: Expr) -> list[Expr]:
