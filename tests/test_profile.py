@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +41,31 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", DIGITS, "train_step", "--B", "64"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("train_step --B 64, ") and out[0].endswith(" us")
-    assert out[2].split() == ["us", "%", "GFLOP/s", "GB/s", "kernel", "line"]
-    kernels = out[3 : out.index("", 3)]
-    assert "between kernels" in kernels[-1] and "std/nn.nn:7" in kernels[0]
+    assert out[1].startswith("roof: ") and out[2] == ""
+    assert out[3].split() == ["us", "%", "GFLOP/s", "GB/s", "%", "roof", "kernel", "line", "in"]
+    kernels = out[4 : out.index("", 4)]
+    assert "between kernels" in kernels[-1]
+    assert "digits.nn:11" in kernels[0] and "std/nn.nn:7" in kernels[0]
+    lines = out[out.index("", 4) + 2 :]
+    assert any(row.endswith("return fc2(relu(fc1(x)))") for row in lines[:3])
+    assert any("digits.nn:24" in row and "opt!" in row for row in lines[:3])
     assert abs(sum(float(row.split()[1]) for row in kernels) - 100) < 1
     times = [float(row.split()[0]) for row in kernels[:-1]]
     assert times == sorted(times, reverse=True)
+
+
+def test_trace_and_picture(tmp_path: Path) -> None:
+    trace, picture = tmp_path / "t.json", tmp_path / "p.png"
+    args = ["profile", DIGITS, "logits", "--B", "64", "--trace", str(trace)]
+    assert main([*args, "--picture", str(picture)]) == 0
+    rows = json.loads(trace.read_text())["traceEvents"]
+    kernels = [r for r in rows if r["ph"] == "X" and r["tid"] == 1]
+    assert [r["name"] for r in kernels] == ["kernel 0", "kernel 1"]
+    assert kernels[1]["ts"] == pytest.approx(kernels[0]["dur"], abs=0.01)
+    assert kernels[0]["args"]["line"].endswith("digits.nn:11") and kernels[0]["args"]["FLOP"] > 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main([*args[:-1], str(tmp_path / "none" / "t.json")]) == 1
+    assert main(["profile", DIGITS, "logits", "--B", "2", "--picture", "x.what"]) == 2
 
 
 def test_loops(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

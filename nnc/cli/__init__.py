@@ -310,8 +310,8 @@ def _profile(commands: Commands) -> None:
         "profile",
         "measure one call, kernel by kernel, and say where the time goes, by source line",
         "nnc profile gpt2.nn train_step --B 8 --T 1024\n\n"
-        "Arguments are made up; modules begin as they are declared. The roof is what this machine can\n"
-        "do at most: multiply-adds in registers, bytes read from memory, whichever takes longer.",
+        "Arguments are made up; modules begin as they are declared. The roof is what this\n"
+        "machine can do at most: multiply-adds in registers, bytes read, whichever takes longer.",
     )
     _model(parser)
     parser.add_argument("function", metavar="FUNC")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,17 +19,22 @@ from nnc.cli.explain import kernels, members, where
 from nnc.cli.inputs import arguments, sizes_for
 from nnc.cli.options import overrides, sizes
 from nnc.cli.plan import check_sizes, chosen
+from nnc.cli.profile_view import Event, Line, write_picture, write_trace
 from nnc.codegen.profile import BETWEEN, FIRST
+from nnc.codegen.roof import Roof
+from nnc.codegen.roof import measured as measured_roof
 from nnc.codegen.spmd import at_most, enclosing
 from nnc.compiler import Scheduled
+from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Op, walk
 from nnc.ir.graph import Compute, Node, Update
 from nnc.ir.loop import Kernel, Repeat
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, dim_sum
+from nnc.passes.fuse import Group
 from nnc.passes.memory import touched
 from nnc.runtime.cpu import Code, Entry
 from nnc.runtime.export import Export
-from nnc.runtime.memory import Array
+from nnc.runtime.memory import Array, human
 from nnc.runtime.model import Model
 
 _SECONDS = 1.0  # of measuring
@@ -45,6 +50,7 @@ class Row:
     seconds: float
     operations: int
     nbytes: int
+    parts: tuple[tuple[Span, float], ...]  # what it computes, with its part of the operations
 
 
 def profile(args: argparse.Namespace) -> int:
@@ -58,8 +64,23 @@ def profile(args: argparse.Namespace) -> int:
     env = sizes_for(model, export, given) if given or not export.sig.dims else {}
     check_sizes(found.built.signature, tuple(export.sig.dims), env)
     rows, between, threads = measured(found, model, export, env)
-    print("\n".join(_report(found.name, env, rows, between, threads)))
+    roof = measured_roof(threads, _working_set(found, env))
+    lines = by_line(rows, roof)
+    title = _title(found.name, env, threads, sum(r.seconds for r in rows) + between)
+    print("\n".join(_report(title, rows, between, lines, roof)))
+    if args.trace is not None:
+        write_trace(args.trace, title, events(rows, roof))
+    if args.picture is not None:
+        rest = Line("between kernels", "threads wait for each other", between, 0, 0, 0)
+        every = sorted([*lines, rest], key=lambda x: -x.seconds)
+        write_picture(args.picture, title, every, events(rows, roof), roof)
     return 0
+
+
+def _working_set(found: Scheduled, env: Mapping[str, int]) -> int:
+    """Bytes of arguments, results and workspace."""
+    program = found.program
+    return dim_sum([*(b.bytes for b in program.args), program.arena]).evaluate(env)
 
 
 def measured(
@@ -84,8 +105,19 @@ def measured(
         ops = dim_sum(_operations(n) for n in members(group))
         bytes_ = dim_sum(b.bytes for b in touched(kernel.body) if b.scope != "local")
         work = (_times(d, turns).evaluate(env) for d in (ops, bytes_))
-        rows.append(Row(i, kernel, float(ns[FIRST + i]) / 1e9, *work))
+        rows.append(Row(i, kernel, float(ns[FIRST + i]) / 1e9, *work, _parts(kernel, group, env)))
     return rows, float(ns[BETWEEN]) / 1e9, threads
+
+
+def _parts(
+    kernel: Kernel, group: Group | None, env: Mapping[str, int]
+) -> tuple[tuple[Span, float], ...]:
+    """The spans of a kernel's values, weighed by their operations."""
+    inside = [name for n in members(group) for name in n.used]
+    known = dict.fromkeys(inside, 0) | dict(env)  # turns of loops: 0
+    weights = [(n.span, max(_operations(n).evaluate(known), 1)) for n in members(group)]
+    total = sum(w for _, w in weights)
+    return tuple((s, w / total) for s, w in weights) or ((kernel.span, 1.0),)
 
 
 def _calls(export: Export, values: Mapping[str, Any], table: Array) -> Iterator[Array]:
@@ -124,29 +156,103 @@ def _times(once: Dim, turns: tuple[Repeat, ...]) -> Dim:
     return out * times
 
 
+# ---- by line ------------------------------------------------------------------------------------
+
+
+def by_line(rows: Sequence[Row], roof: Roof) -> list[Line]:
+    """Time, operations and bytes of each of the reader's lines, slowest first.
+
+    A kernel that computes values of several lines is divided by their operations.
+    """
+    found: dict[str, list[float]] = {}
+    spans: dict[str, Span] = {}
+    for row in rows:
+        for span, part in row.parts:
+            place = where(span.own)
+            spans.setdefault(place, span.own)
+            sums = found.setdefault(place, [0.0, 0.0, 0.0, 0.0])
+            least = roof.seconds(row.operations, row.nbytes)
+            for k, whole in enumerate((row.seconds, row.operations, row.nbytes, least)):
+                sums[k] += whole * part
+    lines = [
+        Line(place, source_line(spans[place]), s, ops, size, least / s if s else 0.0)
+        for place, (s, ops, size, least) in found.items()
+    ]
+    return sorted(lines, key=lambda x: -x.seconds)
+
+
+def source_line(span: Span) -> str:
+    lines = span.source.lines
+    return lines[span.line - 1].strip() if 1 <= span.line <= len(lines) else ""
+
+
+def events(rows: Sequence[Row], roof: Roof) -> list[Event]:
+    return [
+        Event(
+            f"kernel {r.number}",
+            where(r.kernel.span.own),
+            detail(r.kernel.span),
+            r.kernel.reason,
+            r.seconds,
+            r.operations,
+            r.nbytes,
+            _of_roof(r, roof),
+        )
+        for r in rows
+    ]
+
+
+def detail(span: Span) -> str:
+    """The library's line, when the reader's is another."""
+    return "" if span.own is span else where(span)
+
+
+def _of_roof(r: Row, roof: Roof) -> float:
+    return roof.seconds(r.operations, r.nbytes) / r.seconds if r.seconds else 0.0
+
+
 # ---- the report -------------------------------------------------------------------------------
 
 
 def _report(
-    name: str, env: Mapping[str, int], rows: list[Row], between: float, threads: int
+    title: str, rows: Sequence[Row], between: float, lines: Sequence[Line], roof: Roof
 ) -> list[str]:
     total = sum(r.seconds for r in rows) + between
-    sizes_ = " ".join(f"--{n} {v}" for n, v in env.items())
-    used = "1 thread" if threads == 1 else f"{threads} threads"
-    out = [f"{name} {sizes_}".rstrip() + f", {used}: {_us(total)} us", ""]
-    table = [("us", "%", "GFLOP/s", "GB/s", "kernel", "line", "")]
+    rates = f"{roof.flops / 1e9:.0f} GFLOP/s, {roof.bandwidth / 1e9:.1f} GB/s"
+    out = [title, f"roof: {rates} (read, over {human(roof.size)})", ""]
+    table: list[tuple[str, ...]] = [
+        ("us", "%", "GFLOP/s", "GB/s", "% roof", "kernel", "line", "in", "")
+    ]
     for r in sorted(rows, key=lambda r: -r.seconds):
         rate = r.seconds * 1e9 or 1.0
-        speed = (f"{r.operations / rate:.1f}", f"{r.nbytes / rate:.1f}")
-        place = (str(r.number), where(r.kernel.span), r.kernel.reason)
+        speed = (
+            f"{r.operations / rate:.1f}",
+            f"{r.nbytes / rate:.1f}",
+            _percent(_of_roof(r, roof)),
+        )
+        place = (str(r.number), where(r.kernel.span.own), detail(r.kernel.span), r.kernel.reason)
         table.append((_us(r.seconds), _share(r.seconds, total), *speed, *place))
-    table.append((_us(between), _share(between, total), "", "", "", "", "between kernels"))
-    out += _columns(table, 5)
-    lines: dict[str, float] = {}
-    for r in rows:
-        lines[where(r.kernel.span)] = lines.get(where(r.kernel.span), 0.0) + r.seconds
-    by_line = sorted(lines.items(), key=lambda row: -row[1])
-    return [*out, "", *_columns([(_us(s), _share(s, total), place) for place, s in by_line], 2)]
+    blank = ("",) * 6
+    table.append((_us(between), _share(between, total), *blank, "between kernels"))
+    out += _columns(table, 6)
+    by = [("us", "%", "MFLOP", "MB", "% roof", "line", "")]
+    for x in lines:
+        sizes_ = (f"{x.operations / 1e6:.3f}", f"{x.nbytes / 1e6:.3f}", _percent(x.share))
+        by.append((_us(x.seconds), _share(x.seconds, total), *sizes_, x.place, x.text))
+    if any(_of_roof(r, roof) > 1 for r in rows):
+        note = "over 100 % of the roof: these data were nearer than the call's whole working set is"
+        return [*out, "", *_columns(by, 5), "", note]
+    return [*out, "", *_columns(by, 5)]
+
+
+def _title(name: str, env: Mapping[str, int], threads: int, seconds: float) -> str:
+    sizes_ = " ".join(f"--{n} {v}" for n, v in env.items())
+    used = "1 thread" if threads == 1 else f"{threads} threads"
+    return f"{name} {sizes_}".rstrip() + f", {used}: {_us(seconds)} us"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f}"
 
 
 def _columns(rows: list[Any], numbers: int) -> list[str]:
