@@ -215,13 +215,15 @@ class Elements:
         return form(bound, depth - 1)
 
     def binary(self, bound: dict[str, str], depth: int) -> str:
-        op = self.draw.pick(("+", "-", "*", "*", "/", "max", "**"))
+        op = self.draw.pick(("+", "-", "*", "*", "/", "max", "**", "same"))
         a, b = self.expr(bound, depth), self.expr(bound, depth)
         match op:
             case "/":
                 return f"({a}) / (2 + abs({b}))"
             case "max":
                 return f"{self.draw.pick(('max', 'min'))}({a}, {b})"
+            case "same":  # what must not be simplified where it is not finite
+                return self.draw.pick((f"({a}) - ({a})", f"0 * ({a})", f"({a}) + 0.5 - ({a})"))
             case "**":
                 return f"tanh({a})**{self.draw.number(2, 3)}"
         return f"({a}) {op} ({b})"
@@ -238,7 +240,7 @@ class Elements:
         if plain and self.draw.chance(0.6):
             one = f"{self.draw.pick(plain)} {self.draw.pick(('<=', '<', '!=', '=='))} {self.draw.pick(plain)} + {self.draw.number(0, 2)}"
         flags = [v for v in self.values if v.dtype == "bool" and self._direct(v, bound)]
-        if flags and self.draw.chance(0.3):
+        if flags and self.draw.chance(0.5):
             one = self.draw.pick(("{}", "not {}")).format(self.direct(self.draw.pick(flags), bound))
         if self.draw.chance(0.2):
             return f"({one}) {self.draw.pick(('and', 'or'))} not ({self.read(bound)} < 0.3)"
@@ -253,7 +255,7 @@ class Elements:
         integers = [
             v for v in self.values if v.dtype in (*INTEGERS, "bool") and self._direct(v, bound)
         ]
-        if integers and self.draw.chance(0.5):
+        if integers and self.draw.chance(0.6):
             v = self.draw.pick(integers)
             k = self.direct(v, bound)
             if v.dtype == "i32" and self.draw.chance(0.5):
