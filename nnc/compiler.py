@@ -11,7 +11,7 @@ import llvmlite
 
 from nnc.budget import Budget, Choice, within
 from nnc.codegen import contract, llvm, objects
-from nnc.codegen.pool import pool_module
+from nnc.codegen.pool import FUNCTIONS, pool_module
 from nnc.codegen.profile import profiled as profiling
 from nnc.codegen.pycall import pycall_module
 from nnc.codegen.spmd import Spmd, total_work
@@ -267,7 +267,7 @@ class _Objects:
         """The shared code that what was made refers to."""
         key = object_key("", self.target)
         out = [
-            Support("pool", self.compile(pool_module()), ("nnrt_run", "nnrt_barrier")),
+            Support("pool", self.compile(pool_module()), FUNCTIONS),
             Support("call", self.compile(pycall_module()), ("nnrt_call",)),
         ]
         for dtype in sorted(self.contractions):

@@ -7,7 +7,7 @@ from functools import cache
 
 import llvmlite.binding as llvm
 
-from nnc.codegen.pool import pool_module
+from nnc.codegen.pool import FUNCTIONS, pool_module
 from nnc.codegen.target import Target, host
 
 llvm.initialize_native_target()
@@ -57,10 +57,9 @@ def function(engine: llvm.ExecutionEngine, name: str, result: object, *arguments
 
 
 @cache
-def pool() -> tuple[int, int]:
-    """The addresses of nnrt_run and nnrt_barrier in this process's only pool."""
+def pool() -> int:
+    """The address of nnrt_run of this process's only pool, whose functions become known."""
     engine = build(pool_module())
-    run, barrier = (engine.get_function_address(n) for n in ("nnrt_run", "nnrt_barrier"))
-    llvm.add_symbol("nnrt_run", run)
-    llvm.add_symbol("nnrt_barrier", barrier)
-    return run, barrier
+    for name in FUNCTIONS:
+        llvm.add_symbol(name, engine.get_function_address(name))
+    return int(engine.get_function_address("nnrt_run"))

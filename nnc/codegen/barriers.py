@@ -38,7 +38,7 @@ class Access:
 class Plan:
     """Decides where a barrier is needed, as far as possible while compiling.
 
-    A barrier is left out at run time when the kernel and all since the last one run on thread 0.
+    A barrier is left out at run time when the kernel and all since the last one are serial.
     `recent` are the kernels since the last place for a barrier, `older` those
     before it, which still count when that barrier was left out.
     """
@@ -47,7 +47,7 @@ class Plan:
         self.s, self.facts = s, facts
         self.recent: list[Access] = []
         self.older: list[Access] = []
-        self.alone = "true"  # all kernels since the last barrier ran on thread 0
+        self.alone = "true"  # all kernels since the last barrier were serial
         self.skipped = "false"  # the last place was passed without a barrier
 
     def passed(self) -> None:
@@ -63,7 +63,7 @@ class Plan:
         self.recent, self.older, self.alone, self.skipped = saved
 
     def barrier_before(self, step: Kernel | Repeat, small: str) -> None:
-        """Emits what is needed before a step that, if `small`, runs on thread 0."""
+        """Emits what is needed before a step that, if `small`, is serial."""
         em, access = self.s.em, accesses(step)
         needed = "true" if self.conflict(access, self.recent) else "false"
         if needed == "false" and self.skipped != "false" and self.conflict(access, self.older):
@@ -73,7 +73,7 @@ class Plan:
             wanted = conjunction(em, needed, flow.negate(em, serial))
             if wanted != "false":
                 with flow.when(em, wanted):
-                    em.line("call void @nnrt_barrier(i32 %tid, i32 %nt)")
+                    em.line("call void @nnrt_barrier(ptr %team)")
             self.older = [] if wanted == "true" else self.older + self.recent
             self.recent = []
             self.skipped = flow.negate(em, wanted)

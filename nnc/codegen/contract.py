@@ -299,8 +299,8 @@ class _Emission:
             return "false"
         apart = flow.rem(em, flow.mul(em, b.row_stride, str(self.t.size)), str(_ALIASING))
         clash = flow.compare(em, "eq", apart, "0")
-        # One row tile reads B once: nothing is better than in place, if B is near. From memory, long
-        # runs of each row, as packing reads them, come in twice as fast as the columns of a panel.
+        # One row tile reads B once: nothing is better than in place, if B is near. From memory,
+        # long runs of rows, as packing reads them, come in twice as fast as columns of a panel.
         most = flow.select(em, clash, "i64", str(self.t.rows), str(_IN_PLACE))
         elements = flow.mul(em, self.c.k, self.c.n)
         near = flow.compare(em, "sle", elements, str(_CACHED // self.t.size))

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nnc.codegen import contract, external, flow, vecmath
+from nnc.codegen import contract, external, flow, pool, vecmath
 from nnc.codegen.alike import Outline
 from nnc.codegen.barriers import disjunction
 from nnc.codegen.indices import Indices
@@ -38,8 +38,6 @@ _SMALL_PROGRAM = 1 << 23  # scalar operations, about 0.1 ms: fewer run on one th
 
 _RUNTIME = """\
 @nn_zeros = internal constant [512 x i8] zeroinitializer, align 64
-declare void @nnrt_run(ptr, ptr, i32)
-declare void @nnrt_barrier(i32, i32)
 !0 = !{!"branch_weights", i32 1, i32 2000}
 
 define internal void @nn_index_error(ptr %ctx, i64 %site, i64 %value, i64 %extent) noinline cold {
@@ -129,7 +127,8 @@ def _module(symbol: str, parts: Sequence[_Emission], cases: Sequence[Case]) -> M
         lines |= set(contract.declarations(dtype, general.target))
     constants = [(n, x) for p in parts for n, x in p.constants.items()]
     globals_ = [f"{name} = internal constant {x}" for name, x in constants]
-    head = (f'target triple = "{general.target.triple}"', _RUNTIME, general.more)
+    triple = f'target triple = "{general.target.triple}"'
+    head = (triple, _RUNTIME, pool.DECLARATIONS, general.more)
     return Module(
         "\n".join((*head, *sorted(lines), *globals_, math, *functions)),
         symbol,
@@ -141,7 +140,7 @@ def _module(symbol: str, parts: Sequence[_Emission], cases: Sequence[Case]) -> M
 
 
 def _externals(dtypes: Sequence[DType], target: Target) -> tuple[str, ...]:
-    names = {"nnrt_run", "nnrt_barrier"}
+    names = {*pool.FUNCTIONS}
     for dtype in dtypes:
         for group in contract.support_symbols(dtype, target):
             names |= set(group)

@@ -3,13 +3,24 @@
 Compiled once per process; models reference its symbols as externals. The code must never be
 unloaded: sleeping workers stand in it.
 
-    void nnrt_run(ptr fn, ptr arg, i32 nthreads)  fn(arg, tid, nthreads) on nthreads threads at once
-    void nnrt_barrier(i32 tid, i32 nthreads)      inside fn: every thread of the run waits for all
+    void nnrt_run(ptr fn, ptr arg, i32 nthreads)  fn(arg, tid, nthreads) on up to nthreads threads
+    void nnrt_team(ptr team, i32 tid, i32 nthreads)  inside fn, first of all; team: 64 bytes
+    i32 nnrt_next(ptr team, i32 parts)  the next part of the present step to run, -1: no more
+    void nnrt_barrier(ptr team)  waits until every part of the steps since the last barrier is done
+    i1 nnrt_late(ptr team)  whether others have passed the next barrier already
 
+* All threads go through the same steps and barriers, but nobody waits for a thread: parts are
+  claimed one by one, and a barrier waits for parts, not for threads. A thread that the system has
+  put aside finds its parts done by others and walks past them. What a part computes may depend on
+  its number only.
+* A step of one part is serial: the first thread that asks in the segment between two barriers runs
+  all serial steps of that segment, in order.
+* Decisions that all threads must make alike come from sizes, or from memory that nobody writes
+  before the next barrier; who is late by then (nnrt_late) must return instead of deciding.
 * The caller is thread 0 of a run; worker w is thread w. Workers are started on demand, at most 63,
-  with all signals blocked, and never end. `nthreads` is clamped to 1..64; one thread calls `fn`
-  directly. Should the system refuse a thread, the run goes on with fewer: `fn` must believe its own
-  third argument, and its results may not depend on it.
+  with all signals blocked, and never end; a run does not wait for workers that have not come.
+  `nthreads` is clamped to 1..64; one thread calls `fn` directly. Should the system refuse a thread,
+  the run goes on with fewer: `fn` must believe its own third argument.
 * One run at a time: a second caller waits. `fn` must not call nnrt_run.
 * After a fork the child sees another pid and starts a pool of its own.
 * Every wait spins (a short while only when there are more threads than CPUs), then yields the CPU a
@@ -42,9 +53,13 @@ _PAUSE_DECLARATIONS = {
     "aarch64": "declare void @llvm.aarch64.hint(i32)",
 }
 
+FUNCTIONS = ("nnrt_run", "nnrt_team", "nnrt_next", "nnrt_barrier", "nnrt_late")
 DECLARATIONS = """\
 declare void @nnrt_run(ptr, ptr, i32)
-declare void @nnrt_barrier(i32, i32)
+declare void @nnrt_team(ptr, i32, i32)
+declare i32 @nnrt_next(ptr, i32)
+declare void @nnrt_barrier(ptr)
+declare i1 @nnrt_late(ptr)
 """
 
 _STATE = """\
@@ -52,9 +67,11 @@ _STATE = """\
 %line = type { i32, i32, [120 x i8] }        ; word, sleepers
 ; Worker w runs when the word of ticket w changes.
 @tickets = internal global [64 x %line] zeroinitializer, align 128
-@pending = internal global %line zeroinitializer, align 128  ; workers of this run not yet done
-@turn = internal global %line zeroinitializer, align 128     ; barriers passed
-@arrived = internal global %line zeroinitializer, align 128  ; threads in the present barrier
+@gate = internal global %line zeroinitializer, align 128     ; 1: open; 2 for each that came in
+@exited = internal global %line zeroinitializer, align 128   ; of those
+@progress = internal global [16 x i64] zeroinitializer, align 128  ; segment << 24 | parts claimed
+@finished = internal global %line zeroinitializer, align 128 ; parts done in this run
+@serial = internal global [16 x i64] zeroinitializer, align 128  ; segments with serial steps taken
 @job = internal global { ptr, ptr, i32 } zeroinitializer, align 128  ; fn, arg, nthreads
 @owner = internal global i32 0, align 128     ; pid the state belongs to; -1 while being reset
 @started = internal global i32 0              ; workers alive
@@ -150,20 +167,32 @@ entry:
   %ticket = getelementptr [64 x %line], ptr @tickets, i64 0, i64 %w
   br label %idle
 idle:
-  %old = phi i32 [ 0, %entry ], [ %now, %finished ]
+  %old = phi i32 [ 0, %entry ], [ %now, %enter ], [ %now, %left ]
   call void @nnrt_wait(ptr %ticket, i32 %old)
   %now = load atomic i32, ptr %ticket acquire, align 4
+  br label %enter
+enter:
+  %state = load atomic i32, ptr @gate acquire, align 4
+  %open = and i32 %state, 1
+  %shut = icmp eq i32 %open, 0
+  br i1 %shut, label %idle, label %try
+try:
+  %one.more = add i32 %state, 2
+  %swap = cmpxchg ptr @gate, i32 %state, i32 %one.more seq_cst seq_cst
+  %inside = extractvalue { i32, i1 } %swap, 1
+  br i1 %inside, label %job, label %enter
+job:
   %fn = load ptr, ptr @job
   %arg = load ptr, ptr getelementptr ({ ptr, ptr, i32 }, ptr @job, i64 0, i32 1)
   %n = load i32, ptr getelementptr ({ ptr, ptr, i32 }, ptr @job, i64 0, i32 2)
+  %wanted = icmp slt i32 %tid, %n
+  br i1 %wanted, label %work, label %left
+work:
   call void %fn(ptr %arg, i32 %tid, i32 %n)
-  %before = atomicrmw sub ptr @pending, i32 1 seq_cst
-  %last = icmp eq i32 %before, 1
-  br i1 %last, label %tell, label %finished
-tell:
-  call void @nnrt_wake(ptr @pending)
-  br label %finished
-finished:
+  br label %left
+left:
+  atomicrmw add ptr @exited, i32 1 seq_cst
+  call void @nnrt_wake(ptr @exited)
   br label %idle
 }
 
@@ -212,9 +241,8 @@ claim:
   br i1 %mine, label %clear, label %wait
 clear:
   call void @llvm.memset.p0.i64(ptr @tickets, i8 0, i64 8192, i1 false)
-  call void @llvm.memset.p0.i64(ptr @pending, i8 0, i64 128, i1 false)
-  call void @llvm.memset.p0.i64(ptr @turn, i8 0, i64 128, i1 false)
-  call void @llvm.memset.p0.i64(ptr @arrived, i8 0, i64 128, i1 false)
+  call void @llvm.memset.p0.i64(ptr @gate, i8 0, i64 128, i1 false)
+  call void @llvm.memset.p0.i64(ptr @exited, i8 0, i64 128, i1 false)
   call void @llvm.memset.p0.i64(ptr @mutex, i8 0, i64 64, i1 false)
   store i32 0, ptr @started
   call void @llvm.memset.p0.i64(ptr %mask, i8 0, i64 1024, i1 false)
@@ -280,9 +308,12 @@ publish:
   %crowded = icmp sgt i32 %parts, %cpus
   %spins = select i1 %crowded, i32 CROWDED, i32 SPINS
   store atomic i32 %spins, ptr @patience monotonic, align 4
-  %others = sub i32 %parts, 1
-  store atomic i32 %others, ptr @pending monotonic, align 4
-  %none = icmp eq i32 %others, 0
+  store atomic i64 0, ptr @progress monotonic, align 8
+  store atomic i32 0, ptr @finished monotonic, align 4
+  store atomic i64 0, ptr @serial monotonic, align 8
+  store atomic i32 0, ptr @exited monotonic, align 4
+  store atomic i32 1, ptr @gate seq_cst, align 4
+  %none = icmp eq i32 %parts, 1
   br i1 %none, label %mine, label %call
 call:
   %w = phi i32 [ 1, %publish ], [ %w.next, %call ]
@@ -295,40 +326,189 @@ call:
   br i1 %more, label %call, label %mine
 mine:
   call void %fn(ptr %arg, i32 0, i32 %parts)
+  %last = atomicrmw and ptr @gate, i32 -2 seq_cst
+  %came = lshr i32 %last, 1
   br label %join
 join:
-  %left = load atomic i32, ptr @pending acquire, align 4
-  %joined = icmp eq i32 %left, 0
+  %gone = load atomic i32, ptr @exited acquire, align 4
+  %joined = icmp eq i32 %gone, %came
   br i1 %joined, label %unlock, label %wait
 wait:
-  call void @nnrt_wait(ptr @pending, i32 %left)
+  call void @nnrt_wait(ptr @exited, i32 %gone)
   br label %join
 unlock:
   call i32 @pthread_mutex_unlock(ptr @mutex)
   ret void
 }
+"""
 
-define void @nnrt_barrier(i32 %tid, i32 %n) {
-entry:
-  %alone = icmp sle i32 %n, 1
-  br i1 %alone, label %done, label %arrive
-arrive:
-  ; Read before arriving: the turn cannot change until this thread is counted.
-  %turn = load atomic i32, ptr @turn monotonic, align 4
-  %before = atomicrmw add ptr @arrived, i32 1 acq_rel
-  %count = add i32 %before, 1
-  %last = icmp eq i32 %count, %n
-  br i1 %last, label %open, label %wait
-open:
-  store atomic i32 0, ptr @arrived monotonic, align 4
-  atomicrmw add ptr @turn, i32 1 seq_cst
-  call void @nnrt_wake(ptr @turn)
-  br label %done
-wait:
-  call void @nnrt_wait(ptr @turn, i32 %turn)
-  br label %done
-done:
+_TEAM = """\
+; What one thread knows of the run: the segment it is in, the parts claimed there by earlier steps,
+; the parts of all steps so far, its number, the number of threads, the last segment (+ 1) in which
+; it asked for the serial steps, whether they are its own, whether it runs a part.
+%team = type { i64, i32, i32, i32, i32, i64, i32, i32 }
+
+define void @nnrt_team(ptr %team, i32 %tid, i32 %n) {
+  store %team zeroinitializer, ptr %team
+  %tid.at = getelementptr %team, ptr %team, i64 0, i32 3
+  store i32 %tid, ptr %tid.at
+  %n.at = getelementptr %team, ptr %team, i64 0, i32 4
+  store i32 %n, ptr %n.at
   ret void
+}
+
+define i32 @nnrt_next(ptr %team, i32 %parts) {
+entry:
+  %base.at = getelementptr %team, ptr %team, i64 0, i32 1
+  %sum.at = getelementptr %team, ptr %team, i64 0, i32 2
+  %n.at = getelementptr %team, ptr %team, i64 0, i32 4
+  %asked.at = getelementptr %team, ptr %team, i64 0, i32 5
+  %mine.at = getelementptr %team, ptr %team, i64 0, i32 6
+  %running.at = getelementptr %team, ptr %team, i64 0, i32 7
+  %n = load i32, ptr %n.at
+  %running = load i32, ptr %running.at
+  %was = icmp ne i32 %running, 0
+  %alone = icmp sle i32 %n, 1
+  br i1 %alone, label %single, label %several
+single:
+  %flip = xor i32 %running, 1
+  store i32 %flip, ptr %running.at
+  %only = sub i32 0, %running
+  ret i32 %only
+several:
+  %segment = load i64, ptr %team
+  br i1 %was, label %finish, label %choose
+finish:
+  store i32 0, ptr %running.at
+  atomicrmw add ptr @finished, i32 1 seq_cst
+  call void @nnrt_wake(ptr @finished)
+  br label %choose
+choose:
+  %is.serial = icmp eq i32 %parts, 1
+  br i1 %is.serial, label %one, label %claim
+one:
+  br i1 %was, label %over, label %whose
+whose:
+  %this = add i64 %segment, 1
+  %asked = load i64, ptr %asked.at
+  %known = icmp eq i64 %asked, %this
+  br i1 %known, label %recall, label %ask
+recall:
+  %mine.before = load i32, ptr %mine.at
+  br label %decide
+ask:
+  store i64 %this, ptr %asked.at
+  %p.ask = load atomic i64, ptr @progress acquire, align 8
+  %s.ask = lshr i64 %p.ask, 24
+  %on.time = icmp eq i64 %s.ask, %segment
+  %taken = load atomic i64, ptr @serial monotonic, align 8
+  %free = icmp ult i64 %taken, %this
+  %may = and i1 %on.time, %free
+  br i1 %may, label %take, label %answer
+take:
+  %took = cmpxchg ptr @serial, i64 %taken, i64 %this seq_cst seq_cst
+  %won = extractvalue { i64, i1 } %took, 1
+  br label %answer
+answer:
+  %own = phi i1 [ false, %ask ], [ %won, %take ]
+  %own.word = zext i1 %own to i32
+  store i32 %own.word, ptr %mine.at
+  br label %decide
+decide:
+  %mine = phi i32 [ %mine.before, %recall ], [ %own.word, %answer ]
+  %is.mine = icmp ne i32 %mine, 0
+  br i1 %is.mine, label %run.it, label %over
+run.it:
+  store i32 1, ptr %running.at
+  ret i32 0
+over:
+  %sum.one = load i32, ptr %sum.at
+  %sum.more = add i32 %sum.one, 1
+  store i32 %sum.more, ptr %sum.at
+  ret i32 -1
+claim:
+  %base = load i32, ptr %base.at
+  br label %again
+again:
+  %p = load atomic i64, ptr @progress acquire, align 8
+  %s = lshr i64 %p, 24
+  %present = icmp eq i64 %s, %segment
+  br i1 %present, label %look, label %done
+look:
+  %p.low = trunc i64 %p to i32
+  %given = and i32 %p.low, 16777215
+  %part = sub i32 %given, %base
+  %left = icmp slt i32 %part, %parts
+  br i1 %left, label %grab, label %done
+grab:
+  %p.next = add i64 %p, 1
+  %swap = cmpxchg ptr @progress, i64 %p, i64 %p.next seq_cst seq_cst
+  %got = extractvalue { i64, i1 } %swap, 1
+  br i1 %got, label %run.part, label %again
+run.part:
+  store i32 1, ptr %running.at
+  ret i32 %part
+done:
+  %base.next = add i32 %base, %parts
+  store i32 %base.next, ptr %base.at
+  %sum = load i32, ptr %sum.at
+  %sum.next = add i32 %sum, %parts
+  store i32 %sum.next, ptr %sum.at
+  ret i32 -1
+}
+
+define void @nnrt_barrier(ptr %team) {
+entry:
+  %n.at = getelementptr %team, ptr %team, i64 0, i32 4
+  %n = load i32, ptr %n.at
+  %alone = icmp sle i32 %n, 1
+  br i1 %alone, label %out, label %start
+start:
+  %base.at = getelementptr %team, ptr %team, i64 0, i32 1
+  %sum.at = getelementptr %team, ptr %team, i64 0, i32 2
+  %sum = load i32, ptr %sum.at
+  %segment = load i64, ptr %team
+  %follow = add i64 %segment, 1
+  %opened = shl i64 %follow, 24
+  br label %look
+look:
+  %p = load atomic i64, ptr @progress acquire, align 8
+  %s = lshr i64 %p, 24
+  %present = icmp eq i64 %s, %segment
+  br i1 %present, label %count, label %pass
+count:
+  %finished = load atomic i32, ptr @finished acquire, align 4
+  %all = icmp eq i32 %finished, %sum
+  br i1 %all, label %open, label %wait
+open:
+  %swap = cmpxchg ptr @progress, i64 %p, i64 %opened seq_cst seq_cst
+  br label %look
+wait:
+  call void @nnrt_wait(ptr @finished, i32 %finished)
+  br label %look
+pass:
+  store i64 %follow, ptr %team
+  store i32 0, ptr %base.at
+  br label %out
+out:
+  ret void
+}
+
+define i1 @nnrt_late(ptr %team) {
+entry:
+  %n.at = getelementptr %team, ptr %team, i64 0, i32 4
+  %n = load i32, ptr %n.at
+  %alone = icmp sle i32 %n, 1
+  br i1 %alone, label %no, label %look
+look:
+  fence acquire
+  %segment = load i64, ptr %team
+  %p = load atomic i64, ptr @progress acquire, align 8
+  %s = lshr i64 %p, 24
+  %late = icmp ne i64 %s, %segment
+  ret i1 %late
+no:
+  ret i1 false
 }
 """
 
@@ -336,7 +516,7 @@ done:
 def pool_module(arch: str = "x86_64") -> str:
     """The IR text of the pool for Linux on `arch` ("x86_64" or "aarch64")."""
     system = _SYSTEMS[arch]
-    text = "\n".join((_STATE + _PAUSE_DECLARATIONS[arch], _WAITING, _WORKER, _RUN))
+    text = "\n".join((_STATE + _PAUSE_DECLARATIONS[arch], _WAITING, _WORKER, _RUN, _TEAM))
     # A pause is 40-50 ns on recent x86: 2000 are about 0.1 ms.
     constants = {"FUTEX": str(system.futex), "PAUSE": system.pause, "YIELDS": "16"}
     constants |= {"CROWDED": "20", "SPINS": "2000"}

@@ -1,4 +1,8 @@
-"""The function that every thread runs: the kernels in order, run-time loops, barriers, commits."""
+"""The function that every thread runs: the kernels in order, run-time loops, barriers, commits.
+
+Threads claim the parts of a kernel one by one (`nnc.codegen.pool`): part p of n computes
+the same whoever runs it, and nobody waits for a thread that the system has put aside.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,14 @@ from dataclasses import dataclass
 
 from nnc.codegen import flow
 from nnc.codegen.barriers import Plan, conjunction, disjunction, is_parallel
+from nnc.codegen.emit import Emitter
 from nnc.codegen.indices import Indices
 from nnc.codegen.registers import MEMORY
+from nnc.codegen.scopes import FRAME
 from nnc.ir.loop import Buffer, Commit, Kernel, Repeat, Step
 from nnc.lang.dims import ONE, ZERO, Dim
 
-_SMALL = 1 << 15  # scalar operations: kernels of fewer run on one thread
+_SMALL = 1 << 15  # scalar operations: kernels of fewer are serial
 _SMALL_TURN = 1 << 18  # and all turns of a loop of so few: every turn would need barriers
 
 
@@ -42,8 +48,27 @@ class Spmd:
         self.steps(steps)
         return (
             f"define internal void @{self.symbol}.spmd(ptr %frame, i32 %tid, i32 %nt) nounwind {{\n"
-            f"entry:\n{self.s.body()}\n  ret void\n}}\n"
+            f"entry:\n{self.own()}{self.s.body()}\n  ret void\n}}\n"
         )
+
+    def own(self) -> str:
+        """Lines that make this thread's team and its frame, whose scratch is the thread's alone."""
+        em = Emitter()
+        em.line("%team = alloca [8 x i64], align 64")
+        em.line("call void @nnrt_team(ptr %team, i32 %tid, i32 %nt)")
+        em.line(f"%own = alloca [{len(FRAME)} x i64], align 16")
+        words = {}
+        for i, name in enumerate(FRAME):
+            place = em.op(f"getelementptr i64, ptr %frame, i64 {i}", f"of.{name}")
+            words[name] = em.op(f"load i64, ptr {place}", f"own.{name}")
+        who = em.op("zext i32 %tid to i64", "own.tid")
+        skip = em.op(f"mul i64 {who}, {words['each']}", "own.skip")
+        words["scratch"] = em.op(f"add i64 {words['scratch']}, {skip}", "own.scratch")
+        words["each"] = "0"  # parts are not threads
+        for i, word in enumerate(words.values()):
+            place = em.op(f"getelementptr i64, ptr %own, i64 {i}", "own.to")
+            em.line(f"store i64 {word}, ptr {place}")
+        return em.text() + "\n"
 
     def steps(self, steps: tuple[Step, ...]) -> None:
         for step in steps:
@@ -59,17 +84,25 @@ class Spmd:
         em, small = self.em, all_small(self.s, (kernel,), self.loops)
         self.plan.barrier_before(kernel, small)
         name, rest = self.next_call()
-        if small == "false":
-            em.line(f"call void {name}(ptr %frame, i32 %tid, i32 %nt{rest})")
-            return
-        mine = em.op("icmp eq i32 %tid, 0", "mine")
-        parts = "1"
-        if small != "true":
-            all_run = flow.negate(em, small)
-            mine = em.op(f"or i1 {mine}, {all_run}", "mine")
-            parts = em.op(f"select i1 {small}, i32 1, i32 %nt", "parts")
-        with flow.when(em, mine):
-            em.line(f"call void {name}(ptr %frame, i32 %tid, i32 {parts}{rest})")
+        parts = {"true": "1", "false": "%nt"}.get(small)
+        parts = parts or em.op(f"select i1 {small}, i32 1, i32 %nt", "parts")
+        with self.claimed(parts) as part:
+            em.line(f"call void {name}(ptr %own, i32 {part}, i32 {parts}{rest})")
+
+    @contextmanager
+    def claimed(self, parts: str) -> Iterator[str]:
+        """Around what is done for each part that this thread gets; one part: serial."""
+        em = self.em
+        again, run, over = (em.fresh(x) for x in ("claim", "part", "claimed"))
+        em.line(f"br label %{again}")
+        em.label(again)
+        part = em.op(f"call i32 @nnrt_next(ptr %team, i32 {parts})", "part")
+        got = em.op(f"icmp sge i32 {part}, 0", "got")
+        em.line(f"br i1 {got}, label %{run}, label %{over}")
+        em.label(run)
+        yield part
+        em.line(f"br label %{again}")
+        em.label(over)
 
     def next_call(self) -> tuple[str, str]:
         """Name of the next kernel's function, and its arguments behind the first three."""
@@ -100,11 +133,14 @@ class Spmd:
         return self.em.op(f"load ptr, ptr {place}", table)
 
     def barrier(self) -> None:
-        self.em.line("call void @nnrt_barrier(i32 %tid, i32 %nt)")
+        self.em.line("call void @nnrt_barrier(ptr %team)")
         self.plan.passed()
 
     def commit(self) -> None:
-        """Leaves when an index error was recorded. All threads must see the same."""
+        """Leaves when an index error was recorded. All threads must see the same.
+
+        (Who is late may see an error of later kernels: the others leave at the next commit then.)
+        """
         em = self.em
         self.barrier()
         place = em.op(f"getelementptr i64, ptr {self.s.frame_field('ctx')}, i64 2")
@@ -120,13 +156,12 @@ class Spmd:
         em.label(go_on)
 
     def repeat(self, loop: Repeat) -> None:
-        """A loop of small kernels runs on thread 0 without barriers, any other on all threads."""
+        """A loop of small kernels is serial, without barriers; any other runs on all threads."""
         em, first = self.em, self.number
         small = all_small(self.s, (loop,), self.loops)
         self.plan.barrier_before(loop, small)
         if small != "false":
-            mine = em.op("icmp eq i32 %tid, 0", "mine")
-            with flow.when(em, conjunction(em, mine, small)), self.s.scope():
+            with self.if_(small), self.claimed("1"), self.s.scope():
                 self.alone(loop)
         if small != "true":
             self.number = first
@@ -146,7 +181,7 @@ class Spmd:
                 self.alone(step)
             elif isinstance(step, Kernel):
                 name, rest = self.next_call()
-                self.em.line(f"call void {name}(ptr %frame, i32 0, i32 1{rest})")
+                self.em.line(f"call void {name}(ptr %own, i32 0, i32 1{rest})")
 
     def together(self, loop: Repeat) -> None:
         """Barriers between the turns, and around the reading of the condition."""
@@ -155,10 +190,27 @@ class Spmd:
             if loop.cond is not None:
                 self.barrier()
                 more = self.condition(loop.cond)
+                self.leave_if_late()
                 self.barrier()
                 self.go_on(more, done)
             self.steps(loop.steps)
             self.barrier()
+
+    def leave_if_late(self) -> None:
+        em, late, on_time = self.em, self.em.fresh("late"), self.em.fresh("on.time")
+        found = em.op("call i1 @nnrt_late(ptr %team)", "late")
+        em.line(f"br i1 {found}, label %{late}, label %{on_time}, !prof !0")
+        em.label(late)
+        em.line("ret void")
+        em.label(on_time)
+
+    @contextmanager
+    def if_(self, cond: str) -> Iterator[None]:
+        if cond == "true":
+            yield
+            return
+        with flow.when(self.em, cond):
+            yield
 
     @contextmanager
     def turn(self, loop: Repeat) -> Iterator[str]:
@@ -195,7 +247,7 @@ def all_small(
     loops: tuple[Repeat, ...] = (),
     inner: tuple[Repeat, ...] = (),
 ) -> str:
-    """Whether thread 0 runs these steps, inside of the loops, alone: an i1 operand.
+    """Whether these steps, inside of the loops, are serial: an i1 operand.
 
     `inner`: loops further inside, in which the steps stand: for their last turn.
     """
