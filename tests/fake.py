@@ -377,7 +377,7 @@ EXPORTS = (
 
 
 def native(symbol: str, dims: tuple[str, ...] = (), arena: Dim = ZERO, **more: Any) -> Native:
-    return Native(symbol, 0, dims, arena, 64, Dim.of(10), **more)
+    return Native(symbol, 0, dims, arena, Dim.of(64), Dim.of(10), **more)
 
 
 MANIFEST = Manifest(
