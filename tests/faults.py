@@ -462,12 +462,17 @@ def truncating_division(m: MonkeyPatch) -> None:
 
 
 @fault
-def sum_of_a_contraction(m: MonkeyPatch) -> None:
-    """A contraction's depth is one step short."""
+def edge_of_a_contraction(m: MonkeyPatch) -> None:
+    """The last row of a contraction's tile is not stored."""
     from nnc.codegen import contract
 
-    right = contract._Emission.block_depth
-    m.setattr(contract._Emission, "block_depth", lambda self: flow.sub(self.em, right(self), "1"))
+    right = contract._Emission.epilogue
+
+    def wrong(self: Any, part: Any, *rest: Any) -> None:
+        short = flow.maximum(self.em, flow.sub(self.em, part.size, "1"), "1")
+        right(self, replace(part, size=short), *rest)
+
+    m.setattr(contract._Emission, "epilogue", wrong)
 
 
 @fault

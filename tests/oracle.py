@@ -279,7 +279,7 @@ def bounds(graph: Graph, dims: Dims, values: Values, want: Values) -> dict[str, 
             moved[k] = np.maximum(moved[k], np.where(np.isfinite(apart), apart, 0))
     out = {}
     for k, apart in moved.items():
-        spread = 10 * apart + 4 * np.sqrt(np.mean(apart**2)) if apart.size else apart
+        spread = 20 * apart + 8 * np.sqrt(np.mean(apart**2)) if apart.size else apart
         unit = SPACING.get(kinds[k], 0.0)
         out[k] = (
             spread + 2 * unit * np.abs(np.asarray(want[k], np.float64)) + (1e-37 if unit else 0)

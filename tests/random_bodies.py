@@ -398,6 +398,8 @@ class Body:
         if not self.functions:
             return self.reduced()
         f = self.draw.pick(self.functions)
+        if f.inout and not self.bang:  # its callers would need a `!` too
+            return self.elementwise()
         options = [
             v
             for v in self.floats()

@@ -15,11 +15,12 @@ import pytest
 from tests.faults import FAULTS
 
 ROOT = Path(__file__).parent.parent
-PROGRAMS = range(25)
+PROGRAMS = range(60)
 QUICK = {  # one of each kind, with a program that shows it
     "product_rule": 0,
-    "lost_contribution": 0,
     "unlimited_gather": 0,
+    "shares_of_threads": 3,
+    "edge_of_a_contraction": 0,
 }
 
 
