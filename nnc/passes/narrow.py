@@ -70,7 +70,7 @@ def _common(node: Compute, reads: Sequence[tuple[Expr, ...] | None]) -> Fixed:
             continue
         if any(name.startswith("$") for name in e.dim.names):
             continue
-        if all(r is not None and isinstance(r[i], Idx) and r[i].dim == e.dim for r in reads):
+        if all(r and isinstance(got := r[i], Idx) and got.dim == e.dim for r in reads):
             out[i] = e.dim
     return out
 
