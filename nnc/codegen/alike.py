@@ -34,6 +34,8 @@ class Outline:
     numbers: dict[int, int] = field(default_factory=dict)
     buffers: dict[str, int] = field(default_factory=dict)
     done: dict[int, int] = field(default_factory=dict)  # expressions by id
+    known: dict[Token, int] = field(default_factory=dict)  # those that differ
+    first: list[Expr] = field(default_factory=list)
 
     # ---- statements -----------------------------------------------------------------------------
 
@@ -73,13 +75,21 @@ class Outline:
     # ---- expressions ----------------------------------------------------------------------------
 
     def expr(self, root: Expr) -> Token:
-        """Adds an expression; what is shared is added once."""
-        done = self.done
+        """Adds an expression; equal ones once, whether they are one object or not."""
+        done, known = self.done, self.known
         for e in walk(root):
             if id(e) not in done and _fixed(e) is None:
-                self.key.append(self.token(e))
-                done[id(e)] = len(done)
+                token = self.token(e)
+                number = done[id(e)] = known.setdefault(token, len(known))
+                if number == len(self.first):
+                    self.key.append(token)
+                    self.first.append(e)
         return self.ref(root)
+
+    def same(self, e: Expr) -> Expr:
+        """The first expression of the kernel that equals this one."""
+        number = self.done.get(id(e))
+        return e if number is None else self.first[number]
 
     def ref(self, e: Expr) -> Token:
         """How others refer to an expression: fixed numbers are part of the code."""

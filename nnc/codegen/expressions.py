@@ -43,6 +43,10 @@ class Expressions(Memory):
         """A number that is a parameter of the kernel."""
         raise NotImplementedError
 
+    def same(self, e: Expr) -> Expr:
+        """One of the expressions that equal this one, always the same."""
+        return e
+
     # ---- evaluation -----------------------------------------------------------------------------
 
     def value(self, root: Expr, guard: Guard | None = None) -> Value:
@@ -52,6 +56,7 @@ class Expressions(Memory):
         result: Value | None = None
         while True:
             if result is None:
+                wanted = (self.same(wanted[0]), wanted[1])
                 result = self.remembered(*wanted)
                 if result is None:
                     stack.append((*wanted, self.task(*wanted)))

@@ -194,6 +194,7 @@ class _Kernel(Regions):
         self.local: dict[str, str] = {}  # places of local buffers
         self.places: dict[tuple[str, Dim], tuple[Buffer, Dim]] = {}  # those of the parameters
         self.numbers: dict[int, str] = {}  # large ones: parameters too
+        self.outline = Outline(self.first)
         self.used = ZERO
         self.checks = False
         self.start()
@@ -205,6 +206,9 @@ class _Kernel(Regions):
 
     def number(self, value: int) -> Value:
         return Value(self.numbers.setdefault(value, f"%number{len(self.numbers)}"), "i64")
+
+    def same(self, e: Expr) -> Expr:
+        return self.outline.same(e)
 
     def first(self, b: Buffer, index: Sequence[Expr]) -> Dim:
         """The element of a buffer at which what an access touches begins."""
@@ -321,7 +325,7 @@ class _Emission:
     def kernel(self, kernel: Kernel, turns: tuple[Repeat, ...]) -> Launch:
         """Emits its function, unless there is one of a kernel alike (or with the same text)."""
         k = _Kernel(self, kernel, turns)
-        outline = Outline(k.first)
+        outline = k.outline
         shared = outline.block(kernel.body)
         key = (*((t.var, t.trip) for t in turns), *outline.key)
         body = self.alike.get(key) if shared else None

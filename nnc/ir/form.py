@@ -45,6 +45,10 @@ class Formed:
     numbers: tuple[int, ...] = ()
     checks: tuple[Span, ...] = ()
 
+    def without_tensors(self) -> Formed:
+        """So that what is remembered keeps no graphs in memory."""
+        return replace(self, tensors=())
+
     def over(self, tensors: Sequence[Tensor]) -> Formed | None:
         """With other tensors; None where some became one, which is another form."""
         distinct = len(set(tensors)) == len(tensors)
@@ -163,7 +167,15 @@ class Result:
 
     @staticmethod
     def of(roots: tuple[Expr, ...] | None, given: Formed) -> Result:
-        return Result(None) if roots is None else Result(roots, formed(roots), given)
+        if roots is None:
+            return Result(None)
+        return Result(roots, formed(roots), given.without_tensors())
+
+    @staticmethod
+    def over(roots: Sequence[Expr], given: Formed) -> Result:
+        """Of expressions over the tensors of `given`, with its checks."""
+        empty = emptied(roots, given)
+        return Result(empty, formed(empty), given.without_tensors())
 
     def at(self, of: Formed) -> tuple[tuple[Expr, ...], Formed]:
         """The result for another instance of the form."""

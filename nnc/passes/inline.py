@@ -7,14 +7,15 @@ broadcast). The decision looks at structure only, never at names.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from math import copysign, nan
 
 import numpy as np
 
 from nnc.ir.bounds import axis_ranges
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, rewrite, subst_exprs, walk
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Tensor, rewrite, subst_exprs, walk
+from nnc.ir.form import Formed, Result
 from nnc.ir.graph import (
     Axis,
     Compute,
@@ -29,10 +30,13 @@ from nnc.ir.graph import (
     Update,
     all_nodes,
     deep,
+    exprs_of,
     operands,
     rebuilt,
     transform,
     users,
+    with_base,
+    with_exprs,
     with_roots,
 )
 from nnc.ir.scalar import SCALARS
@@ -110,19 +114,11 @@ class _Inliner:
         if all(self.new[o] is o and o not in self.inlined for o in ops):
             changed = node
         else:
-            memo: dict[object, Expr] = {}
-            self.ranges = _ranges(node)
             match node:
-                case Compute(body=body):
-                    changed = replace(node, body=self.expand(body, memo))
-                case Update(target=target, value=value, guard=guard):
-                    changed = replace(
-                        node,
-                        base=self.new[node.base],
-                        target=tuple(self.expand(t, memo) for t in target),
-                        value=self.expand(value, memo),
-                        guard=None if guard is None else self.expand(guard, memo),
-                    )
+                case Compute():
+                    changed = self.substituted(node)
+                case Update():
+                    changed = with_base(self.substituted(node), self.new[node.base])
                 case Part(source=source):
                     changed = replace(node, source=self.new[source])  # type: ignore[arg-type]
                 case Loop():
@@ -133,9 +129,45 @@ class _Inliner:
                     raise AssertionError(node)
         if node.after and changed is not node:
             changed = replace(changed, after=self.order(node.after))
-        return (
-            replace(changed, body=share(changed.body)) if isinstance(changed, Compute) else changed
-        )
+        return _shared(changed) if isinstance(changed, Compute) else changed
+
+    def substituted(self, node: Compute | Update) -> Compute | Update:
+        """The node with its operands replaced or substituted: those of one form alike."""
+        order, key = self.outline(node)
+        memo = node.formed.form.memo
+        found = memo.get(key)
+        if found is None:
+            self.ranges, known = _ranges(node), dict[object, Expr]()
+            made = tuple(self.expand(e, known) for e in exprs_of(node))
+            if isinstance(node, Compute):
+                made = tuple(map(share, made))
+            memo[key] = Result.over(made, order)
+            return with_exprs(node, made, None)
+        assert isinstance(found, Result), found
+        return with_exprs(node, *found.at(order))
+
+    def outline(self, node: Compute | Update) -> tuple[Formed, Hashable]:
+        """What the new expressions hold, and what they depend on besides."""
+        of = node.formed
+        tensors: list[Tensor] = []
+        parts: list[Hashable] = []
+        checks = list(of.checks)
+        for t in of.tensors:
+            new: Node = self.new.get(t, t)  # type: ignore[call-overload]
+            if t not in self.inlined:
+                tensors.append(new)
+                parts.append(None)
+                continue
+            assert isinstance(new, Compute), new
+            tensors += new.formed.tensors
+            checks += new.formed.checks
+            parts.append((new.formed.form, new.formed.numbers, new.axes))
+        raxes = node.raxes if isinstance(node, Compute) else ()
+        own = (of.numbers, node.axes, raxes, self.graph.facts)
+        order = dict.fromkeys(tensors)
+        same = (_pattern(map(id, tensors)), _pattern(map(id, checks)))
+        key = ("inlined", own, tuple(parts), same)
+        return Formed(of.form, tuple(order), (), tuple(checks)), key
 
     def order(self, after: Iterable[Node]) -> tuple[Node, ...]:
         """What stands for nodes that come before another."""
@@ -242,6 +274,18 @@ class _Inliner:
         return bool(new.axes) and small and all(_once(node, user, facts) for user, _ in sites)
 
 
+def _shared(node: Compute) -> Compute:
+    """The node with equal expressions shared; most share them already."""
+    key = node.formed.form.key
+    return node if len(set(key)) == len(key) else replace(node, body=share(node.body))
+
+
+def _pattern(xs: Iterable[Hashable]) -> tuple[int, ...]:
+    """Which of them are equal."""
+    first: dict[Hashable, int] = {}
+    return tuple(first.setdefault(x, len(first)) for x in xs)
+
+
 def _ranges(node: Node) -> dict[str, Range]:
     """The loop variables of a node."""
     if not isinstance(node, Compute | Update):
@@ -254,14 +298,7 @@ def _plain_view(body: Expr) -> bool:
 
 
 def _loads(node: Node) -> list[Load]:
-    match node:
-        case Compute(body=body):
-            roots: tuple[Expr, ...] = (body,)
-        case Update(target=target, value=value, guard=guard):
-            roots = (*target, value, *(() if guard is None else (guard,)))
-        case _:
-            return []
-    return [e for e in walk(*roots) if isinstance(e, Load)]
+    return [e for e in walk(*exprs_of(node)) if isinstance(e, Load)]
 
 
 def _once(node: Node, user: Node, facts: Facts) -> bool:

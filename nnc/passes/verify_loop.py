@@ -359,7 +359,9 @@ def _overlaps(program: Program) -> Faults:
         if any(f.evaluate(sizes) < 0 for f in program.facts.nonneg):
             continue
         end = program.arena.evaluate(sizes)
-        placed = [(b, b.offset.evaluate(sizes), b.bytes.evaluate(sizes)) for b in arena]
+        dims = dict.fromkeys(d for b in arena for d in (b.offset, b.bytes))
+        bytes_ = {d: d.evaluate(sizes) for d in dims}
+        placed = [(b, bytes_[b.offset], bytes_[b.bytes]) for b in arena]
         for b, at, size in placed:
             if at % ALIGN or at + size > end:
                 yield f"{b.name} lies at {at}..{at + size} of {end} bytes with sizes {sizes}"
