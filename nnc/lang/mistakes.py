@@ -13,16 +13,18 @@ from difflib import get_close_matches
 from nnc.diagnostics import Diagnostic, Label
 from nnc.lang.foreign import faulty, habit
 from nnc.lang.layout import CLOSER, CLOSES, KEYWORDS, OPERAND_ENDS, Line, Token, words
+from nnc.lang.misplaced import misplaced
 from nnc.lang.stop import (
+    DECLARATIONS,
     HEADERS,
+    STATEMENTS,
     Accepts,
     Situation,
     Stop,
     one,
-    outside_function,
-    outside_loop,
     reserved_word,
 )
+from nnc.lang.unexpected import generic, shown
 
 
 def explain(situation: Situation, at: int, accepts: Accepts) -> Diagnostic:
@@ -34,11 +36,7 @@ def explain(situation: Situation, at: int, accepts: Accepts) -> Diagnostic:
         found = rule(stop)
         if found is not None:
             return found
-    return _generic(stop)
-
-
-_DECLARATIONS = words("MODULE DEF EXTERN ADJOINT TEST CONST SPECIALIZE FROM IMPORT EDITION EXPORT")
-_STATEMENTS = words("FOR IF WHILE RETURN YIELD ASSERT PROBE")
+    return generic(stop)
 
 
 # ---- brackets ---------------------------------------------------------------------------------
@@ -152,7 +150,7 @@ _OTHER_DEFS = {
 }
 
 
-_FIRST = HEADERS | _DECLARATIONS | _STATEMENTS | {"PARAM", "STATE"}
+_FIRST = HEADERS | DECLARATIONS | STATEMENTS | {"PARAM", "STATE"}
 _FIRST_WORDS = sorted(type.lower() for type in _FIRST)
 
 
@@ -268,7 +266,7 @@ def _no_else(stop: Stop) -> Diagnostic | None:
     help = "a choice has both sides: `a if c else b`"
     if stop.head in ("PARAM", "STATE"):
         help += "; a param that may be missing ends in `when c`"
-    return one("E0100", f"expected `else`, found {_called(stop.token)}", stop.token, help=help)
+    return one("E0100", f"expected `else`, found {shown(stop.token)}", stop.token, help=help)
 
 
 # ---- definitions ------------------------------------------------------------------------------
@@ -288,7 +286,7 @@ def _where(stop: Stop) -> Diagnostic | None:
     words = [t.type for t in stop.tokens[: stop.at] if t.opener is None]
     if stop.head not in ("DEF", "EXTERN") or "WHERE" not in words or stop.token.opener:
         return None
-    message = f"a `where` clause does not go on with {_called(stop.token)}"
+    message = f"a `where` clause does not go on with {shown(stop.token)}"
     help = "it compares or defines, with commas between: `where P + T <= S, Y = X//2`"
     return one("E0100", message, stop.token, help=help)
 
@@ -297,7 +295,7 @@ def _import(stop: Stop) -> Diagnostic | None:
     if stop.head not in ("FROM", "IMPORT") or stop.token.text not in ("*", "") or stop.at < 2:
         return None
     help = "name what you use: `from std.nn import Linear, relu`"
-    return one("E0100", f"expected a name, found {_called(stop.token)}", stop.token, help=help)
+    return one("E0100", f"expected a name, found {shown(stop.token)}", stop.token, help=help)
 
 
 def _untyped(stop: Stop) -> Diagnostic | None:
@@ -322,100 +320,12 @@ def _missing_type(stop: Stop) -> Diagnostic | None:
     wants_type = stop.accepts("NAME") and stop.accepts("LPAR") and not stop.accepts("NUMBER")
     if before.type in ("ARROW", "COLON") and wants_type:
         message = f"a type is missing after `{before.text}`"
-        found = f"expected a type, found {_called(stop.token)}"
+        found = f"expected a type, found {shown(stop.token)}"
         return one("E0118", message, stop.token, found, "for example `real[B, 10]` or `f32`")
     if stop.head in ("PARAM", "STATE") and stop.at == 2 and before.type == "NAME":
         word = stop.tokens[0].text
         message = f"the {word} `{before.text}` has no type"
         return one("E0118", message, before, help=f"for example `{word} {before.text}: real[D]`")
-    return None
-
-
-# ---- places -----------------------------------------------------------------------------------
-
-
-def _place(stop: Stop) -> Diagnostic | None:
-    """The first word does not fit where the line stands."""
-    token, place = stop.token, stop.situation.place
-    if stop.at == 1 and stop.tokens[0].type == "EXPORT":
-        help = "export def f(x: f32[B])"
-        if token.type == "MODULE" and stop.after is not None:
-            help = f"export a function that takes it: `export def f(net: {stop.after.text}, ...)`"
-        return one("E0123", "`export` stands before `def`", token, help=help)
-    if token.type in ("ELSE", "ELIF") and stop.at == 0:
-        message = f"this `{token.text}` has no `if` before it"
-        wrong = one("E0125", message, token, help="align it with the `if` it belongs to")
-        other = "elseif" in token.source.text or "elsif" in token.source.text
-        return replace(wrong, once=("elseif", token.source.name)) if other else wrong
-    if token.type in ("PARAM", "STATE") and stop.at == 0:
-        message = f"`{token.text}` is declared in the body of a module"
-        help = "move it to a module" if place == "file" else "move it out of the function"
-        return one("E0123", message, token, help=help)
-    match place:
-        case "file":
-            return _in_file(stop)
-        case "module":
-            return _in_module(stop)
-        case _:
-            return _in_function(stop)
-
-
-def _in_file(stop: Stop) -> Diagnostic | None:
-    token, after = stop.token, stop.after
-    if stop.at:
-        return None
-    if token.type == "RETURN":
-        return outside_function(token)
-    if token.type == "YIELD":
-        return outside_loop(token)
-    if token.type == "NAME" and after and after.type == "EQUAL":
-        help = f"a constant is `const {token.text} = ...`; steps belong in a function"
-        return one("E0123", "a file holds declarations, not statements", token, help=help)
-    if token.text in ("end", "endif", "endfunction") and after and after.type == "_NL":
-        help = "a block ends where its indentation ends; delete the line"
-        return one("E0116", f"there is no `{token.text}`", token, help=help)
-    if token.type in ("NAME", "PASS") or token.type in _STATEMENTS:
-        help = "move it into a function: `def f(x: real[B]) -> real[B]:`"
-        return one("E0123", "a file holds declarations, not statements", token, help=help)
-    return None
-
-
-def _in_module(stop: Stop) -> Diagnostic | None:
-    token, first = stop.token, stop.tokens[0]
-    if len(stop.situation.open) != 1:
-        return None
-    if stop.at == 0 and token.type in _DECLARATIONS:
-        message = f"`{token.text}` does not stand in a module"
-        return one("E0123", message, token, help="move it to the outermost level of the file")
-    if stop.at == 0 and token.type == "IF":
-        help = "choose in the value, `[...] if c else []`, or end a `param` with `when c`"
-        return one("E0123", "a module's members do not stand under `if`", token, help=help)
-    if stop.at == 0 and token.type in _STATEMENTS:
-        message = f"a module's body holds declarations, and `{token.text}` is a statement"
-        return one("E0123", message, token, help="move it into `def forward(...)`")
-    if first.type != "NAME" or stop.at != 1:
-        return None
-    if token.type == "COLON":
-        help = f"write `param {first.text}: ...` (trained) or `state {first.text}: ...` (saved)"
-        return one("E0123", "a member with a type says what it is", first, help=help)
-    if token.type in ("COMMA", "LPAR", "LSQB", "ASSIGN", "DOT", "BANG", "_NL"):
-        help = "a member is `name = Module(...)`; steps belong in `def forward(...)`"
-        return one("E0123", "a module's body holds declarations", token, help=help)
-    return None
-
-
-def _in_function(stop: Stop) -> Diagnostic | None:
-    token, first = stop.token, stop.tokens[0]
-    if stop.at == 0 and token.type in ("DEF", "EXPORT", "MODULE"):
-        kind = "module" if token.type == "MODULE" else "function"
-        message = f"a {kind} cannot be defined inside a function"
-        return one("E0123", message, token, help="move it out; functions have no closures")
-    if stop.at == 0 and token.type in _DECLARATIONS:
-        message = f"`{token.text}` does not stand in a function"
-        return one("E0123", message, token, help="move it to the outermost level of the file")
-    if stop.at == 1 and first.type == "NAME" and token.type == "COLON":
-        help = f"the type follows from the value: `{first.text} = ...`"
-        return one("E0100", "a variable is not declared with a type", token, help=help)
     return None
 
 
@@ -435,107 +345,8 @@ def _unexpected_indentation(situation: Situation) -> Diagnostic:
     return one("E0107", "this line is indented, but no block is open here", token, help=help)
 
 
-# ---- the general case -------------------------------------------------------------------------
-
-_SIGNS = {
-    "COMMA": "`,`", "RPAR": "`)`", "RSQB": "`]`", "RBRACE": "`}`", "COLON": "`:`",
-    "EQUAL": "`=`", "SEMICOLON": "`;`", "ARROW": "`->`", "IN": "`in`", "IMPORT": "`import`",
-    "ELSE": "`else`", "DEF": "`def`", "_NL": "the end of the line",
-}  # fmt: skip
-
-
-_REDUCING = {"sum", "max", "min", "mean", "prod", "any", "all", "argmax", "argmin", "logsumexp"}
-
-
-def _generic(stop: Stop) -> Diagnostic:
-    message = f"expected {_expected(stop.accepts)}, found {_called(stop.token)}"
-    return one("E0100", message, stop.token, help=_general_help(stop))
-
-
-def _general_help(stop: Stop) -> str | None:
-    token, before = stop.token, stop.before
-    other = _other_syntax(stop)
-    if other is not None:
-        return other
-    ends = before is not None and before.type in OPERAND_ENDS and stop.accepts("CMP")
-    if before is not None and before.text == "," == token.text:
-        return "one comma is enough"
-    reduced = before is not None and before.opener is None and stop.at > 3
-    names = [t.text for t in stop.tokens[: stop.at] if t.type == "NAME"]
-    if before is not None and before.text == "]" and token.text == "else":
-        return "the `else` of a read stands in its brackets: `x[i + 1 else 0]`"
-    if reduced and before is not None and before.text == "]" and ends and set(names) & _REDUCING:
-        return "what is reduced stands in brackets: `sum[i](x[i])`"
-    if ends and token.type in ("NAME", "NUMBER", "STRING"):
-        return "two values need an operator or a comma between them"
-    if token.text == ":" and token.opener and token.opener.text == "[":
-        return "slices have no steps: `x[a:b]`"
-    if token.text in ("*", "**") and before is not None and before.text in ("(", ","):
-        return "lists are not unpacked into arguments"
-    if before is not None and before.text == ":" and token.type in _STATEMENTS:
-        return "begin a new line, indented deeper"
-    if token.type == "NAME" and stop.accepts("STRING") and not stop.accepts("NUMBER"):
-        dotted = stop.rest.split(" ")[0] if stop.rest.startswith(".") else ""
-        return f'write `"{token.text}{dotted}"`'
-    if token.type == "_NL" and stop.accepts("NUMBER"):
-        return "complete the line; it goes on after an operator if the next line is indented deeper"
-    return None
-
-
-def _other_syntax(stop: Stop) -> str | None:
-    """Results, generators, decimals, choices and remarks as other languages write them."""
-    token, before, after = stop.token, stop.before, stop.after
-    outer = [t.type for t in stop.tokens[: stop.at] if t.opener is None]
-    if stop.head == "DEF" and token.text == "," and token.opener is None and "ARROW" in outer:
-        return "several results stand in brackets: `-> (real[B], real[B])`"
-    if stop.head == "DEF" and token.type == "COLON" and "COLON" in outer:
-        return "the type of a result comes after `->`"
-    if token.type == "FOR" and token.opener is not None and token.opener.text == "(":
-        return "index notation goes over elements: `sum[i](x[i])`"
-    numbers = before is not None and after is not None and before.type == after.type == "NUMBER"
-    if numbers and token.text == "," and before is not None and after is not None:
-        return f"a decimal point: `{before.text}.{after.text}`"
-    value = before is not None and before.type != "COLON" and stop.accepts("NUMBER")
-    if token.type == "IF" and value:
-        return "a choice reads `a if c else b`"
-    if before is not None and before.text == "/" and token.text == "*":
-        return "a remark begins with `#`"
-    if token.type == "RETURN" and before is not None and before.type == "EQUAL":
-        return "what follows `=` is the result: delete `return`"
-    return None
-
-
-def _called(token: Token) -> str:
-    return "the end of the line" if token.type == "_NL" else f"`{token.text}`"
-
-
-def _expected(accepts: Accepts) -> str:
-    """What the parser would have taken, in a reader's words."""
-    for word, what in (("MODULE", "declaration"), ("PARAM", "member"), ("RETURN", "statement")):
-        if accepts(word):
-            return f"a {what}"
-    parts = []
-    if accepts("NUMBER") and accepts("LPAR"):
-        parts.append("an expression")
-    elif accepts("NAME"):
-        parts.append("a type" if accepts("LPAR") else "a name")
-    elif accepts("STRING"):
-        parts.append('a text between `"`')
-    elif accepts("NUMBER"):
-        parts.append("a number")
-    elif accepts("CMP") and accepts("PM"):
-        parts.append("an operator")
-    if not parts and accepts("LPAR"):
-        parts.append("`(`")
-    parts += [words for type, words in _SIGNS.items() if accepts(type)]
-    parts = parts[:5]
-    if len(parts) < 2:
-        return "".join(parts) or "nothing more"
-    return ", ".join(parts[:-1]) + " or " + parts[-1]
-
-
 _RULES: tuple[Callable[[Stop], Diagnostic | None], ...] = (
     faulty, habit, _else_if, _other_word, _untyped, _missing_type, _closing, _new_row, _reserved,
-    _place, _equals, _update_inside, _bang, _increment, _semicolon, _brace, _colon, _no_else,
+    misplaced, _equals, _update_inside, _bang, _increment, _semicolon, _brace, _colon, _no_else,
     _where, _import,
 )  # fmt: skip
