@@ -438,14 +438,14 @@ def test_many_damaged_texts() -> None:
 
 
 def test_the_fuzzer_notices_a_planted_fault(monkeypatch: pytest.MonkeyPatch) -> None:
-    generic = mistakes._generic
+    generic = mistakes.generic
 
     def planted(stop: stop.Stop) -> Any:
         if stop.token.text == ")":
             raise KeyError("planted")
         return generic(stop)
 
-    monkeypatch.setattr(mistakes, "_generic", planted)
+    monkeypatch.setattr(mistakes, "generic", planted)
     found = fuzz_source.run(check, fuzz_source.mutants(200))
     assert found and all("planted" in failure.reason for failure in found)
 
