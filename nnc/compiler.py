@@ -36,6 +36,7 @@ from nnc.passes.fuse import Fused, fuse, print_fused
 from nnc.passes.lower import lower
 from nnc.passes.memory import memory
 from nnc.passes.narrow import narrow
+from nnc.passes.panels import panels
 from nnc.passes.simplify import simplify
 from nnc.passes.specialize import specialized
 from nnc.passes.split import differentiable_inputs, forward_backward
@@ -157,6 +158,8 @@ def schedule(graph: Graph, fused: Fused | None = None) -> Program:
     """A Graph without gradients as a Program with its memory planned; `fused`: if at hand."""
     program = lower(fused or fuse(graph))
     verify_program(program, "lower")
+    program = panels(program)
+    verify_program(program, "panels")
     program = memory(program)
     verify_program(program, "memory")
     return program

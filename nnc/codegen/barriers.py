@@ -166,8 +166,8 @@ def expressions(body: Iterable[Stmt]) -> list[Expr]:
                 out.append(value)
             case Store(index=index, value=value, guard=guard):
                 out += [*index, value, *([] if guard is None else [guard])]
-            case Contract(a=a, b=b, epilogue=epilogue):
-                out += [a, b]
+            case Contract(a=a, b=b, epilogue=epilogue, panels=panels):
+                out += [a, b, *([] if panels is None else [panels])]
                 stack.extend(epilogue)
             case Call(inputs=inputs):
                 out += inputs

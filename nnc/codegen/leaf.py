@@ -20,7 +20,7 @@ from nnc.codegen.scopes import Value
 from nnc.codegen.windows import Group, Windows
 from nnc.ir.expr import Expr, Idx, Load, Op, loads
 from nnc.ir.graph import Axis
-from nnc.ir.loop import Buffer, Contract, For, Reduce, Stmt
+from nnc.ir.loop import SLAB, Buffer, Contract, For, Reduce, Stmt
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.lang.types import DType
 
@@ -79,7 +79,7 @@ class Leaves(Reductions, Windows):
         with self.merged_axes(groups):
             if not c.batch:
                 with self.scope():
-                    self.one(c, groups, "%tid", "%nt")
+                    self.one(c, groups, "%tid", "%nt", self.packed(c))
                 return
             self.batches(c, groups)
 
@@ -109,7 +109,15 @@ class Leaves(Reductions, Windows):
             tid = em.op(f"select i1 {alone}, i32 0, i32 %tid", "tid")
             nt = em.op(f"select i1 {alone}, i32 1, i32 %nt", "nt")
             with self.indices(batch, c.batch), self.scope():
-                self.one(c, groups, tid, nt)
+                self.one(c, groups, tid, nt, self.packed(c))
+
+    def packed(self, c: Contract) -> contract.Ready | None:
+        """The right operand as it was packed before the loop around, if it fits the tiles."""
+        if c.panels is None or tiles.tile(computes_in(c.a.dtype), self.target).panel != SLAB:
+            return None
+        assert isinstance(c.panels.tensor, Buffer), c
+        k = self.uniform(dim_prod(a.extent for a in c.k)).text
+        return contract.Ready("true", self.pointer(c.panels.tensor, ZERO, ()).text, k)
 
     @contextmanager
     def indices(self, number: Value, axes: tuple[Axis, ...]) -> Iterator[None]:
@@ -148,7 +156,7 @@ class Leaves(Reductions, Windows):
             tid,
             nt,
             ready,
-            self.starts(c) if ready is not None else ("0", "0"),
+            ("0", "0") if c.part is None else self.starts(c),
         )
         contract.emit_contraction(self.em, done)
 

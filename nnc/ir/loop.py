@@ -97,6 +97,9 @@ class Reduce:
     span: Span = NOWHERE
 
 
+SLAB, SLAB_K = 32, 16  # see `Contract.panels`; a multiple of the panel of every target
+
+
 @dataclass(frozen=True)
 class Part:
     """Iterations `start`, `start + 1`, ... of an axis of `extent`; `start` is a multiple of 64."""
@@ -120,6 +123,9 @@ class Contract:
 
     `part`: the only axis of n (or of k) is a part of a longer one, on which alone `b` depends: then
     the innermost parallel loop around may pack all of it once.
+
+    `panels`: the first element of a copy of `b` as [n/SLAB][k rounded up to SLAB_K][SLAB], both
+    row-major over their axes; a back end may read it in place of `b`.
     """
 
     name: str
@@ -132,6 +138,7 @@ class Contract:
     epilogue: tuple[Stmt, ...]
     span: Span = NOWHERE
     part: Part | None = None
+    panels: Load | None = None
 
 
 @dataclass(frozen=True, eq=False)

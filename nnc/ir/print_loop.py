@@ -106,6 +106,7 @@ def _contract(s: Contract, pad: str) -> list[str]:
         f"{pad}contract {s.name} {text}",
         *_named(s.a, pad + "  ", "a = "),
         *_named(s.b, pad + "  ", "b = "),
+        *([] if s.panels is None else _named(s.panels, pad + "  ", "packed from ")),
         *_stmts(s.epilogue, pad + "  "),
     ]
 

@@ -192,7 +192,9 @@ def map_stmts(
                 out.append(replace(s, buffer=buffer, index=index, value=fn(s.value), guard=guard))
             case Contract():
                 epilogue = map_stmts(s.epilogue, fn, place, axis)
-                out.append(replace(s, a=fn(s.a), b=fn(s.b), epilogue=epilogue))
+                panels = None if s.panels is None else fn(s.panels)
+                assert panels is None or isinstance(panels, Load), s
+                out.append(replace(s, a=fn(s.a), b=fn(s.b), epilogue=epilogue, panels=panels))
             case Call():
                 (result,) = map_stmts((s.result,), fn, place, axis)
                 inputs = tuple(e for i in s.inputs if isinstance(e := fn(i), Load))
@@ -215,7 +217,7 @@ def exprs_in(stmts: Iterable[Stmt]) -> list[Expr]:
             case Store():
                 out += [*s.index, s.value, *(() if s.guard is None else (s.guard,))]
             case Contract():
-                out += [s.a, s.b]
+                out += [s.a, s.b, *(() if s.panels is None else (s.panels,))]
                 stack += reversed(s.epilogue)
             case Call():
                 out += s.inputs

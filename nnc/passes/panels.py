@@ -1,0 +1,175 @@
+"""Right operands of contractions in run-time loops that no turn changes are packed before the loop.
+
+A recurrent network multiplies by the same weights in every turn. They are copied once into the
+order in which register tiles read them: slabs of SLAB columns, in each of them all of k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+from nnc.ir.expr import Const, Expr, Idx, Load, loads, names, subst
+from nnc.ir.graph import Axis
+from nnc.ir.loop import (
+    SLAB,
+    SLAB_K,
+    Buffer,
+    Contract,
+    For,
+    Kernel,
+    Program,
+    Repeat,
+    Step,
+    Store,
+    kernels_of,
+)
+from nnc.lang.dims import ZERO, Dim, dim_prod
+from nnc.lang.types import TensorType
+from nnc.passes.schedule.merge import Views, stores_in
+from nnc.passes.schedule.nest import nest
+
+MOST = 1 << 20  # elements that are worth the memory: they stay in the cache between turns
+LEAST = 1 << 12
+
+
+def panels(program: Program) -> Program:
+    """The program with packed copies before its loops."""
+    if not any(isinstance(s, Repeat) for s in program.steps):
+        return program
+    packing = _Packing({b.name for b in (*program.args, *program.buffers)})
+    steps = packing.steps(program.steps)
+    return replace(program, steps=steps, buffers=(*program.buffers, *packing.buffers))
+
+
+@dataclass
+class _Packing:
+    taken: set[str]
+    views: Views = field(default_factory=Views)
+    buffers: list[Buffer] = field(default_factory=list)
+
+    def steps(self, steps: Sequence[Step]) -> tuple[Step, ...]:
+        # As deep as loops are nested.
+        out: list[Step] = []
+        for step in steps:
+            if isinstance(step, Repeat):
+                turns = _Turns(self, step)
+                done = turns.of(step)
+                out += turns.before
+                step = replace(done, steps=self.steps(done.steps))
+            out.append(step)
+        return tuple(out)
+
+    def buffer(self, c: Contract, n: int, k: int) -> Buffer:
+        name = base = f"{c.name}.panels"
+        number = 1
+        while name in self.taken:
+            number += 1
+            name = f"{base}_{number}"
+        self.taken.add(name)
+        shape = (Dim.of(-(-n // SLAB)), Dim.of(-(-k // SLAB_K) * SLAB_K), Dim.of(SLAB))
+        out = Buffer(name, TensorType(c.b.dtype, shape), "arena", span=c.span)
+        self.buffers.append(out)
+        return out
+
+
+class _Turns:
+    """The contractions of one loop, and of the loops inside of it."""
+
+    def __init__(self, packing: _Packing, loop: Repeat) -> None:
+        self.packing, self.before = packing, list[Kernel]()
+        self.known: dict[object, Load] = {}
+        kernels = list(kernels_of((loop,)))
+        self.changed = {s.buffer.name for k in kernels for s in stores_in(k.body)}
+        self.vars = set(_variables(loop))
+
+    def of(self, loop: Repeat) -> Repeat:
+        # As deep as loops are nested.
+        return replace(loop, steps=tuple(map(self.step, loop.steps)))
+
+    def step(self, step: Step) -> Step:
+        match step:
+            case Repeat():
+                return self.of(step)
+            case Kernel(body=(Contract(panels=None) as c,)) if self.fits(c):
+                return replace(step, body=(replace(c, panels=self.packed(c, step)),))
+        return step
+
+    def fits(self, c: Contract) -> bool:
+        """Whether the right operand is the same in all turns, not too large and not too small."""
+        n, k = (dim_prod(a.extent for a in axes).const for axes in (c.n, c.k))
+        if n is None or k is None or not c.n or dim_prod(a.extent for a in c.m).const == 1:
+            return False
+        used, read = names([c.b]), list(loads(c.b))
+        batch = {a.var for a in c.batch}
+        return (
+            LEAST <= n * k <= MOST
+            and n >= SLAB
+            and not used & (self.vars | batch)
+            and not any(e.tensor.name in self.changed or e.check is not None for e in read)  # type: ignore[attr-defined]
+        )
+
+    def packed(self, c: Contract, kernel: Kernel) -> Load:
+        n, k = (dim_prod(a.extent for a in axes) for axes in (c.n, c.k))
+        column = Dim.of("$p") * SLAB + Dim.of("$c")
+        value = subst(c.b, _digits(column, c.n) | _digits(Dim.of("$k"), c.k))
+        key = (_key(value), n, k)
+        if key not in self.known:
+            assert n.const is not None and k.const is not None, c
+            to = self.packing.buffer(c, n.const, k.const)
+            self.before += _kernels(kernel, value, n.const, k.const, to, self.packing.views)
+            self.known[key] = Load(to.type.dtype, to, (Idx(ZERO), Idx(ZERO), Idx(ZERO)))
+        return self.known[key]
+
+
+def _variables(loop: Repeat) -> Iterator[str]:
+    # As deep as loops are nested.
+    yield loop.var
+    for step in (*loop.before, *loop.steps):
+        if isinstance(step, Repeat):
+            yield from _variables(step)
+
+
+def _key(value: Expr) -> object:
+    """Equal for equal operands that are plain loads."""
+    match value:
+        case Load(tensor=Buffer(name=name) as b, index=index, other=None):
+            if all(isinstance(i, Idx) for i in index):
+                return (name, b.type.shape, tuple(i.dim for i in index if isinstance(i, Idx)))
+    return id(value)
+
+
+def _digits(index: Dim, axes: Sequence[Axis]) -> dict[str, Dim]:
+    """Each axis as a function of the row-major number."""
+    out: dict[str, Dim] = {}
+    for axis in reversed(axes[1:]):
+        out[axis.var] = index % axis.extent
+        index = index // axis.extent
+    return out | {axes[0].var: index}
+
+
+def _kernels(
+    kernel: Kernel, value: Expr, n: int, k: int, to: Buffer, views: Views
+) -> Iterator[Kernel]:
+    """The copy: whole slabs, and the last one with zeros behind its columns."""
+    whole, rest = divmod(n, SLAB)
+    rows, at = Axis("$k", Dim.of(k)), Idx(Dim.of("$k"))
+    reason = f"right operand of {kernel.name}, packed for all turns"
+    name, work = f"{kernel.name}_panels", Dim.of(n * k)
+
+    def store(slab: Dim, column: Dim, e: Expr) -> Store:
+        return Store(to, (Idx(slab), at, Idx(column)), e)
+
+    if whole:
+        axes = (Axis("$p", Dim.of(whole)), rows, Axis("$c", Dim.of(SLAB)))
+        body = nest(axes, (store(Dim.of("$p"), Dim.of("$c"), value),), views)
+        yield Kernel(name, body, kernel.span, reason, work)
+    if rest:
+        last = subst(value, {"$p": Dim.of(whole)})
+        columns = For(
+            Axis("$c", Dim.of(rest)), "vector", (store(Dim.of(whole), Dim.of("$c"), last),)
+        )
+        zero = store(Dim.of(whole), Dim.of("$c") + rest, Const(value.dtype, 0))
+        zeros = For(Axis("$c", Dim.of(SLAB - rest)), "vector", (zero,))
+        body = (For(rows, "parallel", (columns, zeros)),)
+        yield Kernel(f"{name}_rest", body, kernel.span, reason, work)
