@@ -67,9 +67,36 @@ def test_explain_a_line(nn: Any) -> None:
     assert "logits" not in out and "work: about 10*B" in out
     code, out, _ = nn("explain", DIGITS, "--at", "std/nn.nn:61")
     assert code == 0 and "epilogue: add max" in out and "max(0, x): kernel" in out
-    code, _, err = nn("explain", f"{DIGITS}:2")
-    assert code == 2 and "nothing is computed" in err and "std/loss.nn" in err
+    code, _, err = nn("explain", f"{DIGITS}:1")
+    assert code == 2 and "nothing is computed" in err and "11, 13, 14" in err
     assert nn("explain", DIGITS, "--at", "x")[0] == 2 and nn("explain", "none.nn:3")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("line", "texts"),
+    [
+        (2, ["imports `Linear`, `relu` from std/nn.nn", "file: 11"]),
+        (
+            7,
+            ["a sub-module", "net.fc1.weight: f32[128, 64], read by kernel 0", "written by kernel"],
+        ),
+        (11, ["fc1(x)", "in std/nn.nn:7", "in std/nn.nn:61  max(0, x)"]),
+        (13, ["begins `predict`", "argmax(net(x), over=1): kernel 2, a result"]),
+        (23, ["cross_entropy(net!(x), y)", "in std/loss.nn:5", "contraction"]),
+        (24, ["opt!(net, grad(loss, net), lr)", "in std/optim.nn:", "the derivatives of"]),
+    ],
+)
+def test_explain_lines_of_every_kind(nn: Any, line: int, texts: list[str]) -> None:
+    code, out, _ = nn("explain", f"{DIGITS}:{line}")
+    assert code == 0 and all(text in out for text in texts), out
+
+
+def test_explain_modules_in_lists(nn: Any) -> None:
+    resnet = str(MODELS / "resnet.nn")
+    code, out, _ = nn("explain", f"{resnet}:4")
+    assert code == 0 and "net.layer1.1.conv1.weight" in out and "net.conv1.weight" not in out
+    code, out, _ = nn("explain", f"{resnet}:12")  # the header of a loop
+    assert code == 0 and "f(skip)" in out and "conv1" not in out
 
 
 def test_a_file_without_exports(nn: Any, tmp_path: Path) -> None:
@@ -119,8 +146,12 @@ def test_the_plan_is_what_the_runtime_allocates(nn: Any, batch: int) -> None:
     parts = [_number(out, n) for n in ("arguments", "results", "workspace")]
     assert _number(out, "all") == sum(parts) and parts[1] == 4
     table = out.split("share")[1].splitlines()[1:]
-    sizes = [int(row.split()[-1].replace(",", "")) for row in table]
-    assert sizes and sizes == sorted(sizes, reverse=True) and "std/nn.nn:7" in table[0]
+    sizes = [int(row.split(" = ")[0].split()[-1].replace(",", "")) for row in table]
+    assert sizes and sizes == sorted(sizes, reverse=True)
+    assert all("digits.nn:" in row.split()[0] for row in table)
+    assert len({row.split()[0] for row in table}) == len(table)  # each line once
+    every = nn("plan", DIGITS, "train_step", "--all", "--B", str(batch))[1].split("share")[1]
+    assert len(every.splitlines()) > len(table) and "*" in every
 
 
 def test_the_formulas(nn: Any) -> None:

@@ -283,6 +283,7 @@ def _plan(commands: Commands) -> None:
     _max_memory(parser, "the sizes")
     parser.add_argument("function", metavar="FUNC")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--all", action="store_true", help="each value, not the sums by line")
 
 
 def _fmt(commands: Commands) -> None:

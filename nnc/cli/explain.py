@@ -8,31 +8,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nnc import driver
+from nnc.cli.lines import Place, about, described
 from nnc.cli.options import overrides
 from nnc.compiler import Scheduled
 from nnc.diagnostics import Span
 from nnc.errors import ArgumentError
-from nnc.ir.graph import Constant, Input, Loop, Node, Part, all_nodes, operands
+from nnc.ir.graph import Constant, Grad, Input, Loop, Node, Part, all_nodes, operands
 from nnc.ir.loop import Kernel
 from nnc.lang.codes import explain as explain_code
 from nnc.passes.fuse import Fused, Group
 
 _CODE = re.compile(r"[EWew]\d+")
 _LINE = re.compile(r"(.+):(\d+)")
+MOST = 12  # values listed, kernels named
 
-
-@dataclass(frozen=True)
-class Place:
-    """A line of a file, as messages call it."""
-
-    file: str
-    line: int
-
-    def holds(self, span: Span) -> bool:
-        return span.source.name == self.file and span.line <= self.line <= span.end_line
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+Key = tuple[Span, int]  # a place through one chain of calls
 
 
 def explain(args: argparse.Namespace) -> int:
@@ -43,39 +33,44 @@ def explain(args: argparse.Namespace) -> int:
         except LookupError as error:
             raise ArgumentError(str(error.args[0])) from None
         return 0
-    path, place = _place(args.what)
+    path, line = _place(args.what)
     if args.at is not None:
-        _, place = _place(args.at)
-        if place is None:
+        path, line = args.what, _place(args.at)[1]
+        if line is None:
             raise ArgumentError(f"--at {args.at}: it is --at FILE:LINE, like std/nn.nn:7")
     found = driver.schedule_file(path, overrides(args.define))
+    if line is None:
+        texts = ["\n".join(_export(each, None)) for each in found]
+        print("\n\n".join(texts) or f"{path} exports nothing: there is nothing to compile")
+        return 0
+    file = path if args.at is None else _place(args.at)[0]
+    place = about(Place(file, line, line), [s for each in found for s in _all_spans(each)])
     blocks = [block for each in found if (block := _export(each, place))]
-    if place is not None and not blocks:
+    texts = [*described(place), *("\n".join(block) for block in blocks)]
+    if not texts:
         raise ArgumentError(_nothing_at(place, found))
-    texts = ["\n".join(block) for block in blocks]
-    print("\n\n".join(texts) or f"{path} exports nothing: there is nothing to compile")
+    print("\n\n".join(texts))
     return 0
 
 
-def _place(text: str) -> tuple[str, Place | None]:
+def _place(text: str) -> tuple[str, int | None]:
     match = _LINE.fullmatch(text)
-    return (match[1], Place(match[1], int(match[2]))) if match else (text, None)
+    return (match[1], int(match[2])) if match else (text, None)
+
+
+def _all_spans(scheduled: Scheduled) -> list[Span]:
+    return [n.span for n in (*scheduled.built.graph.inputs, *all_nodes(scheduled.built.graph))]
 
 
 def _nothing_at(place: Place, found: Sequence[Scheduled]) -> str:
-    spans = [n.span for s in found for _, group in kernels(s) for n in members(group)]
-    own = sorted({s.line for s in spans if s.source.name == place.file})
-    others = sorted({f"{s.source.name}:{s.line}" for s in spans if s.source.name != place.file})
-    lines = [f"nothing is computed at {place}"]
-    if own:
-        lines.append(f"  lines of {place.file} that are: {', '.join(map(str, own))}")
-    if others:
-        more = ", ..." if len(others) > 8 else ""
-        lines.append(
-            f"  what a call computes stands at the lines of its definition: "
-            f"{', '.join(others[:8])}{more}\n  help: nnc explain MODEL --at {others[0]}"
-        )
-    return "\n".join(lines)
+    lines = {
+        s.line for f in found for n in _all_spans(f) for s in n.trail if s.source.name == place.file
+    }
+    out = f"nothing is computed at {place}"
+    if lines:
+        near = sorted(sorted(lines, key=lambda x: abs(x - place.line))[:MOST])
+        out += f"\n  lines of {place.file} near it that are: {', '.join(map(str, near))}"
+    return out
 
 
 # ---- kernels and what they compute --------------------------------------------------------------
@@ -112,80 +107,173 @@ def members(group: Group | None) -> tuple[Node, ...]:
     return () if group is None else group.nodes
 
 
+@dataclass(frozen=True)
+class _Row:
+    """One kernel: its number, itself, and the places of what it computes."""
+
+    number: int
+    kernel: Kernel
+    group: Group | None
+
+    @property
+    def spans(self) -> list[Span]:
+        """Distinct places, as they are reached through calls."""
+        found = [n.span for n in members(self.group)] or [self.kernel.span]
+        return list({_key(s): s for s in found}.values())
+
+    @property
+    def likeness(self) -> tuple[object, ...]:
+        """Equal for kernels that say the same: the blocks of a deep network, say."""
+        return (self.kernel.reason, *((where(s.own), s.own.text, s) for s in self.spans))
+
+
+def _key(span: Span) -> Key:
+    return span, id(span.caller)
+
+
 def _export(scheduled: Scheduled, place: Place | None) -> list[str]:
     """The lines about one export; none when it computes nothing at `place`."""
-    rows = list(enumerate(kernels(scheduled)))
-    values = _values(scheduled, place, rows) if place is not None else []
+    rows = [_Row(i, k, g) for i, (k, g) in enumerate(kernels(scheduled))]
+    values = [] if place is None else _values(scheduled, place, rows)
+    stored = [] if place is None else _stored(scheduled, place, rows)
     if place is not None:
-        rows = [(i, (k, g)) for i, (k, g) in rows if any(map(place.holds, _spans(k, g)))]
-    if place is not None and not rows and not values:
-        return []
-    lines = [f"{scheduled.name} ({where(scheduled.built.graph.span)})"]
-    for i, (kernel, group) in rows:
-        lines += _kernel(i, kernel, group)
+        rows = [r for r in rows if any(place.reached(s) for s in r.spans)]
+        if not rows and not values and not stored:
+            return []
+    alike: dict[tuple[object, ...], list[_Row]] = {}
+    for r in rows:
+        alike.setdefault(r.likeness, []).append(r)
+    lines = [f"{scheduled.name} ({where(scheduled.built.graph.span)})", *stored]
+    for same in alike.values():
+        lines += _kernel(same)
     return [*lines, *values]
 
 
-def _spans(kernel: Kernel, group: Group | None) -> list[Span]:
-    return [n.span for n in members(group)] or [kernel.span]
-
-
-def _kernel(number: int, kernel: Kernel, group: Group | None) -> list[str]:
-    lines = [f"  kernel {number}  {where(kernel.span)}  {kernel.reason}"]
-    lines.append(f"    work: about {kernel.work} operations")
-    spans = dict.fromkeys(_spans(kernel, group))
-    if len(spans) > 1 or len(members(group)) > 1:
-        lines.append("    one kernel computes:")
-        width = max(len(where(s)) for s in spans)
-        lines += [f"      {where(s):{width}}  {text(s)}" for s in spans]
+def _kernel(same: Sequence[_Row]) -> list[str]:
+    row = same[0]
+    names = f"kernel {row.number}" if len(same) == 1 else f"kernels {_numbers(same)}"
+    lines = [f"  {names}: {row.kernel.reason}"]
+    each = "" if len(same) == 1 else " each"
+    lines.append(f"    work: about {row.kernel.work} operations{each}")
+    shown = [
+        (where(s.own), text(s.own), "" if s.own is s else f"{where(s)}  {text(s)}")
+        for s in row.spans
+    ]
+    width = max(len(place) for place, _, _ in shown)
+    previous = ""
+    for place, own, inner in dict.fromkeys(shown):
+        if f"{place} {own}" != previous:
+            lines.append(f"      {place:{width}}  {own}")
+        previous = f"{place} {own}"
+        if inner:
+            lines.append(f"      {'':{width}}    in {inner}")
     return lines
 
 
-def _values(
-    scheduled: Scheduled,
-    place: Place,
-    rows: Sequence[tuple[int, tuple[Kernel, Group | None]]],
-) -> list[str]:
-    """Where each value of the line ended."""
-    homes: dict[Span, list[int]] = {}
-    for i, (_, group) in rows:
-        for span in dict.fromkeys(n.span for n in members(group)):
-            homes.setdefault(span, []).append(i)
-    readers = _readers(scheduled.graph.roots, all_nodes(scheduled.graph))
-    here = (n for n in all_nodes(scheduled.built.graph) if place.holds(n.span))
-    spans = dict.fromkeys(n.span for n in here if not isinstance(n, Input | Constant | Part))
-    lines = [f"    {text(s)}: {_home(s, homes, readers)}" for s in spans]
-    return ["  values of this line:", *lines] if lines else []
+def _numbers(same: Iterable[_Row]) -> str:
+    numbers = [r.number for r in same]
+    few = ", ".join(map(str, numbers[:MOST]))
+    return few if len(numbers) <= MOST else f"{few} ... ({len(numbers)} alike)"
 
 
-def _readers(roots: Iterable[Node], nodes: Sequence[Node]) -> dict[Span, set[Span]]:
-    out: dict[Span, set[Span]] = {r.span: set() for r in roots}
+# ---- where the values of a line ended -----------------------------------------------------------
+
+
+def _values(scheduled: Scheduled, place: Place, rows: Sequence[_Row]) -> list[str]:
+    """Where each value of the line ended: stored by a kernel, or part of another value."""
+    homes: dict[Key, list[_Row]] = {}
+    for row in rows:
+        for span in row.spans:
+            homes.setdefault(_key(span), []).append(row)
+    readers = _readers(all_nodes(scheduled.graph))
+    final = {_key(r.span) for r in scheduled.graph.roots}
+    here = [n for n in all_nodes(scheduled.built.graph) if place.holds(n.span)]
+    alike: dict[str, dict[Key, None]] = {}
+    for node in here:
+        if not isinstance(node, Input | Constant | Part):
+            alike.setdefault(text(node.span), {})[_key(node.span)] = None
+    gradients = {text(n.span) for n in here if isinstance(n, Grad)}
+    told = "the derivatives of the lines that lead to it; nothing itself"
+    found = [
+        f"    {name}: {told if name in gradients else _home(keys, homes, readers, final)}"
+        for name, keys in alike.items()
+    ]
+    more = [f"    ... and {len(found) - MOST} more"] if len(found) > MOST else []
+    return ["  values of this line:", *found[:MOST], *more] if found else []
+
+
+def _readers(nodes: Sequence[Node]) -> dict[Key, set[Key]]:
+    out: dict[Key, set[Key]] = {}
     for node in nodes:
+        out.setdefault(_key(node.span), set())
         for operand in operands(node):
-            out.setdefault(operand.span, set()).add(node.span)
+            out.setdefault(_key(operand.span), set()).add(_key(node.span))
     return out
 
 
-def _home(span: Span, homes: dict[Span, list[int]], readers: dict[Span, set[Span]]) -> str:
-    if span in homes:
-        return f"kernel {_numbers(homes[span])}"
-    if span not in readers:
-        return "simplified away"
-    seen, waiting, found = {span}, [span], set()
+def _home(
+    keys: Iterable[Key], homes: dict[Key, list[_Row]], readers: dict[Key, set[Key]], final: set[Key]
+) -> str:
+    """`keys`: one value, as often as it is computed."""
+    own = _rows(homes, keys)
+    if own:
+        later = _rows(homes, (r for k in keys for r in readers.get(k, ())))
+        others = [r for r in later if r not in own]
+        result = f"kernel {_numbers(own)}"
+        if any(k in final for k in keys):
+            return f"{result}, a result"
+        return f"{result}, stored for kernel {_numbers(others)}" if others else result
+    seen, waiting, found = set(keys), list(keys), dict[Key, None]()
     while waiting:
         for reader in readers.get(waiting.pop(), ()):
             if reader in homes:
-                found |= set(homes[reader])
+                found[reader] = None
             elif reader not in seen:
                 seen.add(reader)
                 waiting.append(reader)
     if not found:
         return "simplified away"
-    return f"computed where it is read, in kernel {_numbers(sorted(found))}"
+    return f"computed where it is read, in kernel {_numbers(_rows(homes, found))}"
 
 
-def _numbers(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _rows(homes: dict[Key, list[_Row]], keys: Iterable[Key]) -> list[_Row]:
+    """The kernels that compute any of these, in order."""
+    found = {r.number: r for k in keys for r in homes.get(k, ())}
+    return [r for _, r in sorted(found.items())]
+
+
+def _stored(scheduled: Scheduled, place: Place, rows: Sequence[_Row]) -> list[str]:
+    """The stored tensors that a line declares, with the kernels that read and write them."""
+    built = scheduled.built
+    named = [a.name for a in built.signature.args if a.kind in ("module", "tree")]
+    paths = place.paths(zip(named, built.instances, strict=True))
+    inputs = [i for i in built.graph.inputs if i.kind != "rng" and place.declares(i, paths)]
+    if not inputs:
+        return []
+    written = {w.target: w.value for w in scheduled.graph.writes}
+    reading: dict[Node, list[_Row]] = {}
+    writing: dict[Node, list[_Row]] = {}
+    for row in rows:
+        for node in members(row.group):
+            for operand in operands(node):
+                reading.setdefault(operand, []).append(row)
+            writing.setdefault(node, []).append(row)
+    by_name = {i.name: i for i in scheduled.fused.graph.inputs}
+    final = {w.target.name: w.value for w in scheduled.fused.graph.writes}
+    out = []
+    for i in inputs[:MOST]:
+        node = by_name.get(i.name, i)
+        said = _use("read by", reading.get(node, ())) or "read by no kernel of its own"
+        if i in written or i.name in final:
+            said += "; " + (_use("written by", writing.get(final.get(i.name, i), ())) or "written")
+        out.append(f"  {i.name}: {i.type}, {said}")
+    more = [f"  ... and {len(inputs) - MOST} more"] if len(inputs) > MOST else []
+    return [*out, *more]
+
+
+def _use(verb: str, rows: Iterable[_Row]) -> str:
+    found = list({r.number: r for r in rows}.values())
+    return f"{verb} kernel {_numbers(found)}" if found else ""
 
 
 def where(span: Span) -> str:

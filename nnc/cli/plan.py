@@ -27,6 +27,8 @@ from nnc.runtime.cpu import cpu_count, largest_sizes
 from nnc.runtime.memory import byte_count, human
 from nnc.runtime.modules import SERIAL
 
+_LINES = 20  # of the table
+
 
 @dataclass(frozen=True)
 class MemoryPlan:
@@ -58,7 +60,7 @@ def plan(args: argparse.Namespace) -> int:
     if env or not found.program.dims:
         check_sizes(found.built.signature, found.program.dims, env)
         threads = 1 if work_of(found.program).evaluate(env) < SERIAL else threads
-        rows = _numbers(memory_plan(found), env, threads)
+        rows = _numbers(memory_plan(found), env, threads, args.all)
     else:
         rows = _formulas(memory_plan(found), threads)
     if found.choice is not None:
@@ -130,10 +132,10 @@ def _formulas(found: MemoryPlan, threads: int) -> list[str]:
     ]
     width = max(len(name) for name, _ in rows)
     head = [f"{name:{width}}  {formula} bytes" for name, formula in rows]
-    return [*head, *_table([(where(b.span), b.name, str(b.bytes)) for b in found.values])]
+    return [*head, *_table([(*_at(b), b.name, str(b.bytes)) for b in found.values])]
 
 
-def _numbers(found: MemoryPlan, env: Mapping[str, int], threads: int) -> list[str]:
+def _numbers(found: MemoryPlan, env: Mapping[str, int], threads: int, every: bool) -> list[str]:
     rows = [
         ("arguments", found.arguments),
         ("results", found.results),
@@ -150,19 +152,52 @@ def _numbers(found: MemoryPlan, env: Mapping[str, int], threads: int) -> list[st
     largest = largest_sizes(numbers[-1][2], env, physical()) if total > physical() else []
     if largest:
         out.append("help: fits with " + ", or ".join(f"{n} <= {v}" for n, v in largest))
+    if not found.values:
+        return out
+    arena, alive = found.arena.evaluate(env), at_peak(found, env)
+    together = sum(b.bytes.evaluate(env) for b in found.values)
+    peak = sum(b.bytes.evaluate(env) for b in alive)
+    text = f"values in the workspace: {together:,} bytes share {arena:,} bytes"
+    out += ["", f"{text}; in use at the peak: {peak:,} bytes, by line:"]
+    rows_of = _each if every else _by_line
+    return [*out, *_table(rows_of(found, alive, env))[1:]]
+
+
+def _by_line(
+    found: MemoryPlan, alive: Sequence[Buffer], env: Mapping[str, int]
+) -> list[tuple[str, ...]]:
+    """What is in use at the peak, the reader's lines with most first; then how much the rest is."""
+    lines: dict[str, list[Buffer]] = {}
+    for b in alive:
+        lines.setdefault(where(b.span.own), []).append(b)
+    sums = {at: dim_sum(b.bytes for b in values) for at, values in lines.items()}
+    order = sorted(sums, key=lambda at: -sums[at].evaluate(env))
+    rows = [
+        (at, _named(lines[at], env), f"{sums[at].evaluate(env):,}", f"= {sums[at]}")
+        for at in order[:_LINES]
+    ]
+    rest = order[_LINES:]
+    if rest:
+        total = sum(sums[at].evaluate(env) for at in rest)
+        rows.append((f"{len(rest)} more lines", "--all shows each value", f"{total:,}", ""))
+    return rows
+
+
+def _named(values: Sequence[Buffer], env: Mapping[str, int]) -> str:
+    """The largest value by name, and how many more."""
+    largest = max(values, key=lambda b: b.bytes.evaluate(env)).name
+    return largest if len(values) == 1 else f"{largest} and {len(values) - 1} more"
+
+
+def _each(
+    found: MemoryPlan, alive: Sequence[Buffer], env: Mapping[str, int]
+) -> list[tuple[str, ...]]:
+    """Every value, largest first; a star: in use at the peak."""
     values = sorted(found.values, key=lambda b: -b.bytes.evaluate(env))
-    alive = at_peak(found, env)
-    table = [
-        (where(b.span), b.name, str(b.bytes), "*" * (b in alive), f"{b.bytes.evaluate(env):,}")
+    return [
+        (*_at(b), b.name, "*" * (b in alive), f"{b.bytes.evaluate(env):,}", f"= {b.bytes}")
         for b in values
     ]
-    together = sum(b.bytes.evaluate(env) for b in values)
-    if values:
-        arena = found.arena.evaluate(env)
-        peak = sum(b.bytes.evaluate(env) for b in alive)
-        text = f"values in the workspace: {together:,} bytes share {arena:,} bytes"
-        out += ["", f"{text}; * at the peak: {peak:,} bytes"]
-    return [*out, *_table(table)[1:]]
 
 
 def at_peak(found: MemoryPlan, env: Mapping[str, int]) -> list[Buffer]:
@@ -176,6 +211,11 @@ def at_peak(found: MemoryPlan, env: Mapping[str, int]) -> list[Buffer]:
     sums = list(accumulate(change[m] for m in moments))
     peak = moments[sums.index(max(sums))] if sums else 0
     return [b for b in found.values if found.spans[b.name][0] <= peak <= found.spans[b.name][1]]
+
+
+def _at(b: Buffer) -> tuple[str, str]:
+    """The reader's line, and the library's where that is another."""
+    return where(b.span.own), "" if b.span.own is b.span else where(b.span)
 
 
 def _workspace(threads: int) -> str:

@@ -104,8 +104,9 @@ def measured(
     for i, ((kernel, group), turns) in enumerate(zip(kernels(found), all_turns, strict=True)):
         ops = dim_sum(_operations(n) for n in members(group))
         bytes_ = dim_sum(b.bytes for b in touched(kernel.body) if b.scope != "local")
-        work = (_times(d, turns).evaluate(env) for d in (ops, bytes_))
-        rows.append(Row(i, kernel, float(ns[FIRST + i]) / 1e9, *work, _parts(kernel, group, env)))
+        done, moved = (_times(d, turns).evaluate(env) for d in (ops, bytes_))
+        parts = _parts(kernel, group, env)
+        rows.append(Row(i, kernel, float(ns[FIRST + i]) / 1e9, done, moved, parts))
     return rows, float(ns[BETWEEN]) / 1e9, threads
 
 

@@ -84,7 +84,7 @@ def _function(text: str, name: str, *kinds: Any) -> Any:
     module.verify()
     engine = llvm.create_mcjit_compiler(module, host().machine(jit=True))
     engine.finalize_object()
-    run = ctypes.CFUNCTYPE(*kinds)(engine.get_function_address(name))
+    run: Any = ctypes.CFUNCTYPE(*kinds)(engine.get_function_address(name))
     run.engine = engine
     return run
 
