@@ -270,12 +270,12 @@ E0812 an edition that is not known
 E0813 storage without an initial value
     `param w: real[D] = normal(0.02)` and `state n: i32 = 0` say what is stored before anything
     is trained or loaded.
-E0813 an extern function that C cannot have
-    `extern "symbol" def f(...) -> T` takes tensors, numbers and sizes of stated types and
-    returns one tensor or number; docs/language.md shows the declaration in C.
 E0814 a specialization that fits no call
     `specialize f(T=1)` names an exported function and gives numbers for some of its run-time
     sizes. Sizes of modules are numbers already.
+E0815 an extern function that C cannot have
+    `extern "symbol" def f(...) -> T` takes tensors, numbers and sizes of stated types and
+    returns one tensor or number; docs/language.md shows the declaration in C.
 E0901 not compiled yet
     The construct is part of the language, is read and formatted, but this version makes no code
     for it. `docs/language.md` lists what is missing.
@@ -287,6 +287,9 @@ W0003 a value that is not used
     The statement computes something and drops it; functions without `!` have no other effect.
 W0004 statements that are never reached
     They stand after a `return`.
+W0005 a `recompute` without effect
+    `recompute(e)` computes again what `e` computes on the way. A name holds a value that is there
+    already: write the call inside, `x = recompute(f(x))`.
 """
 
 
@@ -302,6 +305,7 @@ def _read(table: str) -> Iterator[Code]:
 
 
 CODES: dict[str, Code] = {entry.code: entry for entry in _read(_TABLE)}
+assert len(CODES) == len(list(_read(_TABLE))), "a code stands twice in the table"
 
 
 def explain(code: str) -> str:

@@ -120,6 +120,10 @@ def _cast(cx: Context, e: ast.Call) -> Value:
 def _recompute(cx: Context, e: ast.Call) -> Value:
     """`recompute(f(x))`: the same value; what it computes is computed again for a gradient."""
     (x,) = take(e, "recompute", ["x"])
+    if isinstance(x, ast.Name | ast.Attr):
+        what = f"`recompute({x.span.text})` has no effect: the value is there already"
+        help = "write inside what computes it: `y = recompute(f(x))`"
+        cx.warn("W0005", what, e.span, help)
     with cx.in_region(e.span, asked=True):
         return _computed(cx, cx.eval(x), x.span)
 

@@ -32,13 +32,13 @@ _OURS = ("nn_", "nnrt_", "llvm.")
 def check_extern(cx: Context, unit: Unit, d: ast.ExternDef) -> None:
     """The types that C can have, one declaration of each symbol, sizes that the arguments give."""
     if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", d.symbol) or d.symbol.startswith(_OURS):
-        raise fail("E0813", f"`{d.symbol}` cannot be the name of a C function here", d.span)
+        raise fail("E0815", f"`{d.symbol}` cannot be the name of a C function here", d.span)
     for p in d.params:
         _check_param(p)
     assert d.returns is not None
     if not _is_tensor(d.returns):
         text = f"`{d.name}` returns one tensor or number"
-        raise fail("E0813", text, d.returns.span, help="split it into one function for each result")
+        raise fail("E0815", text, d.returns.span, help="split it into one function for each result")
     _check_type(d.returns, by_value=_of_numbers(d))
     for other in unit.defs.values():
         if not isinstance(other, ast.ExternDef) or other.span.line >= d.span.line:
@@ -46,17 +46,17 @@ def check_extern(cx: Context, unit: Unit, d: ast.ExternDef) -> None:
         if other.symbol == d.symbol and _kinds(other) != _kinds(d):
             label = Label(other.span, "declared here with other types")
             text = f"`{d.symbol}` is declared twice"
-            raise fail("E0813", text, d.span, labels=(label,))
+            raise fail("E0815", text, d.span, labels=(label,))
 
 
 def _check_param(p: ast.Param) -> None:
     if p.inout:
         help = "return the new value, and write it where the function is called"
-        raise fail("E0813", "an extern function does not write its arguments", p.span, help=help)
+        raise fail("E0815", "an extern function does not write its arguments", p.span, help=help)
     if kind_of(p) == "dim":
         return
     if not _is_tensor(p.type):
-        raise fail("E0813", "an extern function takes tensors, numbers and sizes", p.span)
+        raise fail("E0815", "an extern function takes tensors, numbers and sizes", p.span)
     _check_type(p.type, by_value=not getattr(p.type, "dims", ()))
 
 
@@ -68,10 +68,10 @@ def _check_type(t: ast.TypeExpr | None, by_value: bool) -> None:
     assert isinstance(t, ast.TensorTypeExpr)
     if t.name == "real":
         text = "an extern function says which float type it takes"
-        raise fail("E0813", text, t.span, help=f"`f32{t.span.text.removeprefix('real')}`")
+        raise fail("E0815", text, t.span, help=f"`f32{t.span.text.removeprefix('real')}`")
     if by_value and t.name in ("f16", "bf16"):
         text = f"C has no {t.name} that could be passed by value"
-        raise fail("E0813", text, t.span, help="take f32, or a tensor of one element")
+        raise fail("E0815", text, t.span, help="take f32, or a tensor of one element")
 
 
 def _of_numbers(d: ast.ExternDef) -> bool:
@@ -174,7 +174,7 @@ def _whole(cx: Context, d: ast.ExternDef, t: Tensor, span: Span) -> Node:
 
 def _per_element(d: ast.ExternDef, span: Span) -> Mistake:
     return fail(
-        "E0813",
+        "E0815",
         f"`{d.name}` takes whole tensors, here its argument is different for each index",
         span,
         help=f"call it in a loop, `ys = for i in N:`, and below `yield {d.name}(x[i])`",
