@@ -447,6 +447,7 @@ class Export:
         style = draw.number(0, 4)
         if style == 0:
             body.add("gn = norm(grad(loss, net))")
+            self.file.smooth = False  # a gradient that cancels to zero is the corner of the norm
             self.results.append(("f32", "gn"))
             return
         body.add("g = grad(loss, net)")
