@@ -13,6 +13,7 @@ from operator import is_
 
 from nnc.diagnostics import Span
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Tensor, Var, keep_order, walk
+from nnc.ir.scalar import SCALARS
 from nnc.lang.dims import Dim
 from nnc.lang.types import TensorType
 
@@ -45,6 +46,11 @@ class Formed:
     numbers: tuple[int, ...] = ()
     checks: tuple[Span, ...] = ()
 
+    @property
+    def telling(self) -> tuple[int, ...]:
+        """The numbers, if something may follow from them: nothing does from random streams."""
+        return () if not self.numbers or _only_streams(self.form) else self.numbers
+
     def without_tensors(self) -> Formed:
         """So that what is remembered keeps no graphs in memory."""
         return replace(self, tensors=())
@@ -58,6 +64,33 @@ class Formed:
 @lru_cache(maxsize=KEPT)
 def _form(key: tuple[Hashable, ...]) -> Form:
     return Form(key)
+
+
+def _only_streams(form: Form) -> bool:
+    """Whether all large numbers are operands of random numbers."""
+    found = form.memo.get("only streams")
+    if found is None:
+        large = {i for i, t in enumerate(form.key) if isinstance(t, tuple) and t[0] == "number"}
+        uses = (t for t in form.key if not _draws(t))
+        found = form.memo["only streams"] = not any(_uses(t, large) for t in uses)
+    return bool(found)
+
+
+def _draws(token: Hashable) -> bool:
+    return isinstance(token, tuple) and token[1] in SCALARS and SCALARS[token[1]].rule == "random"
+
+
+def _uses(token: Hashable, numbers: set[int]) -> bool:
+    match token:
+        case int():
+            return token in numbers
+        case ("idx" | "const" | "var" | "number", *_):
+            return False
+        case ("load", _, _, _, tuple(index), other, _):
+            return not numbers.isdisjoint((*index, other))
+        case (_, _, *operands):
+            return not numbers.isdisjoint(operands)
+    raise AssertionError(token)
 
 
 def formed(roots: Sequence[Expr]) -> Formed:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 from nnc.diagnostics import NOWHERE, Span
 from nnc.ir.expr import Expr, Load
@@ -219,6 +220,11 @@ class Program:
     facts: Facts = Facts()  # noqa: RUF009
     span: Span = NOWHERE
     results: int = 0  # how many of `args`, at the end, are results
+
+    @cached_property
+    def shapes(self) -> dict[str, tuple[Dim, ...]]:
+        """Of the buffers, by name."""
+        return {b.name: b.type.shape for b in (*self.args, *self.buffers)}
 
     @property
     def kernels(self) -> tuple[Kernel, ...]:

@@ -151,7 +151,7 @@ class _Inliner:
         of = node.formed
         tensors: list[Tensor] = []
         parts: list[Hashable] = []
-        checks = list(of.checks)
+        checks, numbers = list(of.checks), list(of.numbers)
         for t in of.tensors:
             new: Node = self.new.get(t, t)  # type: ignore[call-overload]
             if t not in self.inlined:
@@ -161,13 +161,14 @@ class _Inliner:
             assert isinstance(new, Compute), new
             tensors += new.formed.tensors
             checks += new.formed.checks
-            parts.append((new.formed.form, new.formed.numbers, new.axes))
+            numbers += new.formed.numbers
+            parts.append((new.formed.form, new.formed.telling, new.axes))
         raxes = node.raxes if isinstance(node, Compute) else ()
-        own = (of.numbers, node.axes, raxes, self.graph.facts)
+        own = (of.telling, node.axes, raxes, self.graph.facts)
         order = dict.fromkeys(tensors)
-        same = (_pattern(map(id, tensors)), _pattern(map(id, checks)))
+        same = (_pattern(map(id, tensors)), _pattern(map(id, checks)), _pattern(numbers))
         key = ("inlined", own, tuple(parts), same)
-        return Formed(of.form, tuple(order), (), tuple(checks)), key
+        return Formed(of.form, tuple(order), tuple(numbers), tuple(checks)), key
 
     def order(self, after: Iterable[Node]) -> tuple[Node, ...]:
         """What stands for nodes that come before another."""

@@ -101,7 +101,8 @@ def _verify_formula(node: Compute | Update, scope: _Scope, after: str) -> None:
             key: tuple[object, ...] = (node.type, axes, raxes, op)
         case Update(axes=axes, base=base, target=target, guard=guard):
             key = (node.type, axes, base.type, len(target), guard is None, node.check is None)
-    memo, key = node.formed.form.memo, ("verified", *scope.known, *key)
+    of = node.formed
+    memo, key = of.form.memo, ("verified", of.telling, *scope.known, *key)
     if key not in memo:
         for text in _faults(node, scope):
             raise AssertionError(f"after {after}: {text}\n  {print_node(node)}")

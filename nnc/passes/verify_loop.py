@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from nnc.ir.bounds import Obligation, axis_ranges, loop_facts, obligations, strides
-from nnc.ir.expr import Const, Expr, Idx, Load, Select, Var, names, rewrite, walk
+from nnc.ir.expr import Const, Expr, Idx, Load, Select, Tensor, Var, names, rewrite, walk
+from nnc.ir.form import formed
 from nnc.ir.graph import Axis
 from nnc.ir.loop import (
     Buffer,
@@ -53,8 +54,7 @@ def _step_faults(
     for s in steps:
         match s:
             case Kernel():
-                for text in _Checker(program, s, written, turns).faults():
-                    yield f"{text}\n{print_kernel(s)}"
+                yield from _kernel_faults(program, s, written, turns)
             case Repeat():
                 yield from _repeat_faults(program, s, turns)
                 inside = (*turns, s)
@@ -62,6 +62,75 @@ def _step_faults(
                 if s.cond is not None and s.cond.name not in written:
                     yield f"nothing writes the condition {s.cond.name}"
                 yield from _step_faults(program, s.steps, written, inside)
+
+
+def _kernel_faults(
+    program: Program, kernel: Kernel, written: set[str], turns: tuple[Repeat, ...]
+) -> Faults:
+    """One of each form is looked at: what is asked depends on the shapes of the buffers, on which
+    of them are one, and on which are written before."""
+    outline = _Outline()
+    if not outline.block(kernel.body):
+        yield from _Checker(program, kernel, written, turns).faults()
+        return
+    of = formed(outline.roots)
+    around = (program.dims, program.facts, *((t.var, t.trip) for t in turns))
+    buffers = [*of.tensors, *outline.stored]
+    key = (*outline.key, of.telling, around, *_roles(program, buffers, written))
+    unbound = kernel.work.names - {*program.dims, *(t.var for t in turns)}
+    if unbound or key not in of.form.memo:
+        for text in _Checker(program, kernel, written, turns).faults():
+            yield f"{text}\n{print_kernel(kernel)}"
+        of.form.memo[key] = True
+    written |= {b.name for b in outline.stored}
+
+
+def _roles(program: Program, buffers: Sequence[Tensor], written: set[str]) -> Iterator[Hashable]:
+    first: dict[str, int] = {}
+    for b in buffers:
+        assert isinstance(b, Buffer), b
+        yield (first.setdefault(b.name, len(first)), b.type, b.scope == "local")
+    for name in first:
+        yield (program.shapes.get(name), name in written)
+
+
+@dataclass
+class _Outline:
+    """The statements of a kernel without their expressions and buffers."""
+
+    key: list[Hashable] = field(default_factory=list)
+    roots: list[Expr] = field(default_factory=list)
+    stored: list[Buffer] = field(default_factory=list)
+
+    def block(self, stmts: Sequence[Stmt]) -> bool:
+        """False where a statement is of another kind."""
+        # As deep as loops are nested.
+        for s in stmts:
+            inner: Sequence[Stmt] = ()
+            match s:
+                case For(axis=axis, kind=kind, body=inner):
+                    self.key += (kind, axis)
+                case Let(name=name, value=value):
+                    self.add(("let", name), value)
+                case Reduce(name=name, op=op, axes=axes, vector=vector, value=value):
+                    self.add((op, name, axes, vector), value)
+                case Store(index=index, value=value):
+                    guards = () if s.guard is None else (s.guard,)
+                    flags = (s.accumulate, s.guard is None, s.check is None)
+                    self.add(("store", len(index), flags), *index, value, *guards)
+                    self.stored.append(s.buffer)
+                case Contract(epilogue=inner):
+                    self.add(("contract", s.name, s.batch, s.m, s.n, s.k), s.a, s.b)
+                case _:
+                    return False
+            if inner and not self.block(inner):
+                return False
+            self.key.append(len(inner))
+        return True
+
+    def add(self, token: Hashable, *roots: Expr) -> None:
+        self.key.append(token)
+        self.roots += roots
 
 
 def _repeat_faults(program: Program, s: Repeat, turns: tuple[Repeat, ...]) -> Faults:
@@ -111,7 +180,7 @@ class _Checker:
         around = (f for t in turns for f in (t.trip - 1, t.trip - 1 - Dim.of(t.var)))
         self.facts = program.facts.plus(*around)
         self.dims = frozenset(program.dims) | {t.var for t in turns}
-        self.shapes = {b.name: b.type.shape for b in (*program.args, *program.buffers)}
+        self.program = program
         self.whole: dict[str, Dim] = {}  # inner variables of cut loops
         self.stores: list[tuple[Store, tuple[Expr, ...], _Scope]] = []
         self.loads: list[tuple[Load, _Scope]] = []
@@ -253,7 +322,7 @@ class _Checker:
     def by_strides(self, o: Obligation, roots: Sequence[Expr], scope: _Scope) -> bool:
         """Proves an index of merged axes: facts about one axis, times the sizes of those within."""
         assert isinstance(o.load.tensor, Buffer), o
-        shape = self.shapes.get(o.load.tensor.name, o.load.tensor.type.shape)
+        shape = self.program.shapes.get(o.load.tensor.name, o.load.tensor.type.shape)
         more = [f * s for f in self.facts.nonneg for s in strides(shape) if s != ONE]
         again = obligations(roots, scope.axes, self.facts.plus(*more)) if more else []
         return any(p.ok for p in again if p.load is o.load and p.axis == o.axis)

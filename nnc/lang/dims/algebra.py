@@ -47,12 +47,14 @@ class Dim:
 
     terms: tuple[tuple[Mono, int], ...]
 
-    @cached_property
-    def _hash(self) -> int:
-        return hash(self.terms)
-
     def __hash__(self) -> int:
-        return self._hash
+        found: int | None = self.__dict__.get("_hash")
+        if found is None:
+            found = self.__dict__["_hash"] = hash(self.terms)
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        return self is other or (isinstance(other, Dim) and self.terms == other.terms)
 
     # ---- making -------------------------------------------------------------------------------
     @staticmethod
@@ -61,7 +63,7 @@ class Dim:
             case Dim():
                 return x
             case str():
-                return Dim(((((x, 1),), 1),))
+                return _named(x)
             case _:
                 return Dim((((), int(x)),)) if x else ZERO
 
@@ -213,6 +215,11 @@ class Dim:
             "+",
             *([c, *(_atom_json(a) for a, n in m for _ in range(n))] for m, c in self.terms),
         ]
+
+
+@lru_cache(maxsize=1 << 12)
+def _named(name: str) -> Dim:
+    return Dim(((((name, 1),), 1),))
 
 
 def from_json(x: object) -> Dim:
