@@ -172,7 +172,7 @@ def _by_line(
         lines.setdefault(where(b.span.own), []).append(b)
     sums = {at: dim_sum(b.bytes for b in values) for at, values in lines.items()}
     order = sorted(sums, key=lambda at: -sums[at].evaluate(env))
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (at, _named(lines[at], env), f"{sums[at].evaluate(env):,}", f"= {sums[at]}")
         for at in order[:_LINES]
     ]

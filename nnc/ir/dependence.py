@@ -8,7 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 from nnc.ir.expr import Expr, Load, Op, Select
-from nnc.ir.graph import Compute, Custom, External, Grad, Loop, Node, Part, Update, operands, toposort
+from nnc.ir.graph import (
+    Compute,
+    Custom,
+    External,
+    Grad,
+    Loop,
+    Node,
+    Part,
+    Update,
+    operands,
+    toposort,
+)
 from nnc.ir.scalar import SCALARS
 from nnc.lang.types import is_float
 

@@ -6,8 +6,8 @@ from nnc.ir.expr import Expr
 from nnc.ir.graph import Axis
 from nnc.ir.loop import (
     Buffer,
-    Commit,
     Call,
+    Commit,
     Contract,
     For,
     Kernel,
