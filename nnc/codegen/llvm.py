@@ -34,7 +34,7 @@ from nnc.lang.dims import ZERO, Dim, dim_max
 from nnc.lang.types import DType
 
 _ON_STACK = 16 << 10  # bytes: larger local buffers live in scratch
-_SMALL_PROGRAM = 1 << 23  # scalar operations, about 0.1 ms: fewer run on one thread
+_SMALL_PROGRAM = 1 << 21  # scalar operations, about 30 us: fewer run on one thread
 
 _RUNTIME = """\
 @nn_zeros = internal constant [512 x i8] zeroinitializer, align 64
