@@ -16,6 +16,8 @@ __version__ = "0.1.0"
 
 _PLACES = {
     "load": "nnc.api",
+    "quantize": "nnc.quantization",
+    "Quantized": "nnc.quantization",
     "Model": "nnc.runtime.model",
     "Module": "nnc.runtime.leaves",
     "Tree": "nnc.runtime.leaves",

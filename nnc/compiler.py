@@ -329,6 +329,18 @@ def compile_file(
     DeviceError when the limit of memory cannot be kept.
     """
     found, choices = limited(check(path, overrides), budget)
+    return compile_found(path, found, target, cache, tests, choices)
+
+
+def compile_found(
+    path: str,
+    found: Elaborated,
+    target: Target | None = None,
+    cache: Cache | None = None,
+    tests: bool = False,
+    choices: tuple[Choice, ...] = (),
+) -> Compiled:
+    """Compiles what a file was elaborated to."""
     out = _Objects(target or host(), cache)
     graphs = {b.graph.name: optimise(b.graph) for b in found.exports}
     natives = [

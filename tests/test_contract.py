@@ -40,7 +40,8 @@ PROTOTYPE = ctypes.CFUNCTYPE(
 class Case:
     """Layouts are "row" (columns contiguous), "col" (rows contiguous), "any" (run-time strides),
     "computed" (x + 1 with a vector form along columns), "computed0" (along rows), "scalar"
-    (without a vector form), "packed" and "packed col" (B only, from those layouts)."""
+    (without a vector form), "packed" and "packed col" (B only, from those layouts); "half row", "half col" and "packed half col" are stored
+    as bf16."""
 
     dtype: str = "f32"
     isa: str = "avx512"
@@ -69,8 +70,11 @@ def kernels(dtype: str, target: Target) -> dict[str, int]:
 
 def operand(case: Case, name: str, layout: str, t: tiles.Tile) -> leaf.Strided | leaf.Computed:
     base, rs, cs = f"%{name}", f"%{name}r", f"%{name}c"
+    stored = "bf16" if layout.startswith("half") else ""
+    layout = layout.removeprefix("half ")
     if layout in ("row", "col", "any"):
-        return leaf.Strided(base, "1" if layout == "col" else rs, "1" if layout == "row" else cs)
+        strides = "1" if layout == "col" else rs, "1" if layout == "row" else cs
+        return leaf.Strided(base, *strides, stored)
     axis = 0 if layout == "computed0" else 1
     inner = pack.computed(t, leaf.Strided(base, rs, "1") if axis else leaf.Strided(base, "1", cs))
     ones = "<" + ", ".join([f"{t.type} 1.0"] * t.lanes) + ">"
@@ -83,6 +87,11 @@ def operand(case: Case, name: str, layout: str, t: tiles.Tile) -> leaf.Strided |
         return em.op(f"fadd {t.vector} {inner.vector(em, row, col, mask)}, {ones}")
 
     return leaf.Computed(load, None if layout == "scalar" else vector, axis)
+
+
+def halved(x: np.ndarray) -> np.ndarray:
+    """Numbers of bf16."""
+    return (x.view(np.uint32) & 0xFFFF0000).view(np.float32)
 
 
 def unpacked(layout: str) -> str:
@@ -125,13 +134,18 @@ def module(case: Case) -> str:
     leaf.emit_prepack(em, case.dtype, target, source, n, k, "%c")
     em.line("ret void")
     text += f"define void @prepack({PARAMETERS}) {{\n{em.text()}\n}}\n"
-    return "\n".join((*leaf.declarations(case.dtype, target), text))
+    lines = set(leaf.declarations(case.dtype, target))
+    if "half" in case.a + case.b:
+        lines |= set(leaf.declarations(leaf.support_kind(case.dtype, "bf16"), target))
+    return "\n".join((*sorted(lines), text))
 
 
 @cache
 def compiled(case: Case) -> tuple[object, object]:
     target = TARGETS[case.isa]
     symbols(case.dtype, target)
+    if "half" in case.a + case.b:
+        symbols(leaf.support_kind(case.dtype, "bf16"), target)
     engine = build(module(case), target=target)
     return tuple(PROTOTYPE(engine.get_function_address(f)) for f in ("f", "prepack"))  # type: ignore
 
@@ -144,12 +158,15 @@ def aligned(alloc, size: int) -> np.ndarray:
 def laid(alloc, values: np.ndarray, layout: str) -> tuple[np.ndarray, int, int]:
     """The matrix in memory with its strides in elements."""
     rows, cols = values.shape
+    if layout.startswith("half"):
+        return laid(alloc, (values.view(np.uint32) >> 16).astype(np.uint16), layout[5:])
     match layout:
         case "col" | "computed0":
             x = alloc((cols, rows), values.dtype, values.T)
             return x, 1, max(rows, 1)
         case "any":
-            wide = np.full((max(rows * 2 - 1, 0), max(cols * 3 - 2, 0)), np.nan, values.dtype)
+            nan = 0x7FC0 if values.dtype == np.uint16 else np.nan
+            wide = np.full((max(rows * 2 - 1, 0), max(cols * 3 - 2, 0)), nan, values.dtype)
             wide[::2, ::3] = values
             x = alloc(wide.shape, values.dtype, wide)
             return x, 2 * wide.shape[1], 3
@@ -164,6 +181,7 @@ def run(case: Case, sizes: tuple[int, int, int], threads: int = 1, side: str = "
     rng = np.random.default_rng(m * 1000003 + n * 1009 + k)
     a = rng.standard_normal((m, k)).astype(np_type)
     b = rng.standard_normal((k, n)).astype(np_type)
+    a, b = (halved(x) if "half" in y else x for x, y in ((a, case.a), (b, case.b)))
     bias = rng.standard_normal(n).astype(np_type)
     with guarded(side) as alloc:
         pa, ar, ac = laid(alloc, a, case.a)
@@ -276,6 +294,22 @@ def test_blocks_and_threads_give_equal_bits(isa: str, dtype: str) -> None:
             assert (run(case, sizes, threads) == want).all()
         for b in ("packed", "any"):
             assert (run(Case(dtype, isa, b=b), sizes, 2) == want).all()
+
+
+HALVES = [("half row", "row"), ("half col", "row"), ("row", "half row"), ("half any", "half any")]
+HALVES += [("row", "half col"), ("col", "packed half row"), ("row", "packed half col")]
+
+
+@pytest.mark.parametrize("isa", TARGETS)
+@pytest.mark.parametrize(("a", "b"), HALVES)
+def test_bf16_in_memory(isa: str, a: str, b: str) -> None:
+    """It becomes f32 where it is read: the bits are those of the same numbers stored as f32."""
+    for number, sizes in enumerate([*ragged(tiles.tile("f32", TARGETS[isa])), (1, 37, 400)]):
+        for side in ("end", "start")[:: 1 if number % 2 else -1]:
+            run(Case("f32", isa, a, b), sizes, 1 + number % 3, side)
+    plain = run(Case("f32", isa, "row", "half col"), (1, 70, 900))
+    assert (run(Case("f32", isa, "row", "half row"), (1, 70, 900), 2) == plain).all()
+    assert (run(Case("f32", isa, "row", "packed half row"), (1, 70, 900), 2) == plain).all()
 
 
 def _random_runs(count: int, seed: int) -> None:

@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("nnc.nantrap",),
     ("nnc.driver",),
     ("nnc.loading",),
+    ("nnc.quantization",),
     ("nnc.api",),
     ("nnc.cli",),
     ("nnc.golden",),

@@ -61,6 +61,7 @@ __all__ = [
     "packed_bytes",
     "scratch_bytes",
     "strided_store",
+    "support_kind",
     "support_module",
     "support_symbols",
 ]
@@ -120,25 +121,39 @@ def scratch_bytes(dtype: str, target: Target) -> int:
     return sum(_areas(tiles.tile(dtype, target)))
 
 
-def declarations(dtype: str, target: Target) -> tuple[str, ...]:
-    """Lines that the module must hold, each once."""
+def support_kind(dtype: str, stored: str) -> str:
+    """Names the support module that operands of `dtype` need which are `stored` as another."""
+    return f"{dtype} {stored}" if stored else dtype
+
+
+def declarations(kind: str, target: Target) -> tuple[str, ...]:
+    """Lines that the module must hold, each once. `kind`: a dtype, or a `support_kind`."""
+    dtype, _, stored = kind.partition(" ")
     t = tiles.tile(dtype, target)
-    shared = (*pack.shared_declarations(t), *single.declarations(t))
+    shared = (*pack.shared_declarations(t, stored), *single.declarations(t, stored))
+    if stored:
+        return (*vectors.stored_declarations(t), *shared)
     return (*tiles.declarations(t), *vectors.declarations(t), *shared)
 
 
-def support_module(dtype: str, target: Target) -> str:
-    """The IR text of the micro-kernels and packing functions of a dtype."""
+def support_module(kind: str, target: Target) -> str:
+    """The IR text of the micro-kernels and packing functions of a dtype.
+
+    Of a `support_kind`, the packing functions and those for one row.
+    """
+    dtype, _, stored = kind.partition(" ")
     t = tiles.tile(dtype, target)
     lines = (*tiles.kernel_declarations(t), *vectors.declarations(t))
     triple = f'target triple = "{target.triple}"'
-    functions = (pack.definitions(t), single.definitions(t, target), tiles.definitions(t, target))
-    return "\n".join((triple, *lines, *functions))
+    functions = (pack.definitions(t, stored), single.definitions(t, target, stored))
+    if stored:
+        return "\n".join((triple, *lines, *vectors.stored_declarations(t), *functions))
+    return "\n".join((triple, *lines, *functions, tiles.definitions(t, target)))
 
 
-def support_symbols(dtype: str, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def support_symbols(kind: str, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Names that `support_module` defines and contractions refer to: functions, and data."""
-    declared = declarations(dtype, target)
+    declared = declarations(kind, target)
     names = [re.search(r"@(nnrt_\w+)", line) for line in declared]
     found = [(m[1], line.startswith("@")) for m, line in zip(names, declared, strict=True) if m]
     return tuple(n for n, data in found if not data), tuple(n for n, data in found if data)
@@ -295,7 +310,7 @@ class _Emission:
 
     def reads_in_place(self, rows: _Range) -> str:
         em, b = self.em, self.c.b
-        if not isinstance(b, Strided) or b.col_stride != "1":
+        if not isinstance(b, Strided) or b.col_stride != "1" or b.stored:
             return "false"
         apart = flow.rem(em, flow.mul(em, b.row_stride, str(self.t.size)), str(_ALIASING))
         clash = flow.compare(em, "eq", apart, "0")

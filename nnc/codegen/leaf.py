@@ -15,7 +15,7 @@ from nnc.codegen.emit import Emitter
 from nnc.codegen.guards import ALWAYS, Guard
 from nnc.codegen.memory import strides
 from nnc.codegen.reductions import Reductions
-from nnc.codegen.registers import HALVES, computes_in
+from nnc.codegen.registers import computes_in
 from nnc.codegen.scopes import Value
 from nnc.codegen.windows import Group, Windows
 from nnc.ir.expr import Expr, Idx, Load, Op, loads
@@ -178,9 +178,12 @@ class Leaves(Reductions, Windows):
         return self.strided(e, row, col) or self.computed(e, row, col)
 
     def strided(self, e: Expr, row: Group, col: Group) -> contract.Strided | None:
+        stored = ""
+        if isinstance(e, Op) and e.fn == "cast" and e.dtype == "f32":
+            (e,), stored = e.args, "bf16"
         if not isinstance(e, Load) or e.other is not None or e.check is not None:
             return None
-        if e.dtype in HALVES:
+        if e.dtype != (stored or computes_in(e.dtype)):
             return None
         if not all(isinstance(i, Idx) for i in e.index):
             return None
@@ -196,7 +199,10 @@ class Leaves(Reductions, Windows):
         if inner & (rest.names | slopes[0].names | slopes[1].names):
             return None
         pointer = self.pointer(buffer, rest, ())
-        return contract.Strided(pointer.text, *(self.uniform(s).text for s in slopes))
+        if stored:
+            self.contractions |= {contract.support_kind(computes_in(stored), stored)}
+        down, across = (self.uniform(s).text for s in slopes)
+        return contract.Strided(pointer.text, down, across, stored)
 
     def affine(self, e: Load, buffer: Buffer) -> Dim:
         out = ZERO

@@ -20,7 +20,15 @@ from dataclasses import dataclass
 from nnc.codegen import flow
 from nnc.codegen.emit import Emitter
 from nnc.codegen.tiles import Tile
-from nnc.codegen.vectors import lane_mask, load_vector, put, transpose
+from nnc.codegen.vectors import (
+    lane_mask,
+    load_element,
+    load_stored,
+    load_vector,
+    put,
+    stored_type,
+    transpose,
+)
 
 OVERSHOOT = 16  # at least the lanes of any target
 LINES = 512  # of a table
@@ -43,11 +51,13 @@ class Strided:
 
     Strides count elements: SSA names or constants, 0 allowed. A stride written "1" makes that axis
     the vector axis; one that only happens to be 1 at run time is right, but read by elements.
+    `stored`: "bf16" when that is the dtype in memory; "": the dtype of the contraction.
     """
 
     ptr: str
     row_stride: str
     col_stride: str
+    stored: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,13 +131,13 @@ def computed(t: Tile, operand: Operand) -> Computed:
 
     def place(em: Emitter, row: str, col: str) -> str:
         at = flow.add(em, flow.mul(em, row, rs), flow.mul(em, col, cs))
-        return flow.offset(em, ptr, at, t.type)
+        return flow.offset(em, ptr, at, stored_type(t, operand.stored))
 
     def load(em: Emitter, row: str, col: str) -> str:
-        return em.op(f"load {t.type}, ptr {place(em, row, col)}, align {t.size}", "x")
+        return load_element(em, t, operand.stored, place(em, row, col))
 
     def vector(em: Emitter, row: str, col: str, mask: str | None) -> str:
-        return load_vector(em, t, place(em, row, col), mask)
+        return load_stored(em, t, operand.stored, place(em, row, col), mask)
 
     if cs == "1" or rs == "1":
         return Computed(load, vector, 1 if cs == "1" else 0)
@@ -137,13 +147,17 @@ def computed(t: Tile, operand: Operand) -> Computed:
 def _name(t: Tile, what: str, x: Strided) -> str:
     """The shared function for a layout."""
     axis = "1" if x.col_stride == "1" else "0" if x.row_stride == "1" else "none"
-    return f"@nnrt_pack_{what}_{t.dtype}_{axis}"
+    return f"@nnrt_pack_{what}_{_kind(t, x.stored)}_{axis}"
+
+
+def _kind(t: Tile, stored: str) -> str:
+    return f"{t.dtype}_{stored}" if stored else t.dtype
 
 
 def _start(em: Emitter, t: Tile, x: Strided, w: Window) -> str:
     """Arguments: the address of the first element, and the strides."""
     at = flow.add(em, flow.mul(em, w.row, x.row_stride), flow.mul(em, w.col, x.col_stride))
-    place = flow.offset(em, x.ptr, at, t.type)
+    place = flow.offset(em, x.ptr, at, stored_type(t, x.stored))
     return f"ptr {place}, i64 {x.row_stride}, i64 {x.col_stride}"
 
 
@@ -172,19 +186,19 @@ _SIGNATURES = {"rows": "i64, i64, ptr", "panels": "i64, i64, ptr, i64"}
 _AXES = {"1": ("%rs", "1"), "0": ("1", "%cs"), "none": ("%rs", "%cs")}
 
 
-def shared_declarations(t: Tile) -> tuple[str, ...]:
+def shared_declarations(t: Tile, stored: str = "") -> tuple[str, ...]:
     """Lines for a module that calls the shared functions."""
     return tuple(
-        f"declare void @nnrt_pack_{what}_{t.dtype}_{axis}(ptr, i64, i64, {rest})"
+        f"declare void @nnrt_pack_{what}_{_kind(t, stored)}_{axis}(ptr, i64, i64, {rest})"
         for what, rest in _SIGNATURES.items()
         for axis in _AXES
     )
 
 
-def definitions(t: Tile) -> str:
+def definitions(t: Tile, stored: str = "") -> str:
     """The shared functions."""
     return "\n".join(
-        _definition(t, what, Strided("%src", *strides))
+        _definition(t, what, Strided("%src", *strides, stored))
         for what in _SIGNATURES
         for strides in _AXES.values()
     )
@@ -320,6 +334,7 @@ class _Lines:
     vector: VectorLoad | None
     first: str
     last: str
+    stored: str = ""
 
 
 def _lines(em: Emitter, t: Tile, of: Operand, start: str, at: str, count: str) -> _Lines:
@@ -329,15 +344,16 @@ def _lines(em: Emitter, t: Tile, of: Operand, start: str, at: str, count: str) -
     if isinstance(of, Computed):
         return _Lines((), of.vector, first, last)
     columns = [flow.minimum(em, flow.add(em, first, str(o)), last) for o in range(t.lanes)]
-    places = [flow.offset(em, of.ptr, flow.mul(em, c, of.col_stride), t.type) for c in columns]
-    return _Lines(tuple(places), None, first, last)
+    kind = stored_type(t, of.stored)
+    places = [flow.offset(em, of.ptr, flow.mul(em, c, of.col_stride), kind) for c in columns]
+    return _Lines(tuple(places), None, first, last, of.stored)
 
 
 def _transposed(em: Emitter, t: Tile, lines: _Lines, row: str, mask: str, stage: str) -> list[str]:
     """`lanes` vectors along columns, from rows row, row + 1, ... of the lines."""
     if lines.vector is None:
-        places = [flow.offset(em, p, row, t.type) for p in lines.places]
-        return transpose(em, t, [load_vector(em, t, p, mask) for p in places])
+        places = [flow.offset(em, p, row, stored_type(t, lines.stored)) for p in lines.places]
+        return transpose(em, t, [load_stored(em, t, lines.stored, p, mask) for p in places])
     # A loop, so that the caller's code is there once and not `lanes` times.
     lanes = str(t.lanes)
     with flow.loop(em, "0", lanes) as o:

@@ -3,11 +3,13 @@
 Such a product reads B once and is as fast as memory. B is read where it lies, by functions that all
 modules share; `depth` is that of the tiles (`contract`), and so are the bits of the sums:
 
-    void nnrt_row_<dtype>_<axis>(ptr a, ptr b, i64 stride, i64 k, i64 depth, i64 n, ptr out)
+    void nnrt_row_<dtype>_[<stored>_]<axis>(
+        ptr a, ptr b, i64 stride, i64 k, i64 depth, i64 n, ptr out)
 
 a and out are contiguous. Axis 1: the columns of B are contiguous, its rows `stride` apart; many
 accumulators run down them. Axis 0: k is contiguous, columns are `stride` apart; blocks of as many
-columns as lanes are transposed in registers.
+columns as lanes are transposed in registers. bf16 (`stored`) becomes f32 in registers; transposed,
+two k travel as one word.
 """
 
 from __future__ import annotations
@@ -50,9 +52,10 @@ def emit_row(
     chunk = str(_CHUNK // t.size)
     with flow.loop(em, lo, hi, chunk) as j:
         count = flow.minimum(em, flow.sub(em, hi, j), chunk)
-        at = flow.offset(em, b.ptr, j if axis else flow.mul(em, j, stride), t.type)
+        start = j if axis else flow.mul(em, j, stride)
+        at = flow.offset(em, b.ptr, start, vectors.stored_type(t, b.stored))
         em.line(
-            f"call void @{_name(t, axis)}(ptr {row}, ptr {at}, i64 {stride}, i64 {k}, "
+            f"call void @{_name(t, axis, b.stored)}(ptr {row}, ptr {at}, i64 {stride}, i64 {k}, "
             f"i64 {depth}, i64 {count}, ptr {scratch})"
         )
         _epilogue(em, t, j, count, scratch, store)
@@ -60,12 +63,13 @@ def emit_row(
 
 def _row(em: Emitter, t: Tile, a: Operand, k: str, to: str) -> str:
     """Pointer to A's row, copied when it is computed or not contiguous."""
-    if isinstance(a, Strided) and a.col_stride == "1":
+    if isinstance(a, Strided) and a.col_stride == "1" and not a.stored:
         return a.ptr
     with flow.loop(em, "0", k) as i:
         if isinstance(a, Strided):
-            at = flow.offset(em, a.ptr, flow.mul(em, i, a.col_stride), t.type)
-            x = em.op(f"load {t.type}, ptr {at}, align {t.size}", "x")
+            kind = vectors.stored_type(t, a.stored)
+            at = flow.offset(em, a.ptr, flow.mul(em, i, a.col_stride), kind)
+            x = vectors.load_element(em, t, a.stored, at)
         else:
             x = a.load(em, "0", i)
         vectors.put(em, t, x, to, i, t.type)
@@ -90,26 +94,29 @@ def _epilogue(em: Emitter, t: Tile, j: str, count: str, sums: str, store: Store)
 # ---- the shared functions -----------------------------------------------------------------------
 
 
-def _name(t: Tile, axis: int) -> str:
-    return f"nnrt_row_{t.dtype}_{axis}"
+def _name(t: Tile, axis: int, stored: str) -> str:
+    return f"nnrt_row_{t.dtype}_{stored}_{axis}" if stored else f"nnrt_row_{t.dtype}_{axis}"
 
 
-def declarations(t: Tile) -> tuple[str, ...]:
+def declarations(t: Tile, stored: str = "") -> tuple[str, ...]:
     return tuple(
-        f"declare void @{_name(t, axis)}(ptr, ptr, i64, i64, i64, i64, ptr)" for axis in (0, 1)
+        f"declare void @{_name(t, axis, stored)}(ptr, ptr, i64, i64, i64, i64, ptr)"
+        for axis in (0, 1)
     )
 
 
-def definitions(t: Tile, target: Target) -> str:
-    return "\n".join(_Row(t, target.fma, axis).text() for axis in (0, 1))
+def definitions(t: Tile, target: Target, stored: str = "") -> str:
+    return "\n".join(_Row(t, target.fma, axis, stored).text() for axis in (0, 1))
 
 
 Sums = list[str]
 
 
 class _Row:
-    def __init__(self, t: Tile, fma: bool, axis: int) -> None:
-        self.t, self.fma, self.axis = t, fma, axis
+    def __init__(self, t: Tile, fma: bool, axis: int, stored: str) -> None:
+        self.t, self.fma, self.axis, self.stored = t, fma, axis, stored
+        self.kind = vectors.stored_type(t, stored)
+        self.size = 2 if stored else t.size  # bytes of an element of B
         self.em = Emitter()
 
     def text(self) -> str:
@@ -132,7 +139,7 @@ class _Row:
             else:
                 self.transposed(j, left)
         parameters = "ptr %a, ptr %b, i64 %stride, i64 %k, i64 %depth, i64 %n, ptr %out"
-        head = f"define void @{_name(t, self.axis)}({parameters}) nounwind"
+        head = f"define void @{_name(t, self.axis, self.stored)}({parameters}) nounwind"
         return f"{head} {{\n{em.text()}\n  ret void\n}}\n"
 
     def blocks(self, j: str, width: int, block: Callable[[str, str], Sums]) -> None:
@@ -156,13 +163,14 @@ class _Row:
         def step(k: str, sums: Sums) -> Sums:
             x = self.broadcast(k)
             at = flow.add(em, flow.mul(em, k, "%stride"), j)
-            row = flow.offset(em, "%b", at, t.type)
-            far = flow.offset(em, row, flow.mul(em, "%stride", str(_AHEAD)), t.type)
+            row = flow.offset(em, "%b", at, self.kind)
+            far = flow.offset(em, row, flow.mul(em, "%stride", str(_AHEAD)), self.kind)
             out = []
             for v, s in enumerate(sums):
-                y = vectors.load_vector(em, t, flow.offset(em, row, str(v * t.lanes), t.type), mask)
-                if v * t.lanes * t.size % 64 == 0:
-                    q = flow.offset(em, far, str(v * t.lanes), t.type)
+                place = flow.offset(em, row, str(v * t.lanes), self.kind)
+                y = vectors.load_stored(em, t, self.stored, place, mask)
+                if v * t.lanes * self.size % 64 == 0:
+                    q = flow.offset(em, far, str(v * t.lanes), self.kind)
                     em.line(f"call void @llvm.prefetch.p0(ptr {q}, i32 0, i32 3, i32 1)")
                 out.append(self.multiply_add(x, y, s))
             return out
@@ -176,41 +184,60 @@ class _Row:
         places = []
         for r in range(t.lanes):
             at = flow.add(em, j, flow.minimum(em, str(r), last))
-            places.append(flow.offset(em, "%b", flow.mul(em, at, "%stride"), t.type))
+            places.append(flow.offset(em, "%b", flow.mul(em, at, "%stride"), self.kind))
 
         def square(k: str, sums: Sums) -> Sums:
-            rows = [vectors.load_vector(em, t, flow.offset(em, p, k, t.type), None) for p in places]
             self.prefetch(places, k)
             (s,) = sums
-            for i, y in enumerate(vectors.transpose(em, t, rows)):
+            for i, y in enumerate(self.square([flow.offset(em, p, k, self.kind) for p in places])):
                 s = self.multiply_add(self.broadcast(flow.add(em, k, str(i))), y, s)
             return [s]
 
         def single(k: str, sums: Sums) -> Sums:
             y = "poison"
             for i, p in enumerate(places):
-                at = flow.offset(em, p, k, t.type)
-                x = em.op(f"load {t.type}, ptr {at}, align {t.size}", "x")
+                x = vectors.load_element(em, t, self.stored, flow.offset(em, p, k, self.kind))
                 y = em.op(f"insertelement {t.vector} {y}, {t.type} {x}, i64 {i}", "y")
             return [self.multiply_add(self.broadcast(k), y, sums[0])]
 
         def block(k0: str, k1: str) -> Sums:
-            squares = flow.sub(em, k1, flow.rem(em, flow.sub(em, k1, k0), str(t.lanes)))
-            sums = self.chain(k0, squares, str(t.lanes), self.zeros(1), square)
+            step = str(t.lanes * t.size // self.size)
+            squares = flow.sub(em, k1, flow.rem(em, flow.sub(em, k1, k0), step))
+            sums = self.chain(k0, squares, step, self.zeros(1), square)
             return self.chain(squares, k1, "1", sums, single)
 
         self.blocks(j, 1, block)
 
+    def square(self, places: list[str]) -> list[str]:
+        """Vectors over the columns for as many successive k as a vector register holds."""
+        em, t = self.em, self.t
+        columns = vectors.transpose(em, t, [self.load(p) for p in places])
+        if not self.stored:
+            return columns
+        words, out = f"<{t.lanes} x i32>", []
+        for x in columns:
+            pair = em.op(f"bitcast {t.vector} {x} to {words}", "pair")
+            for part in (
+                f"shl {words} {pair}, splat (i32 16)",
+                f"and {words} {pair}, splat (i32 -65536)",
+            ):
+                out.append(em.op(f"bitcast {words} {em.op(part, 'word')} to {t.vector}", "y"))
+        return out
+
+    def load(self, place: str) -> str:
+        """A register full of elements as they are in memory."""
+        return self.em.op(f"load {self.t.vector}, ptr {place}, align {self.size}", "x")
+
     def prefetch(self, places: list[str], k: str) -> None:
         """The squares some way on: of these columns, or of those after them."""
         em, t = self.em, self.t
-        soon = flow.add(em, k, str(_SOON // t.size))
+        soon = flow.add(em, k, str(_SOON // self.size))
         over = flow.sub(em, soon, "%k")
         beyond = flow.add(em, flow.mul(em, "%stride", str(t.lanes)), over)
         inside = flow.compare(em, "slt", over, "0")
         at = flow.select(em, inside, "i64", soon, beyond)
         for p in places:
-            q = flow.offset(em, p, at, t.type)
+            q = flow.offset(em, p, at, self.kind)
             em.line(f"call void @llvm.prefetch.p0(ptr {q}, i32 0, i32 3, i32 1)")
 
     def zeros(self, count: int) -> Sums:

@@ -30,6 +30,39 @@ def load_vector(em: Emitter, t: Tile, pointer: str, mask: str | None) -> str:
     )
 
 
+def load_stored(em: Emitter, t: Tile, stored: str, pointer: str, mask: str | None) -> str:
+    """As `load_vector`, from memory that holds `stored` ("bf16", or "": the tile's dtype)."""
+    if not stored:
+        return load_vector(em, t, pointer, mask)
+    halves = f"<{t.lanes} x i16>"
+    if mask is None:
+        x = em.op(f"load {halves}, ptr {pointer}, align 2", "half")
+    else:
+        x = em.op(
+            f"call {halves} @llvm.masked.load.v{t.lanes}i16.p0(ptr align 2 {pointer}, "
+            f"<{t.lanes} x i1> {mask}, {halves} zeroinitializer)",
+            "half",
+        )
+    words = f"<{t.lanes} x i32>"
+    x = em.op(f"zext {halves} {x} to {words}", "word")
+    x = em.op(f"shl {words} {x}, splat (i32 16)", "word")
+    return em.op(f"bitcast {words} {x} to {t.vector}", "x")
+
+
+def load_element(em: Emitter, t: Tile, stored: str, pointer: str) -> str:
+    """One element of such memory."""
+    if not stored:
+        return em.op(f"load {t.type}, ptr {pointer}, align {t.size}", "x")
+    x = em.op(f"load i16, ptr {pointer}, align 2", "half")
+    x = em.op(f"shl i32 {em.op(f'zext i16 {x} to i32', 'word')}, 16", "word")
+    return em.op(f"bitcast i32 {x} to {t.type}", "x")
+
+
+def stored_type(t: Tile, stored: str) -> str:
+    """The type of an element in memory."""
+    return "i16" if stored else t.type
+
+
 def store_vector(em: Emitter, t: Tile, value: str, pointer: str, mask: str | None) -> None:
     """A vector to element-aligned memory; excluded lanes are not touched."""
     if mask is None:
@@ -68,6 +101,12 @@ def declarations(t: Tile) -> tuple[str, ...]:
         f"declare void @llvm.masked.store.{suffix(t)}.p0({v}, ptr, {m})",
         f"declare void @llvm.masked.scatter.{suffix(t)}.v{t.lanes}p0({v}, <{t.lanes} x ptr>, {m})",
     )
+
+
+def stored_declarations(t: Tile) -> tuple[str, ...]:
+    """Further lines for a module that uses `load_stored` of narrower elements."""
+    halves, mask = f"<{t.lanes} x i16>", f"<{t.lanes} x i1>"
+    return (f"declare {halves} @llvm.masked.load.v{t.lanes}i16.p0(ptr, {mask}, {halves})",)
 
 
 def transpose(em: Emitter, t: Tile, rows: list[str]) -> list[str]:

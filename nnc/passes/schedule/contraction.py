@@ -78,14 +78,14 @@ def _pair(body: Expr, reduced: frozenset[str]) -> Pair | None:
     while isinstance(body, Select) and isinstance(body.b, Const) and body.b.value == 0:
         conditions.append(body.cond)
         body = body.a
-    factors = [(e, _vars(e)) for e in _factors(body)]
-    sets = {v for _, v in factors}
+    parts = [(e, _vars(e)) for e in factors(body)]
+    sets = {v for _, v in parts}
     maximal = [v for v in sets if not any(v < w for w in sets)]
     if len(maximal) != 2:
         return None
-    maximal.sort(key=lambda v: next(i for i, (_, w) in enumerate(factors) if w == v))
+    maximal.sort(key=lambda v: next(i for i, (_, w) in enumerate(parts) if w == v))
     sides: list[Expr | None] = [None, None]
-    for e, v in factors:
+    for e, v in parts:
         side = 0 if v <= maximal[0] else 1
         old = sides[side]
         sides[side] = e if old is None else Op(e.dtype, "mul", (old, e))
@@ -124,7 +124,7 @@ def _guarded(
     return x, y, tuple(masks)
 
 
-def _factors(body: Expr) -> list[Expr]:
+def factors(body: Expr) -> list[Expr]:
     """The factors of a product tree (signs become factors)."""
     out: list[Expr] = []
     stack = [body]
