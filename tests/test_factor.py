@@ -19,6 +19,10 @@ CASES = {
     "innermost": ("y[b, c] = x[b, c] / sqrt(v[c] + 1)", {"sqrt": 1, "div": 2}),
     "outer": ("y[b, c] = x[b, c] * rsqrt(v[c]**2 + 1) * exp(u[b])", {"rsqrt": 1, "exp": 2}),
     "lazy": ("y[b, c] = x[b, c] * sqrt(v[c]) if x[b, c] > 0 else 1", {"sqrt": 2}),
+    "angles": (
+        "y[b, c] = x[b, c] * cos(0.1 * c) if x[b, c] > 0 else v[c]",
+        {"cos": 1},
+    ),
     "product": (
         "z[c, b] = sum[k](a[c, k] * w[k, b])\n    y[b, c] = z[c, b]\n    y = y + x",
         {},
@@ -47,7 +51,7 @@ def ranks(graph: Graph) -> dict[str, int]:
     }
 
 
-@pytest.mark.parametrize("name", ["innermost", "outer", "lazy"])
+@pytest.mark.parametrize("name", ["innermost", "outer", "lazy", "angles"])
 def test_where_they_are_computed(name: str) -> None:
     body, wanted = CASES[name]
     graph = graph_of(body)

@@ -61,11 +61,14 @@ def _costly(node: Compute) -> list[Expr]:
 
 
 def _lazy(body: Expr) -> set[int]:
-    """What is evaluated under a condition only, or under a check."""
+    """What reads memory under a condition only, or under a check."""
     out: set[int] = set()
+    reading: set[int] = set()
     for e in walk(body):
+        if isinstance(e, Load) or any(id(c) in reading for c in children(e)):
+            reading.add(id(e))
         if isinstance(e, Select):
-            out |= {id(x) for x in walk(e.a, e.b)}
+            out |= {id(x) for x in walk(e.a, e.b) if id(x) in reading}
         if isinstance(e, Load):
             out |= {id(x) for x in walk(*children(e))} | ({id(e)} if e.check else set())
     return out
