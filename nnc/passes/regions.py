@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from heapq import heappop, heappush
 
 import numpy as np
 
@@ -38,6 +39,7 @@ from nnc.passes.schedule.contraction import Contraction, contraction
 from nnc.passes.schedule.space import Space, space
 
 DEEP = 512  # the longest sum that makes an element of a strip
+MOST = 64  # nodes that a strip is made of: more are no attention, but the stem of a network
 FEW = 32  # columns: a matrix with fewer is not worth it
 LARGE = 1 << 18  # elements that all blocks of rows would read again
 
@@ -113,6 +115,7 @@ class _Search:
     def __init__(self, graph: Graph, banned: Mapping[Node, str]) -> None:
         self.graph, self.banned = graph, banned
         self.readers = users(graph.roots)
+        self.position: dict[Node, int] = {n: i for i, n in enumerate(self.readers)}
         self.order: list[Compute] = [n for n in self.readers if isinstance(n, Compute)]
         self.roots = set(graph.roots)
         self.written = {w.value for w in graph.writes}
@@ -169,6 +172,38 @@ class _Search:
         return c is not None and len(c.k) == 1
 
 
+class _Front:
+    """Nodes to look at, in topological order, until none that touches a member is left (`near`)."""
+
+    def __init__(self, search: _Search) -> None:
+        self.s, self.at = search, -1
+        self.nodes = list(search.readers)
+        self.queue: list[int] = []
+        self.near: set[int] = set()
+        self.known: set[int] = set()
+
+    def add(self, node: Node, near: bool) -> None:
+        at = self.s.position[node]
+        if at <= self.at:
+            return
+        if at not in self.known:
+            self.known.add(at)
+            heappush(self.queue, at)
+        if near:
+            self.near.add(at)
+
+    def follow(self, node: Node, near: bool) -> None:
+        for user in self.s.readers[node]:
+            self.add(user, near)
+
+    def next(self) -> Node | None:
+        if not self.near:
+            return None
+        self.at = heappop(self.queue)
+        self.near.discard(self.at)
+        return self.nodes[self.at]
+
+
 class _Growth:
     """A region from the contraction over the columns that ends it."""
 
@@ -183,7 +218,7 @@ class _Growth:
             return None
         self.downward()
         self.drop_unrelated()
-        nodes = tuple(n for n in self.s.order if n in self.roles)
+        nodes = self.members()
         self.check(nodes)
         mask = _mask(self, nodes)
         return Region(self.outer, self.row, self.col, nodes, self.roles, self.env, self.sides, mask)
@@ -245,6 +280,8 @@ class _Growth:
                     return False
                 continue
             self.roles[node] = role
+            if len(self.roles) > MOST:
+                return False
             if node in self.sides:
                 continue
             for e in walk(self.s.space(node).body):
@@ -336,10 +373,22 @@ class _Growth:
                 return True
         return False
 
+    def members(self) -> tuple[Compute, ...]:
+        """The nodes of the region, operands first."""
+        nodes = sorted(self.roles, key=self.s.position.__getitem__)
+        return tuple(n for n in nodes if isinstance(n, Compute))
+
     def downward(self) -> None:
-        """Whatever else can be computed from strips and rows at once, in topological order."""
+        """Whatever else can be computed from strips and rows at once, in topological order.
+
+        What depends on nodes outside is followed as long as it may still meet a member.
+        """
         outside: set[Node] = set()  # nodes that need a member, but are none
-        for node in self.s.readers:
+        front = _Front(self.s)
+        for n in self.roles:
+            front.add(n, near=True)
+            front.follow(n, near=True)
+        while (node := front.next()) is not None:
             ops = operands(node)
             apart = any(o in outside for o in ops)
             if node in self.roles:
@@ -349,8 +398,12 @@ class _Growth:
             needs = [o for o in ops if o in self.roles]
             if not needs and not apart:
                 continue
+            count = len(self.roles)
             if apart or not self.joins(node, outside):
                 outside.add(node)
+                front.follow(node, near=False)
+            for n in list(self.roles)[count:]:
+                front.follow(n, near=True)
 
     def joins(self, node: Node, outside: set[Node]) -> bool:
         if not isinstance(node, Compute) or node in self.s.taken or node in self.s.banned:
@@ -413,12 +466,11 @@ class _Growth:
     def drop_unrelated(self) -> None:
         """Rows that need no strip are computed outside; nothing is made that nobody reads."""
         related: set[Node] = set()
-        for n in self.s.order:
-            if n in self.roles:
-                strips = self.roles[n] == "strip"
-                if strips or any(o in related for o in operands(n)):
-                    related.add(n)
-        for n in reversed(self.s.order):
+        for n in self.members():
+            strips = self.roles[n] == "strip"
+            if strips or any(o in related for o in operands(n)):
+                related.add(n)
+        for n in reversed(self.members()):
             if n in related and self.roles[n] == "strip" and not related & set(self.s.readers[n]):
                 related.remove(n)
         for lost in [n for n in self.roles if n not in related]:

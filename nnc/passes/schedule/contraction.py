@@ -38,6 +38,13 @@ class Contraction:
 
 def contraction(s: Space) -> Contraction | None:
     """The contraction that a space computes, or None."""
+    if "_contraction" not in s.__dict__:
+        s.__dict__["_contraction"] = _contraction(s)
+    found: Contraction | None = s.__dict__["_contraction"]
+    return found
+
+
+def _contraction(s: Space) -> Contraction | None:
     if s.op != "sum" or s.body.dtype not in DTYPES or not s.axes:
         return None
     pair = _pair(s.body, frozenset(a.var for a in s.raxes))

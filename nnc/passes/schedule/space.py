@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from nnc.ir.bounds import axis_ranges, demands, loop_facts, prove, simplify_dim
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, rewrite, walk
+from nnc.ir.form import Result
 from nnc.ir.graph import Axis, Compute, Update
 from nnc.lang.dims import (
     ONE,
@@ -43,8 +45,12 @@ class Space:
         more = () if self.guard is None else (self.guard,)
         return (self.body, *self.index, *more)
 
-    def homes(self) -> dict[str, int]:
+    def homes(self) -> Mapping[str, int]:
         """For each axis variable that is, bare, a component of the index: which one."""
+        return self._homes
+
+    @cached_property
+    def _homes(self) -> Mapping[str, int]:
         return {
             e.dim.name: d
             for d, e in enumerate(self.index)
@@ -53,7 +59,36 @@ class Space:
 
 
 def space(node: Compute | Update, facts: Facts) -> Space:
-    """The loops of a node."""
+    """The loops of a node: found once for all nodes of one form."""
+    old: tuple[Facts, Space] | None = node.__dict__.get("_space")
+    if old is not None and old[0] is facts:
+        return old[1]
+    of = node.formed
+    raxes, op = (node.raxes, node.op) if isinstance(node, Compute) else ((), "")
+    key = ("space", node.axes, raxes, op, isinstance(node, Update), facts, of.telling)
+    found = of.form.memo.get(key)
+    if not isinstance(found, _Made):
+        made = _space(node, facts)
+        found = _Made(made.axes, made.raxes, made.op, Result.over(made.exprs, of))
+        of.form.memo[key] = found
+    body, *rest = found.exprs.at(of)[0]
+    guard = rest.pop() if isinstance(node, Update) and node.guard is not None else None
+    made = Space(found.axes, found.raxes, found.op, tuple(rest), body, guard)
+    node.__dict__["_space"] = (facts, made)
+    return made
+
+
+@dataclass(frozen=True)
+class _Made:
+    """The space of a form; `exprs`: those of `Space.exprs`."""
+
+    axes: tuple[Axis, ...]
+    raxes: tuple[Axis, ...]
+    op: str
+    exprs: Result
+
+
+def _space(node: Compute | Update, facts: Facts) -> Space:
     if isinstance(node, Update):
         raw = Space(node.axes, (), "", node.target, node.value, node.guard)
     else:
