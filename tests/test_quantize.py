@@ -9,6 +9,7 @@ import pytest
 
 import nnc
 from nnc import compiler
+from nnc.cli import main
 from nnc.passes.stored import held, stored_as, weights
 from nnc.quantization import to_bf16
 from tests.endtoend import built
@@ -137,3 +138,15 @@ def test_only_factors_that_are_read_by_element() -> None:
         x, n = (a.astype(np.float64) for a in arrays[4:])
         np.testing.assert_allclose(out[6], x @ w.T, atol=1e-4)
         np.testing.assert_allclose(out[7], n @ v, atol=1e-4)
+
+
+def test_command(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nnc.load(path).Net.init(seed=2).save(tmp_path / "w.safetensors")
+    np.savez(tmp_path / "x.npz", **data(3))
+    files = ["--weights", str(tmp_path / "w.safetensors"), "--data", str(tmp_path / "x.npz")]
+    out = tmp_path / "out"
+    assert main(["quantize", str(path), "logits", *files, "-o", str(out)]) == 0
+    assert "differs by" in capsys.readouterr().out
+    assert (out / "net.bf16.json").exists() and (out / "net.bf16.safetensors").exists()
+    assert main(["quantize", str(path), "logit", *files, "-o", str(out)]) == 2
+    assert "did you mean" in capsys.readouterr().err

@@ -79,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     _plan(commands)
     _golden(commands)
     _profile(commands)
+    _quantize(commands)
     _fmt(commands)
     return parser
 
@@ -303,6 +304,29 @@ def _golden(commands: Commands) -> None:
     )
     _model(parser)
     parser.add_argument("--update", action="store_true", help="record, and print what changed")
+
+
+def _quantize(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "quantize",
+        "store a module's weights in fewer bits, and say what that costs in accuracy",
+        "nnc quantize model.nn predict --weights net.safetensors --data x.npz --to bf16\n\n"
+        "writes DIR/<model>.<format>.json (for nnc.load), .a, .so, .h and .safetensors;\n"
+        "docs/quantize.md tells more.",
+    )
+    _model(parser)
+    parser.add_argument("function", metavar="FUNC", nargs="?", help="the export that data are for")
+    parser.add_argument("--weights", metavar="FILE", required=True, help="a safetensors file")
+    parser.add_argument("--to", choices=("bf16",), default="bf16")
+    parser.add_argument(
+        "--data",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="an .npz file with the arguments of a call of FUNC by name",
+    )
+    parser.add_argument("-o", dest="out", metavar="DIR", type=Path, default=Path())
 
 
 def _profile(commands: Commands) -> None:

@@ -47,6 +47,10 @@ def run(args: argparse.Namespace) -> int:
             from nnc.cli.profile import profile
 
             return profile(args)
+        case "quantize":
+            from nnc.cli.quantize import quantize
+
+            return quantize(args)
         case "plan":
             from nnc.cli.plan import plan
 
