@@ -11,7 +11,7 @@ from nnc.budget import Budget as Budget
 from nnc.compiler import Checked, Compiled, Scheduled
 from nnc.diagnostics import Source
 from nnc.errors import ArgumentError, LoadError
-from nnc.nantrap import Trap
+from nnc.nantrap.trap import Trap
 from nnc.runtime.cache import fetch
 from nnc.runtime.model import Model
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from nnc.ir.expr import Idx, Load
@@ -22,11 +22,11 @@ class Sight:
     shown: Node
 
 
-Look = Callable[[Node, Node], Node | None]  # (as it was, rebuilt) -> what is shown of it
+Look = Callable[[Node, Node], Sequence[Node]]  # (as it was, rebuilt) -> what is shown of it
 
 
 def observed(graph: Graph, look: Look) -> tuple[Graph, list[Sight]]:
-    """The graph with a further result for every node of which `look` shows something.
+    """The graph with further results for every node of which `look` shows something.
 
     Sights are in the order of execution. Nothing inside a `while` without a limit is seen.
     """
@@ -45,9 +45,7 @@ def _scope(order: Iterable[Node], new: dict[Node, Node], look: Look) -> list[Sig
             out += _loop(node, new, look)
             continue
         new[node] = replace_operands(node, new.__getitem__)
-        shown = look(node, new[node])
-        if shown is not None:
-            out.append(Sight(node, (), shown))
+        out += [Sight(node, (), shown) for shown in look(node, new[node])]
     return out
 
 
@@ -56,10 +54,8 @@ def _loop(loop: Loop, new: dict[Node, Node], look: Look) -> list[Sight]:
     inside: list[Sight] = []
     for carry in loop.carries:
         new[carry] = carry
-        shown = None if hidden else look(carry, carry)
-        if shown is not None:
-            inside.append(Sight(carry, (), shown))
-    inside += _scope(loop.body, new, (lambda _, __: None) if hidden else look)
+        inside += [] if hidden else [Sight(carry, (), s) for s in look(carry, carry)]
+    inside += _scope(loop.body, new, (lambda _, __: ()) if hidden else look)
     made = replace(
         loop,
         init=tuple(new[i] for i in loop.init),
