@@ -82,6 +82,8 @@ def test_torch_tensors_are_read_and_written_in_place(m: Model) -> None:
     assert y.tolist() == [1, 3, 5, 7]
     with pytest.raises(nnc.ArgumentError, match=r"\.detach\(\)"):
         m.scale(torch.ones(3, requires_grad=True), 1)
+    with pytest.raises(nnc.DtypeError, match=r"help: x\.to\(torch\.float32\)$"):
+        m.scale(torch.ones(3, dtype=torch.float64), 1)
 
 
 def test_read_only_inputs_are_fine(m: Model) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import sys
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def tensor_argument(function: str, arg: ArgSig, value: Any) -> Array:
     assert arg.type is not None, arg
     array = value if type(value) is np.ndarray else _to_array(function, arg, value)
     if array.dtype != numpy_dtype(arg.type.dtype):
-        raise DtypeError(_wrong_dtype(function, arg, array))
+        raise DtypeError(_wrong_dtype(function, arg, array, value))
     flags = array.flags
     if flags.c_contiguous and flags.aligned and (flags.writeable or not arg.inout):
         return array
@@ -124,10 +125,25 @@ def _from_dlpack(function: str, arg: ArgSig, value: Any) -> Array:
     try:
         return np.from_dlpack(value)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        bits = _bf16_tensor(value)
+        if bits is not None:
+            return bits
         raise ArgumentError(
             f"{function}: {arg.name} ({_described(value)}) cannot be read as a CPU array: {error}\n"
             f"  help: for a torch tensor {arg.name}.detach().cpu() (a sparse one: .to_dense())"
         ) from None
+
+
+def _bf16_tensor(value: Any) -> Array | None:
+    """A tensor of bf16 by its bits: NumPy itself knows no such numbers."""
+    package = sys.modules.get(type(value).__module__.partition(".")[0])
+    named = str(getattr(value, "dtype", "")).rpartition(".")[2]
+    if named != "bfloat16" or getattr(value, "requires_grad", False):
+        return None
+    try:
+        return np.from_dlpack(value.view(package.uint16)).view(numpy_dtype("bf16"))  # type: ignore[union-attr]
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
+        return None
 
 
 def _described(value: Any) -> str:
@@ -141,7 +157,7 @@ def _described(value: Any) -> str:
     )
 
 
-def _wrong_dtype(function: str, arg: ArgSig, array: Array) -> str:
+def _wrong_dtype(function: str, arg: ArgSig, array: Array, given: Any) -> str:
     assert arg.type is not None, arg
     wanted = numpy_dtype(arg.type.dtype)
     what = (
@@ -151,7 +167,7 @@ def _wrong_dtype(function: str, arg: ArgSig, array: Array) -> str:
     )
     lines = [f"{function}: {arg.name} is {arg.type.dtype}, the given array is {what}"]
     lines.append(f"  {arg.name}: {arg.text or arg.type}" + (f" ({arg.place})" if arg.place else ""))
-    cure = cast_help(arg.name, array, arg.type.dtype)
+    cure = cast_help(arg.name, array, arg.type.dtype, given)
     if cure:
         lines.append(f"  help: {cure}")
     return "\n".join(lines)

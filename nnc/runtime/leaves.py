@@ -139,7 +139,7 @@ def _fitting(key: str, dtype: DType, array: Array, value: Any) -> Any:
         return tensor_argument("assignment", ArgSig(key, "tensor", TensorType(dtype)), value)
     given = np.asarray(value)
     if given.dtype != array.dtype:
-        cure = cast_help("value", given, dtype)
+        cure = cast_help("value", given, dtype, value)
         text = f"{key} is {dtype}, the given array is {given.dtype}"
         raise DtypeError(text + (f"\n  help: {cure}" if cure else ""))
     if given.shape != array.shape:

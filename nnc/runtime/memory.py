@@ -38,10 +38,16 @@ def numpy_name(dtype: DType) -> str:
     return "np.bool_" if dtype == "bool" else f"np.{numpy_dtype(dtype).name}"
 
 
-def cast_help(name: str, array: Array, dtype: DType) -> str:
-    """The expression that makes `name` an array of the dtype; "" when there is no plain one."""
-    if array.dtype.kind not in "fiub":
+def cast_help(name: str, array: Array, dtype: DType, given: object = None) -> str:
+    """The expression that makes `name` an array of the dtype; "" when there is no plain one.
+
+    `given`: what the user has given and `array` was read from, perhaps no array of NumPy.
+    """
+    if array.dtype.kind not in "fiub" and array.dtype != numpy_dtype("bf16"):
         return ""
+    if not hasattr(given, "astype") and callable(getattr(given, "to", None)):
+        package = type(given).__module__.partition(".")[0]  # a tensor: `x.to(torch.float32)`
+        return f"{name}.to({package}.{'bfloat16' if dtype == 'bf16' else numpy_dtype(dtype).name})"
     if dtype == "bf16" and numpy_dtype(dtype) == np.uint16:
         bits = f"({name}.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)"
         return f"{bits}: bf16 as its bits; with ml_dtypes {name}.astype(ml_dtypes.bfloat16)"
