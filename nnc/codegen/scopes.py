@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from nnc.codegen import flow
+from nnc.codegen import flow, quotient
 from nnc.codegen.emit import Emitter
-from nnc.codegen.registers import REGISTER, splat
+from nnc.codegen.registers import REGISTER, literal, splat
 from nnc.codegen.scalars import Scalars
 from nnc.codegen.target import Target
 from nnc.lang.dims import ZERO, Dim, Facts, Range
@@ -200,9 +200,36 @@ class Scopes:
     def compute(self, fn: str, dtype: DType, source: DType, values: Sequence[Value]) -> Value:
         """A scalar function of the table on values, where they are known."""
         lanes, depth, reads = self.join(*values)
+        if fn == "div" and dtype in ("f32", "f64") and lanes > 1 == values[1].lanes:
+            return self.divided(dtype, values[0], values[1])
         texts = [self.spread(v, lanes) for v in values]
         with self.at(depth):
             text = self.ops.apply(fn, dtype, source, texts, lanes)
+        return Value(text, dtype, lanes, depth, reads)
+
+    def divided(self, dtype: DType, x: Value, c: Value) -> Value:
+        """A vector divided by one number."""
+        lanes, depth, reads = self.join(x, c)
+        exact = quotient.power_of_two(c.text)
+        if not self.target.fma or exact is not None:
+            fn = "div" if exact is None else "mul"
+            by = c if exact is None else Value(literal(dtype, exact), dtype)
+            with self.at(depth):
+                texts = [self.spread(v, lanes) for v in (x, by)]
+                text = self.ops.apply(fn, dtype, dtype, texts, lanes)
+            return Value(text, dtype, lanes, depth, reads)
+        key = ("divisor", dtype, c.text)
+        found = self.find(key)
+        if found is None:
+            with self.at(c.depth):
+                r, ok = quotient.divisor(self.em, dtype, c.text)
+            found = self.keep(key, Value(f"{r} {ok}", dtype, 1, c.depth, c.reads))
+        r, ok = found.text.split()
+        number, inverse = (
+            self.spread(Value(t, dtype, 1, c.depth, c.reads), lanes) for t in (c.text, r)
+        )
+        with self.at(depth):
+            text = quotient.quotient(self.ops, dtype, x.text, (number, inverse, ok), lanes)
         return Value(text, dtype, lanes, depth, reads)
 
     def i64(self, fn: str, a: Value, b: Value) -> Value:

@@ -16,7 +16,7 @@ from nnc.ir.loop import Buffer, Contract, For, Let, Part, Reduce, Stmt, Store
 from nnc.lang.dims import ONE, ZERO, Dim, dim_max, dim_min, prove_nonneg
 from nnc.lang.types import DType, TensorType
 from nnc.passes.fuse import Fused, Group
-from nnc.passes.regions import Region
+from nnc.passes.regions import Divisor, Region
 from nnc.passes.schedule.merge import Stmts
 from nnc.passes.schedule.nest import row_lane
 from nnc.passes.schedule.space import Space
@@ -199,7 +199,7 @@ class RegionLoops:
                 part = Part(at.col.var, self.start, self.r.col.extent)
                 return [Contract(name, (), (at.row,), (at.col,), rest, a, b, body, span, part)]
             case "value":
-                body = (self.stored(first.node, value),)
+                body = self.finished(first.node, value)
                 part = Part(at.col.var, self.start, self.r.col.extent)
                 return [Contract(name, (), (at.row,), rest, (at.col,), a, b, body, span, part)]
         body = (self.stored(first.node, value, add=True),)
@@ -219,6 +219,33 @@ class RegionLoops:
             self.enter(item, at)
             out.append(self.hold(item, self.convert(item.node, item.expr)))
         return (*out, *(self.keep(x, at) for x in items if x.key in later))
+
+    def finished(self, node: Compute, value: Var) -> Stmts:
+        """Element-wise functions of a value, and what of them is stored."""
+        out: list[Stmt] = []
+        self.local_values[node] = value
+        divisor = self.r.sides[node].divisor
+        if divisor is not None:
+            out.append(self.divided(node, value, divisor))
+        rest = [n for n in self.r.nodes if self.r.values.get(n) is node]
+        for n in rest:
+            own = self.r.env[n]
+            self.env[n] = {v: self.env[node][w] for v, w in own.items()}
+            body = self.convert(n, self.fused.spaces[n].body)
+            name = self.value_name(n)
+            self.local_values[n] = Var(body.dtype, name)
+            out.append(Let(name, body))
+        stored = (n for n in (node, *rest) if n in self.storage.places)
+        return (*out, *(self.stored(n, self.local_values[n]) for n in stored))
+
+    def divided(self, node: Compute, value: Var, divisor: Divisor) -> Let:
+        own = self.r.env[node].items()
+        frame = {w: self.env[node][v] for v, w in own}
+        self.env[divisor.of] = {v: frame.get(w, ZERO) for v, w in self.r.env[divisor.of].items()}
+        by = self.convert(divisor.of, divisor.by)
+        name = self.value_name(node)
+        self.local_values[node] = Var(value.dtype, name)
+        return Let(name, Op(value.dtype, "div", (value, by)))
 
     def hold(self, item: Item, value: Expr) -> Let:
         name = self.value_name(item.node)
@@ -350,26 +377,39 @@ def _plus(x: Var, d: Dim) -> Expr:
 
 def _items(r: Region, spaces: Mapping[Node, Space]) -> list[Item]:
     out: list[Item] = []
+    undone = {s.divisor.of for s in r.sides.values() if s.divisor is not None}
     for node in r.nodes:
         role, side = r.roles[node], r.sides.get(node)
+        if role == "after" or node in undone:
+            continue
         if side is None:
             body = spaces[node].body
             out.append(Item(node, node, role, body, _members(r, body)))
         elif role == "strip":
             out.append(Item(node, node, "tile", side.strip, _members(r, side.strip, side.other)))
         elif isinstance(side.strip, Load):
-            out.append(Item(node, node, role, side.strip, _members(r, side.strip)))
+            needs = _members(r, side.strip, *_after(r, node, spaces))
+            out.append(Item(node, node, role, side.strip, needs))
         else:
             key = Operand(node)
             out.append(Item(key, node, "strip", side.strip, _members(r, side.strip)))
             load = Load(side.strip.dtype, key, ())  # type: ignore[arg-type]
-            out.append(Item(node, node, role, load, (key,)))
+            rows = _members(r, *_after(r, node, spaces))
+            out.append(Item(node, node, role, load, (key, *rows)))
     return out
 
 
+def _after(r: Region, value: Node, spaces: Mapping[Node, Space]) -> list[Expr]:
+    divisor = r.sides[value].divisor
+    late = [] if divisor is None else [divisor.by]
+    return late + [spaces[n].body for n in r.nodes if r.values.get(n) is value]
+
+
 def _members(r: Region, *exprs: Expr) -> tuple[Key, ...]:
+    """Strips and rows that are read."""
     found = (e.tensor for e in walk(*exprs) if isinstance(e, Load))
-    return tuple(dict.fromkeys(t for t in found if t in r.roles))  # type: ignore[misc]
+    known = (t for t in found if r.roles.get(t) in ("strip", "row"))  # type: ignore[call-overload]
+    return tuple(dict.fromkeys(known))  # type: ignore[arg-type]
 
 
 def _stages(items: Sequence[Item]) -> Iterator[Stage]:

@@ -20,7 +20,7 @@ from heapq import heappop, heappush
 import numpy as np
 
 from nnc.ir.bounds import condition_facts
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, walk
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, children, walk
 from nnc.ir.graph import (
     Axis,
     Compute,
@@ -52,13 +52,23 @@ class Side:
     other: Expr
     rest: tuple[Axis, ...]  # kept axes of the other factor only
     masks: tuple[Expr, ...] = ()
+    divisor: Divisor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Divisor:
+    """What a value is divided by at the end, in place of every element of a strip `of` it."""
+
+    of: Node
+    by: Expr  # in the variables of that strip
 
 
 @dataclass(frozen=True, eq=False)
 class Region:
     """Nodes (operands first) with their roles.
 
-    `strip`: a matrix; `row`: one value for each row; `value`, `column`: contractions of strips.
+    `strip`: a matrix; `row`: one value for each row; `value`, `column`: contractions of strips;
+    `after`: an element-wise function of a value.
     `env`: the variables of members that are `outer`, `row` and `col`, by the names they have here.
     `mask`: dims of `row`, `col` and sizes that are >= 0 at all columns that count.
     """
@@ -70,6 +80,7 @@ class Region:
     roles: Mapping[Node, str]
     env: Mapping[Node, Mapping[str, str]]
     sides: Mapping[Node, Side]
+    values: Mapping[Node, Node]  # of each `after`; its `env` has the variables of that value
     mask: tuple[Dim, ...]
 
     @property
@@ -100,10 +111,12 @@ def find_regions(graph: Graph) -> Found:
         if not first.open:
             return Found(graph, tuple(first.regions), banned | first.refused)
         again = _with_copies(graph, first)
-        second = _Search(again.graph, banned).run()
+        still = {n: banned[o] for n, o in again.old.items() if o in banned}
+        second = _Search(again.graph, still).run()
         failed = _failed(first, second, again)
         if not failed:
-            return Found(again.graph, tuple(second.regions), banned | second.refused)
+            return Found(again.graph, tuple(second.regions), still | second.refused)
+        assert not failed.keys() <= banned.keys(), failed
         banned |= failed
 
 
@@ -212,6 +225,7 @@ class _Growth:
         self.env: dict[Node, dict[str, str]] = {}
         self.roles: dict[Node, str] = {}
         self.sides: dict[Node, Side] = {}
+        self.values: dict[Node, Node] = {}
 
     def run(self) -> Region | None:
         if not self.frame() or not self.upward():
@@ -221,7 +235,11 @@ class _Growth:
         nodes = self.members()
         self.check(nodes)
         mask = _mask(self, nodes)
-        return Region(self.outer, self.row, self.col, nodes, self.roles, self.env, self.sides, mask)
+        late = {n: _late_division(self, n) for n in nodes if self.roles[n] == "value"}
+        self.sides |= {n: side for n, side in late.items() if side is not None}
+        env, sides, values = self.env, self.sides, self.values
+        frame = self.outer, self.row, self.col
+        return Region(*frame, nodes, self.roles, env, sides, values, mask)
 
     # ---- the strip before the end -------------------------------------------------------------
 
@@ -410,11 +428,13 @@ class _Growth:
             return False
         s = self.s.space(node)
         env: dict[str, str] = {}
+        if any(self.roles.get(o) in ("value", "after") for o in operands(node)):
+            return self.joins_after(node, s)
         for e in _loads(s.body):
-            if e.tensor not in self.roles or self.roles[e.tensor] in ("value", "column"):
-                if e.tensor in self.roles:
-                    return False
+            if e.tensor not in self.roles:
                 continue
+            if self.roles[e.tensor] == "column":
+                return False
             found = self.from_load(e, s)
             if found is None or any(env.get(k, v) != v for k, v in found.items()):
                 return False
@@ -448,6 +468,36 @@ class _Growth:
                     self.roles[t], self.env[t] = self.role(t, env) or "", env
                     stack.append(t)
 
+    def joins_after(self, node: Compute, s: Space) -> bool:
+        """Element-wise over exactly the axes of one value, perhaps with rows."""
+        loads = _loads(s.body)
+        if s.raxes or node in self.s.written or any(e.check or e.other for e in loads):
+            return False
+        env: dict[str, str] = {}
+        of: set[Node] = set()
+        for e in loads:
+            t: Node = e.tensor  # type: ignore[assignment]
+            role = self.roles.get(t)
+            if role in ("strip", "column"):
+                return False
+            if role in ("value", "after"):
+                found = self.from_load(e, s)
+                if found is None or any(env.get(k, v) != v for k, v in found.items()):
+                    return False
+                env |= found
+                of.add(self.values.get(t, t))
+        if len(of) != 1 or env.keys() != {a.var for a in s.axes}:
+            return False
+        value = of.pop()
+        own = self.env[value]
+        for e in loads:
+            if self.roles.get(e.tensor) == "row":  # type: ignore[call-overload]
+                found = self.from_load(e, s)
+                if found is None or any(own.get(env[k]) != v for k, v in found.items()):
+                    return False
+        self.roles[node], self.env[node], self.values[node] = "after", env, value
+        return True
+
     def from_load(self, e: Load, s: Space) -> dict[str, str] | None:
         """The variables of a reader, from where it reads a member."""
         if e.other is not None or e.check is not None:
@@ -455,12 +505,14 @@ class _Growth:
         t: Compute = e.tensor  # type: ignore[assignment]
         member = self.s.space(t)
         homes, known = member.homes(), {a.var: a.extent for a in (*s.axes, *s.raxes)}
+        role = self.roles[t]
+        own = {a.var: a.var for a in member.axes} if role == "value" else self.env[t]
         out: dict[str, str] = {}
         for a in member.axes:
             name = _name(e.index[homes[a.var]]) if a.var in homes else None
             if name is None or known.get(name) != a.extent or name in out:
                 return None
-            out[name] = self.env[t][a.var]
+            out[name] = own[a.var]
         return out
 
     def drop_unrelated(self) -> None:
@@ -627,6 +679,58 @@ def _applied(fn: str, args: Sequence[float | None]) -> float | None:
         case "add" | "sub" if given and math.isinf(given[0]):
             return -given[0] if fn == "sub" and args[0] is None else given[0]
     return None
+
+
+# ---- division at the end ------------------------------------------------------------------------
+
+
+def _late_division(g: _Growth, value: Compute) -> Side | None:
+    """`sum[j](e[i, j] / l[i] * v[j])` is `sum[j](e[i, j] * v[j]) / l[i]`, where e is at most 1:
+    then nothing overflows that did not before. None: nothing to move.
+    """
+    side = g.sides[value]
+    strip = side.strip.tensor if isinstance(side.strip, Load) else None
+    if not isinstance(strip, Compute) or g.s.readers[strip] != [value] or strip in g.sides:
+        return None
+    if strip in g.s.roots or g.roles.get(strip) != "strip":
+        return None
+    match g.s.space(strip).body:
+        case Op(fn="div", args=(Load(tensor=Compute() as e) as x, Load(tensor=l) as by)):
+            if g.roles.get(l) == "row" and g.roles.get(e) == "strip" and _at_most_one(g, e):  # type: ignore[call-overload]
+                return replace(side, strip=x, divisor=Divisor(strip, by))
+    return None
+
+
+def _at_most_one(g: _Growth, e: Compute) -> bool:
+    """Whether a strip is `exp(x - max over the columns of x)`."""
+    match g.s.space(e).body:
+        case Op(fn="exp", args=(Op(fn="sub", args=(x, Load(tensor=Compute() as m))),)):
+            top = g.s.space(m)
+            same = g.roles.get(m) == "row" and top.op == "max"
+            return same and _form(x, g.env[e]) == _form(top.body, g.env[m])
+    return False
+
+
+def _form(root: Expr, env: Mapping[str, str]) -> tuple[object, ...]:
+    """Equal for equal expressions: their parts by number, in order."""
+    names = {v: Dim.of(w) for v, w in env.items()}
+    known: dict[object, int] = {}
+    number: dict[int, int] = {}
+    for e in walk(root):
+        parts = tuple(number[id(c)] for c in children(e))
+        match e:
+            case Const(dtype=dtype, value=value):
+                own: object = (dtype, repr(value))
+            case Idx(dim=d):
+                own = d.subst(names)
+            case Load(tensor=t, other=other, check=check):
+                own = (t, other is None, check is None)
+            case Op(dtype=dtype, fn=fn):
+                own = (dtype, fn)
+            case _:
+                own = ()
+        number[id(e)] = known.setdefault((type(e), own, parts), len(known))
+    return (*known,)
 
 
 # ---- strips that are computed again -------------------------------------------------------------

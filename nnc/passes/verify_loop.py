@@ -362,9 +362,13 @@ class _Checker:
         facts = loop_facts(scope.axes, self.facts)
         extents = {a.var: a.extent for a in scope.axes}
         found: set[str] = set()
+        order = {a.var: n for n, a in enumerate(scope.axes)}
         for i in index:
             if isinstance(i, Idx):
                 used = sorted(i.dim.names & extents.keys())
+                # A serial loop stands still while the loops inside of it run.
+                first = min((order[v] for v in used if v in scope.shared), default=0)
+                used = [v for v in used if v in scope.shared or order[v] > first]
                 if _separate(i.dim, used, extents, facts):
                     found |= set(used)
         shared = {v for v in scope.shared if v in ranges and extents[v].const != 1}
