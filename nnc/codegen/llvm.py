@@ -25,7 +25,15 @@ from nnc.codegen.memory import flat
 from nnc.codegen.regions import Regions
 from nnc.codegen.registers import MEMORY, literal, round_bf16
 from nnc.codegen.scopes import FRAME, Value
-from nnc.codegen.spmd import Launch, Spmd, all_small, constant_name, enclosing, total_work
+from nnc.codegen.spmd import (
+    Launch,
+    Spmd,
+    all_small,
+    attributes,
+    constant_name,
+    enclosing,
+    total_work,
+)
 from nnc.codegen.target import Target
 from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Idx
@@ -397,7 +405,8 @@ class _Emission:
         failed = em.op(f"icmp ne i64 {found}, 0", "failed")
         result = em.op(f"zext i1 {failed} to i32", "result")
         return (
-            f"define {linkage}i32 @{self.symbol}(ptr %ctx, ptr %dims, ptr %args) nounwind {{\n"
+            f"define {linkage}i32 @{self.symbol}(ptr %ctx, ptr %dims, ptr %args) "
+            f"{attributes(len(self.program.kernels))} {{\n"
             f"entry:\n{s.body()}\n  ret i32 {result}\n}}\n"
         )
 

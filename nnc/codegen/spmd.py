@@ -20,6 +20,7 @@ from nnc.ir.loop import Buffer, Commit, Kernel, Repeat, Step
 from nnc.lang.dims import ONE, ZERO, Dim
 
 _SMALL = 1 << 15  # scalar operations: kernels of fewer are serial
+_MANY = 32  # kernels: more are launched by code that LLVM does not optimise
 _SMALL_TURN = 1 << 18  # and all turns of a loop of so few: every turn would need barriers
 
 
@@ -47,7 +48,8 @@ class Spmd:
     def emit(self, steps: tuple[Step, ...]) -> str:
         self.steps(steps)
         return (
-            f"define internal void @{self.symbol}.spmd(ptr %frame, i32 %tid, i32 %nt) nounwind {{\n"
+            f"define internal void @{self.symbol}.spmd(ptr %frame, i32 %tid, i32 %nt) "
+            f"{attributes(len(self.launches))} {{\n"
             f"entry:\n{self.own()}{self.s.body()}\n  ret void\n}}\n"
         )
 
@@ -235,6 +237,12 @@ class Spmd:
         em, place = self.em, self.place(b)
         byte = em.op(f"load i8, ptr {place}", "cond")
         return em.op(f"icmp ne i8 {byte}, 0", "more")
+
+
+def attributes(kernels: int) -> str:
+    """Of the functions around so many kernels: where they are many, their own time does not count,
+    but that of compiling them does."""
+    return "nounwind" if kernels <= _MANY else "nounwind optnone noinline"
 
 
 def constant_name(symbol: str, b: Buffer) -> str:
