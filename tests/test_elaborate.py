@@ -1145,3 +1145,37 @@ def test_sizes_that_may_be_negative_are_checked_at_entry() -> None:
 def test_divisors_are_checked_at_entry() -> None:
     text = "export def f(x: f32[B], n: dim) -> f32[B]:\n    y[b:B] = x[b // n]\n    return y\n"
     assert "n >= 1" in entry_checks(text.replace("x[b // n]", "x[b] * (B // n)"))
+
+
+def test_any_expression_can_be_read_at_indices() -> None:
+    text = """
+    module Lin(I, O):
+        param w: real[O, I] = 1
+        def forward(x: real[B, I]) -> real[B, O]:
+            y[n, o] = sum[i](x[n, i] * w[o, i])
+            return y
+        def twice(x: real[B, I]) -> real[B, O] = 2 * forward(x)
+    module A(D):
+        q = Lin(D, D)
+        l = [Lin(D, D) for i in 2]
+        def forward(x: real[B, D]) -> real[D, B]:
+            y[e, b] = q(x)[b, e] + l[0](x)[b, e] + q.twice(x)[b, e]
+            z[e, b] = (x + 1)[b, e] - (-x)[b, e]
+            return y + z
+    export def f(net: A(2), x: f32[B, 2]) -> f32[2, B] = net(x)
+    """
+    x = np.array([[1.0, 2.0], [3.0, 4.0], [0.5, 0.25]])
+    weights = {"net_q_w": np.eye(2), "net_l_0_w": np.eye(2), "net_l_1_w": np.eye(2)}
+    assert np.allclose(run(text, x=x, **weights).results[0], 6 * x.T + 1)
+
+
+def test_half_of_an_assertedly_even_size() -> None:
+    checked("""
+    def turned(x: real[B, 2*K]) -> real[B, 2*K] = concat(-x[:, K:], x[:, :K], over=1)
+    module A(D, H, K=D/H):
+        assert K % 2 == 0
+        param w: real[K] = 1
+        def forward(x: real[B, K]) -> real[B, K]:
+            return turned(x) * w + concat(x[:, K/2:], x[:, :K/2], over=1)
+    export def f(net: A(8, 2), x: f32[B, 4]) -> f32[B, 4] = net(x)
+    """)

@@ -353,6 +353,11 @@ def _key(mono: Mono) -> tuple[int, str]:
 def make(terms: Terms) -> Dim:
     """The normal form of a sum of monomials."""
     kept = [(m, c) for m, c in terms.items() if c]
+    for mono, c in kept:
+        whole = _whole_part(mono, c)
+        if whole is not None:
+            rest, part = whole
+            return make({**terms, mono: rest}) + part
     if len(kept) > 1:
         kept.sort(key=lambda t: _key(t[0]))
     return Dim(tuple(kept))
@@ -377,6 +382,20 @@ def _times(a: Mono, b: Mono) -> tuple[Mono, Dim | None]:
                     powers[x] -= n
                 return _sorted(powers), atom.a
     return _sorted(powers), None
+
+
+def _whole_part(mono: Mono, c: int) -> tuple[int, Dim] | None:
+    """Takes whole multiples out of `c * div(p, 2)`, so that `K - K/2` is `K/2` and `2*(K/2)` is K.
+
+    (what remains of c, the rest as a Dim); None when there is nothing to take.
+    """
+    for atom, _ in mono:
+        if isinstance(atom, Func) and atom.kind == "div" and len(atom.b.terms) == 1:
+            divisor, n = atom.b.terms[0]
+            others = _mono_div(mono, ((atom, 1), *divisor))
+            if n > 1 and others is not None and c // n:
+                return c % n, make({others: c // n}) * atom.a
+    return None
 
 
 def _sorted(powers: dict[Atom, int]) -> Mono:

@@ -8,6 +8,7 @@ from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned
+from nnc.lang.elaborate.names import lookup
 from nnc.lang.elaborate.values import Tensor, Value, WeakTensor
 from nnc.lang.elaborate.walks import syntax
 
@@ -34,7 +35,7 @@ def base_shape(cx: Context, base: ast.Expr) -> tuple[Dim, ...] | None:
             shape = base_shape(cx, inner)
             simple = all(isinstance(i, ast.Name | ast.Num | ast.Binary) for i in items)
             return None if shape is None or not simple else shape[len(items) :]
-        case ast.Call(func=ast.Name()) if not _mentions_index(cx, base):
+        case ast.Call() | ast.Binary() | ast.Unary() if not _mentions_index(cx, base):
             return _shape(quiet_value(cx, base))
     return None
 
@@ -44,10 +45,10 @@ def _mentions_index(cx: Context, e: ast.Expr) -> bool:
     for node in syntax(e):
         if isinstance(node, ast.Call) and node.bang:
             return True  # its numbers must not be drawn twice
-        if isinstance(node, ast.Name):
-            known = node.id in cx.frame.vars or node.id in cx.frame.dims
-            if node.id in cx.frame.binders or (not known and len(node.id) == 1):
-                return True
+        if isinstance(node, ast.Name) and (
+            node.id in cx.frame.binders or lookup(cx, node.id) is None
+        ):
+            return True
     return False
 
 
