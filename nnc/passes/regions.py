@@ -541,9 +541,8 @@ class _Growth:
         extent = self.col.extent.const
         if extent is not None and extent < FEW:
             raise _Refused(f"rows of {extent} elements are short")
-        rows = any(self.roles[n] == "row" and self.s.space(n).raxes for n in nodes)
         batched = any(self.depends_on_outer(self.sides[n].other, n) for n in tiles)
-        if not rows and not batched:
+        if not batched and not self.normalises(nodes):
             raise _Refused("the second factors are the same for everything")
         for n in tiles:
             other = self.sides[n].other
@@ -555,6 +554,17 @@ class _Growth:
             )
             if params and not batched:
                 raise _Refused("it multiplies by a parameter")
+
+    def normalises(self, nodes: Sequence[Compute]) -> bool:
+        """Whether a reduction over the columns is read for the elements of its row, or for values.
+
+        (The gradient of a bias is one too, but only a result.)
+        """
+        read: set[Node] = set()
+        for n in reversed(nodes):
+            if self.roles[n] != "row" or n in read:
+                read.update(operands(n))
+        return any(self.roles[n] == "row" and n in read and self.s.space(n).raxes for n in nodes)
 
     def plausible(self) -> bool:
         """Whether a reader would expect one pass: rows are reduced, and matrices batched."""
