@@ -49,6 +49,7 @@ class Plan:
         self.older: list[Access] = []
         self.alone = "true"  # all kernels since the last barrier were serial
         self.skipped = "false"  # the last place was passed without a barrier
+        self.meeting: dict[tuple[tuple[Dim, Dim], tuple[Dim, Dim]], bool] = {}
 
     def passed(self) -> None:
         self.recent, self.older = [], []
@@ -91,13 +92,18 @@ class Plan:
         """Whether some of two sets of buffers may share memory; proofs come last."""
         if {x.name for x in xs} & {y.name for y in ys}:
             return True
-        return any(self.meet(x, y) for x in xs for y in ys)
+        ours = {(x.offset, x.bytes) for x in xs if x.scope == "arena"}
+        theirs = {(y.offset, y.bytes) for y in ys if y.scope == "arena"}
+        return any(self.meet(x, y) for x in ours for y in theirs)
 
-    def meet(self, x: Buffer, y: Buffer) -> bool:
-        if x.scope != y.scope or x.scope != "arena":
-            return x.scope == y.scope == "arg" and x.slot == y.slot
-        apart = (y.offset - x.offset - x.bytes, x.offset - y.offset - y.bytes)
-        return not any(_choices(d) <= _MOST and prove_nonneg(d, self.facts, depth=1) for d in apart)
+    def meet(self, x: tuple[Dim, Dim], y: tuple[Dim, Dim]) -> bool:
+        """Whether two stretches of the arena (start and size) may share bytes."""
+        if (x, y) not in self.meeting:
+            apart = (y[0] - x[0] - x[1], x[0] - y[0] - y[1])
+            self.meeting[x, y] = not any(
+                _choices(d) <= _MOST and prove_nonneg(d, self.facts, depth=1) for d in apart
+            )
+        return self.meeting[x, y]
 
 
 def _choices(d: Dim) -> int:

@@ -6,6 +6,7 @@ the same whoever runs it, and nobody waits for a thread that the system has put 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from nnc.codegen.indices import Indices
 from nnc.codegen.registers import MEMORY
 from nnc.codegen.scopes import FRAME
 from nnc.ir.loop import Buffer, Commit, Kernel, Repeat, Step
-from nnc.lang.dims import ONE, ZERO, Dim
+from nnc.lang.dims import ONE, ZERO, Dim, dim_sum
 
 _SMALL = 1 << 15  # scalar operations: kernels of fewer are serial
 _MANY = 32  # kernels: more are launched by code that LLVM does not optimise
@@ -305,10 +306,10 @@ def at_most(work: Dim, known: set[str]) -> Dim:
 
 def total_work(steps: tuple[Step, ...]) -> Dim:
     """Scalar operations of a whole run, at most."""
-    out = ZERO
+    count: Counter[Dim] = Counter()
     for kernel, turns in _kernels(steps, ()):
         work, times = at_most(kernel.work, {t.var for t in turns}), ONE
         for t in reversed(turns):
             work, times = work.subst({t.var: t.trip - 1}), times.subst({t.var: t.trip - 1}) * t.trip
-        out = out + work * times
-    return out
+        count[work * times] += 1
+    return dim_sum(work * n for work, n in count.items())

@@ -104,16 +104,7 @@ class Dim:
 
     def linear_in(self, name: str) -> tuple[Dim, Dim] | None:
         """`(a, b)` with self = a*name + b, neither holding `name`; None when not of that form."""
-        a: Terms = {}
-        b: Terms = {}
-        for mono, c in self.terms:
-            power = dict(mono).get(name, 0)
-            rest = tuple(m for m in mono if m[0] != name)
-            if power > 1:
-                return None
-            (a if power else b)[rest] = c
-        pa, pb = make(a), make(b)
-        return None if name in pa.names | pb.names else (pa, pb)
+        return _linear(self, name)
 
     # ---- arithmetic ---------------------------------------------------------------------------
     def __add__(self, other: DimLike) -> Dim:
@@ -313,6 +304,20 @@ def polynomial_quotient(p: Dim, q: Dim) -> Dim | None:
 
 
 # ---- arithmetic, remembered -------------------------------------------------------------------
+
+
+@lru_cache(maxsize=1 << 15)
+def _linear(p: Dim, name: str) -> tuple[Dim, Dim] | None:
+    a: Terms = {}
+    b: Terms = {}
+    for mono, c in p.terms:
+        power = dict(mono).get(name, 0)
+        rest = tuple(m for m in mono if m[0] != name)
+        if power > 1:
+            return None
+        (a if power else b)[rest] = c
+    pa, pb = make(a), make(b)
+    return None if name in pa.names | pb.names else (pa, pb)
 
 
 @lru_cache(maxsize=1 << 15)
