@@ -6,7 +6,7 @@ import ctypes
 import faulthandler
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import llvmlite.binding as llvm
@@ -21,6 +21,7 @@ from tests.guard import guarded
 from tests.jit import assembly, build
 
 NUMPY = {"f32": np.float32, "f64": np.float64}
+WORDS = {"dot4": np.int32, "dot4r": np.int32}  # of four bytes
 EPS = {"f32": 2.0**-24, "f64": 2.0**-53}
 TARGETS = {"avx512": host()} if host().isa == "avx512" else {}
 TARGETS |= {i: x86(i) for i in ("avx2", "portable") if i == "portable" or host().isa != "portable"}
@@ -87,6 +88,18 @@ def operand(case: Case, name: str, layout: str, t: tiles.Tile) -> leaf.Strided |
         return em.op(f"fadd {t.vector} {inner.vector(em, row, col, mask)}, {ones}")
 
     return leaf.Computed(load, None if layout == "scalar" else vector, axis)
+
+
+def values(rng: np.random.Generator, shape: tuple[int, int], dtype: type) -> np.ndarray:
+    if dtype == np.int32:
+        return rng.integers(-(2**31), 2**31, shape).astype(np.int32)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def products_of_bytes(case: Case, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    signs = (np.uint8, np.int8) if case.dtype == "dot4" else (np.int8, np.uint8)
+    x, y = a.view(signs[0]), np.ascontiguousarray(b.T).view(signs[1])
+    return (x.astype(np.int64) @ y.astype(np.int64).T).astype(np.int32)
 
 
 def halved(x: np.ndarray) -> np.ndarray:
@@ -165,7 +178,7 @@ def laid(alloc, values: np.ndarray, layout: str) -> tuple[np.ndarray, int, int]:
             x = alloc((cols, rows), values.dtype, values.T)
             return x, 1, max(rows, 1)
         case "any":
-            nan = 0x7FC0 if values.dtype == np.uint16 else np.nan
+            nan = 0x7FC0 if values.dtype.kind in "iu" else np.nan
             wide = np.full((max(rows * 2 - 1, 0), max(cols * 3 - 2, 0)), nan, values.dtype)
             wide[::2, ::3] = values
             x = alloc(wide.shape, values.dtype, wide)
@@ -176,11 +189,10 @@ def laid(alloc, values: np.ndarray, layout: str) -> tuple[np.ndarray, int, int]:
 def run(case: Case, sizes: tuple[int, int, int], threads: int = 1, side: str = "end") -> np.ndarray:
     """Runs the parts of all threads one after another; checks what may be written; returns C."""
     m, n, k = sizes
-    np_type, target = NUMPY[case.dtype], TARGETS[case.isa]
+    np_type, target = (NUMPY | WORDS)[case.dtype], TARGETS[case.isa]
     f, prepack = compiled(case)
     rng = np.random.default_rng(m * 1000003 + n * 1009 + k)
-    a = rng.standard_normal((m, k)).astype(np_type)
-    b = rng.standard_normal((k, n)).astype(np_type)
+    a, b = (values(rng, shape, np_type) for shape in ((m, k), (k, n)))
     a, b = (halved(x) if "half" in y else x for x, y in ((a, case.a), (b, case.b)))
     bias = rng.standard_normal(n).astype(np_type)
     with guarded(side) as alloc:
@@ -209,6 +221,9 @@ def run(case: Case, sizes: tuple[int, int, int], threads: int = 1, side: str = "
 
 
 def check(case: Case, got: np.ndarray, a: np.ndarray, b: np.ndarray, bias: np.ndarray) -> None:
+    if case.dtype in WORDS:
+        assert (got == products_of_bytes(case, a, b)).all()
+        return
     a = a + np.array(1, a.dtype) if case.a in ("computed", "computed0", "scalar") else a
     b = b + np.array(1, b.dtype) if "computed" in case.b or case.b == "scalar" else b
     exact = np.float64 if case.dtype == "f32" else np.longdouble
@@ -294,6 +309,17 @@ def test_blocks_and_threads_give_equal_bits(isa: str, dtype: str) -> None:
             assert (run(case, sizes, threads) == want).all()
         for b in ("packed", "any"):
             assert (run(Case(dtype, isa, b=b), sizes, 2) == want).all()
+
+
+@pytest.mark.parametrize("isa", TARGETS)
+@pytest.mark.parametrize("dtype", WORDS)
+def test_words_of_bytes(isa: str, dtype: str) -> None:
+    """Exact on every target, for all bytes, layouts and threads."""
+    sizes = [*ragged(tiles.tile(dtype, TARGETS[isa])), (1, 37, 400)]
+    layouts = [x for x in LAYOUTS if not any("computed" in y or y == "scalar" for y in x)]
+    for number, size in enumerate(sizes):
+        for a, b in layouts:
+            run(Case(dtype, isa, a, b), size, 1 + number % 3, ("end", "start")[number % 2])
 
 
 HALVES = [("half row", "row"), ("half col", "row"), ("row", "half row"), ("half any", "half any")]
@@ -406,10 +432,20 @@ STACK_TRAFFIC = re.compile(r"[xyz]mm\d+.*\(%r[sb]p|\(%r[sb]p.*[xyz]mm")
 def test_tiles_fit_the_registers(isa: str, dtype: str) -> None:
     target = x86(isa)
     t = tiles.tile(dtype, target)
-    text = "\n".join((*tiles.kernel_declarations(t), tiles.definitions(t, target)))
+    text = "\n".join((*tiles.kernel_declarations(t, target), tiles.definitions(t, target)))
     text = assembly(text, target, level=0)
     assert not STACK_TRAFFIC.findall(text)
     assert "call" not in text  # an fma that the target lacks
+
+
+@pytest.mark.parametrize("dtype", WORDS)
+def test_tiles_of_words_fit_the_registers(dtype: str) -> None:
+    target = replace(x86("avx512"), features="+avx512vnni")
+    t = tiles.tile(dtype, target)
+    text = "\n".join((*tiles.kernel_declarations(t, target), tiles.definitions(t, target)))
+    text = assembly(text, target, level=0)
+    assert "vpdpbusd" in text and "pmul" not in text
+    assert not STACK_TRAFFIC.findall(text)
 
 
 def test_one_row_too_many_would_spill() -> None:
@@ -417,7 +453,7 @@ def test_one_row_too_many_would_spill() -> None:
     target = x86("avx2")
     t = tiles.tile("f32", target)
     kernel = tiles.kernel_text(t, target, 8, 2)
-    text = assembly("\n".join((*tiles.kernel_declarations(t), kernel)), target, level=0)
+    text = assembly("\n".join((*tiles.kernel_declarations(t, target), kernel)), target, level=0)
     assert STACK_TRAFFIC.search(text)
 
 

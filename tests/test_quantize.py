@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,13 @@ import pytest
 import nnc
 from nnc import compiler
 from nnc.cli import main
+from nnc.ir.graph import Compute, Graph, Input, all_nodes
+from nnc.ir.interpret import run as interpret
+from nnc.lang.types import TensorType
+from nnc.passes.quantize import quantized, sites
 from nnc.passes.stored import held, stored_as, weights
-from nnc.quantization import to_bf16
-from tests.endtoend import built
+from nnc.quantization import in_bytes, to_bf16
+from tests.endtoend import built, compare, run_native, sample
 from tests.native import run
 
 NET = """\
@@ -104,6 +109,120 @@ def test_wrong_use(path: Path) -> None:
         nnc.quantize(path, net, "logits", data={**data(1), "y": 3})
     with pytest.raises(nnc.ArgumentError, match="left out"):
         nnc.quantize(path, net, "slope", data=data(1))
+
+
+# ---- int8 --------------------------------------------------------------------------------------
+
+
+def reference(x: np.ndarray, w: np.ndarray, seen: np.ndarray) -> np.ndarray:
+    """x @ w.T with x in 255 steps of the range seen and each row of w in +-127."""
+    low, high = min(0.0, float(seen.min())), max(0.0, float(seen.max()))
+    step = (high - low) / 255
+    zero = round(-low / step)
+    q = np.clip(np.rint(x.astype(np.float64) / step) + zero, 0, 255)
+    steps = np.abs(w.astype(np.float64)).max(1) / 127
+    return (q - zero) @ np.rint(w / steps[:, None]).T * step * steps
+
+
+def test_int8_is_the_model_of_rounded_numbers(path: Path) -> None:
+    net = nnc.load(path).Net.init(seed=3)
+    given = data(40)
+    q = nnc.quantize(path, net, "logits", to="int8", data=given)
+    assert q.keys == ("a.weight", "b.weight") and "table" in q.net and "a.weight" not in q.net
+    y = given["x"] + net["table"][given["t"]]
+    h = np.maximum(reference(y, net["a.weight"], y) + net["a.bias"], 0)
+    exact = np.maximum(y @ net["a.weight"].T + net["a.bias"], 0)
+    want = reference(h, net["b.weight"], exact) + net["b.bias"]
+    got = q.model.logits(q.net, **given)
+    np.testing.assert_allclose(got, want, atol=2e-3)  # a tie may fall to the other side
+    assert (q.differences[0].rms < 0.03) and q.bytes[1] < 0.5 * q.bytes[0]
+    assert (q.model.classes(q.net, **given) == got.argmax(1)).all()
+
+
+def test_int8_needs_data(path: Path) -> None:
+    net = nnc.load(path).Net.init()
+    with pytest.raises(nnc.ArgumentError, match="needs data"):
+        nnc.quantize(path, net, "logits", to="int8")
+    bad = data(3)
+    bad["x"][1, 2] = np.inf
+    with pytest.raises(nnc.ArgumentError, match="not finite"):
+        nnc.quantize(path, net, "logits", to="int8", data=bad)
+    with pytest.raises(nnc.ArgumentError, match="left out"):
+        nnc.quantize(path, net, "slope", to="int8", data=data(3))
+
+
+SITES = """\
+from std.nn import Conv2d
+module N():
+    param row: f32[23, 19] = normal(1)
+    param column: f32[23, 19] = normal(1)
+    param few: f32[23, 3] = normal(1)
+    param each: f32[19, 23] = normal(1)
+    param tied: f32[23, 19] = normal(1)
+    a = Conv2d(19, 7, 3, pad=1)
+    b = Conv2d(7, 6, 5, stride=2, pad=3)
+    c = Conv2d(6, 5, 2)
+export def f(net: N, x: f32[M, 19], y: f32[M, 23]) -> (f32[M, 23], f32[M, 19], f32[M, 23], f32[M, 19], f32[M, 23]):
+    few[m, o] = sum[i:3](x[m, i] * net.few[o, i])
+    each[m, i] = sum[o](y[m, o] * net.each[i, o] * x[m, i])
+    return x @ net.row.T, y @ net.column, few, each, x @ net.tied.T + net.tied[0, 0]
+export def g(net: N, x: f32[B, 19, H, W]) -> f32[B, 5, (H + 1)//2, (W + 1)//2]:
+    return net.c(net.b(net.a(x)))
+"""
+
+
+def on_bytes(name: str, rng: np.random.Generator) -> tuple[Graph, dict[str, np.ndarray]]:
+    """An export of SITES on bytes; weights for it, such that bytes are exact in f32."""
+    graph = compiler.optimise(built(SITES)[name].graph)
+    more: dict[str, Input] = {}
+
+    def new(key: str, type_: TensorType) -> Input:
+        return more.setdefault(key, Input(name=key, type=type_, kind="param"))
+
+    made = quantized(graph, {s.weight.name for s in sites(graph)}, new)
+    made = replace(made, inputs=(*made.inputs, *more.values()))
+    weights = {}
+    for s in sites(graph):
+        w = rng.standard_normal([d.const for d in s.weight.type.shape]).astype(np.float32)
+        leaves = in_bytes(w, s.reduced, s.packed, (-4.0, 11.9375))  # steps of 1/16
+        leaves["scale"] = 2.0 ** np.round(np.log2(leaves["scale"])).astype(np.float32)
+        weights |= {f"{s.weight.name}.{k}": v for k, v in leaves.items()}
+    return made, weights
+
+
+def sixteenths(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return (rng.integers(-80, 200, shape) / 16).astype(np.float32)
+
+
+def test_contractions_by_structure() -> None:
+    """Views, both layouts; not short sums, not with a third factor. A parameter with another use
+    stays beside its bytes."""
+    rng = np.random.default_rng(0)
+    graph = compiler.optimise(built(SITES)["f"].graph)
+    names = [s.weight.name for s in sites(graph)]
+    assert names == ["net.row", "net.column", "net.tied"]
+    made, weights = on_bytes("f", rng)
+    for m in (1, 5, 64):
+        given = weights | {"x": sixteenths(rng, m, 19), "y": sixteenths(rng, m, 23)}
+        given |= sample(made, {"M": m}, rng) | given
+        compare(made, {"M": m}, given)
+
+
+def test_convolutions_on_bytes_are_exact() -> None:
+    """Ragged channels, padding, strides: the same bits as the interpreter, for all threads."""
+    rng = np.random.default_rng(1)
+    made, weights = on_bytes("g", rng)
+    assert sum(n.type.dtype == "i32" for n in all_nodes(made) if isinstance(n, Compute)) == 6
+    sums = [n for n in all_nodes(made) if isinstance(n, Compute) and n.op == "sum"]
+    for b, h, w in [(1, 1, 1), (2, 5, 4), (1, 9, 17)]:
+        dims = {"B": b, "H": h, "W": w}
+        given = sample(made, dims, rng) | weights | {"x": sixteenths(rng, b, 19, h, w)}
+        given |= {k: np.zeros_like(v) for k, v in given.items() if k.endswith(".bias")}
+        graph = replace(made, results=tuple(sums))
+        got, _ = run_native(graph, dims, given)
+        want = interpret(graph, dims, given).results
+        assert all((x == y).all() for x, y in zip(got[:1], want[:1], strict=True))
+        compare(made, dims, given, 1e-5)
 
 
 FORMS = """\

@@ -22,6 +22,7 @@ DTYPES_OF = {
     "float": ["f32", "f64", "f16", "bf16"],
     "number": ["f32", "f64", "i32", "i64", "i8", "u8"],
     "integer": ["i32", "i64", "i8", "u8"],
+    "word": ["i32"],
     "compare": ["f32", "i32", "i64", "u8"],
     "logic": ["bool"],
     "power": ["f32", "f64", "i32", "u8"],
@@ -58,6 +59,9 @@ REFERENCE: dict[str, Callable[..., float]] = {
     "bitxor": lambda a, b: a ^ b,
     "shl": lambda a, b: a << b,
     "shr": lambda a, b: a >> b,
+    "dot4": lambda a, b: sum(
+        (a >> s & 255) * ((b >> s & 255) ^ 128) - (a >> s & 255) * 128 for s in (0, 8, 16, 24)
+    ),
     "abs": abs,
     "sign": lambda a: (a > 0) - (a < 0),
     "floor": math.floor,

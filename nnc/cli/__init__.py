@@ -318,7 +318,7 @@ def _quantize(commands: Commands) -> None:
     _model(parser)
     parser.add_argument("function", metavar="FUNC", nargs="?", help="the export that data are for")
     parser.add_argument("--weights", metavar="FILE", required=True, help="a safetensors file")
-    parser.add_argument("--to", choices=("bf16",), default="bf16")
+    parser.add_argument("--to", choices=("bf16", "int8"), default="bf16")
     parser.add_argument(
         "--data",
         metavar="FILE",

@@ -17,14 +17,8 @@ from nnc.quantization import quantize as quantized
 def quantize(args: argparse.Namespace) -> int:
     """Writes the model and its weights, and prints how far its results are off."""
     data = [_arrays(path) for path in args.data]
-    made = quantized(
-        args.model,
-        args.weights,
-        args.function,
-        to=args.to,
-        data=data,
-        **overrides(args.define),
-    )
+    modules: dict[str, Any] = dict(overrides(args.define))
+    made = quantized(args.model, args.weights, args.function, to=args.to, data=data, **modules)
     print(made)
     if not data:
         print("no --data: the error is not known")

@@ -60,7 +60,7 @@ class Outline:
                     part = None if s.part is None else (s.part.var, s.part.start, s.part.extent)
                     packed = None if s.panels is None else self.expr(s.panels)
                     operands = self.expr(s.a), self.expr(s.b), packed
-                    self.key += ("contract", name, groups, part, *operands)
+                    self.key += ("contract", name, s.fn, groups, part, *operands)
                     if not self.block(epilogue):
                         return False
                 case _:

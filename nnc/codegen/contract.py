@@ -143,7 +143,7 @@ def support_module(kind: str, target: Target) -> str:
     """
     dtype, _, stored = kind.partition(" ")
     t = tiles.tile(dtype, target)
-    lines = (*tiles.kernel_declarations(t), *vectors.declarations(t))
+    lines = (*tiles.kernel_declarations(t, target), *vectors.declarations(t))
     triple = f'target triple = "{target.triple}"'
     functions = (pack.definitions(t, stored), single.definitions(t, target, stored))
     if stored:

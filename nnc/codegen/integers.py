@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from nnc.codegen.emit import Emitter
 from nnc.codegen.instructions import Instructions
 from nnc.codegen.registers import vtype, wide
 from nnc.lang.types import DTYPES, DType
@@ -41,6 +42,8 @@ class Integers(Instructions):
                 return self.lit("bool", True, lanes)
             case "shl" | "shr":
                 return self.shift(fn, dtype, a, args[1], lanes)
+            case "dot4":
+                return self.dot4(a, args[1], lanes)
             case "abs" | "sign":
                 return self.magnitude(fn, dtype, a, lanes)
         raise AssertionError(f"{fn} of {dtype}")
@@ -82,6 +85,10 @@ class Integers(Instructions):
             return self.choose(inside, self.two("lshr", dtype, a, safe, lanes), zero, dtype, lanes)
         last = self.choose(inside, b, self.lit(dtype, bits - 1, lanes), dtype, lanes)
         return self.two("ashr", dtype, a, last, lanes)
+
+    def dot4(self, a: str, b: str, lanes: int) -> str:
+        """Four products of bytes: a's without sign, b's with."""
+        return dot4(self.em, a, b, lanes)
 
     def magnitude(self, fn: str, dtype: DType, a: str, lanes: int) -> str:
         zero, one = self.lit(dtype, 0, lanes), self.lit(dtype, 1, lanes)
@@ -128,6 +135,21 @@ class Integers(Instructions):
         em.line(f"br i1 {more}, label %{body}, label %{done}")
         em.label(done)
         return nb
+
+
+def dot4(em: Emitter, a: str, b: str, lanes: int) -> str:
+    """The sum of products of four bytes in every lane: a's without sign, b's with."""
+    ty, out = wide("i32", lanes), ""
+
+    def op(name: str, x: str, n: int) -> str:
+        return em.op(f"{name} {ty} {x}, {n if lanes == 1 else f'splat (i32 {n})'}", "byte")
+
+    for shift in (0, 8, 16, 24):
+        x = op("and", op("lshr", a, shift), 255)
+        y = op("ashr", op("shl", b, 24 - shift), 24)
+        one = em.op(f"mul {ty} {x}, {y}", "product")
+        out = em.op(f"add {ty} {out}, {one}", "dot") if out else one
+    return out
 
 
 def integer_constant(x: str) -> int | None:

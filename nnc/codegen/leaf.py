@@ -20,7 +20,7 @@ from nnc.codegen.scopes import Value
 from nnc.codegen.windows import Group, Windows
 from nnc.ir.expr import Expr, Idx, Load, Op, loads
 from nnc.ir.graph import Axis
-from nnc.ir.loop import SLAB, Buffer, Contract, For, Reduce, Stmt
+from nnc.ir.loop import REVERSED, SLAB, Buffer, Contract, For, Reduce, Stmt
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.lang.types import DType
 
@@ -30,6 +30,11 @@ _TINY = 1 << 12  # multiplications: fewer are done by plain loops
 
 def group(letter: str, axes: tuple[Axis, ...]) -> Group:
     return Group(axes[0].var if len(axes) == 1 else f"$.{letter}", axes)
+
+
+def kind(c: Contract) -> str:
+    """Which tiles: a dtype, or what multiplies its words."""
+    return c.a.dtype if c.fn == "mul" else c.fn
 
 
 class Leaves(Reductions, Windows):
@@ -44,7 +49,7 @@ class Leaves(Reductions, Windows):
     def contraction(self, c: Contract) -> None:
         """The whole body of a kernel."""
         if not c.n:
-            c = replace(c, m=c.n, n=c.m, a=c.b, b=c.a)
+            c = replace(c, m=c.n, n=c.m, a=c.b, b=c.a, fn=REVERSED[c.fn])
         size = self.uniform(dim_prod(a.extent for a in (*c.batch, *c.m, *c.n, *c.k))).text
         constant = dim_prod(d for a in (*c.n, *c.k) if (d := a.extent).const is not None)
         may_be_tiny = (constant.const or 0) <= _TINY and self.one_chain(c)
@@ -60,12 +65,11 @@ class Leaves(Reductions, Windows):
     def one_chain(self, c: Contract) -> bool:
         """Whether the tiles sum over k in one block, so that plain loops give the same bits."""
         k = dim_prod(a.extent for a in c.k).const
-        return k is not None and k <= tiles.tile(computes_in(c.a.dtype), self.target).block
+        return k is not None and k <= tiles.tile(kind(c), self.target).block
 
     def plain(self, c: Contract) -> Stmt:
         """Loops without tiles or packing, for sizes at which those cost more than they save."""
-        product = Op(computes_in(c.a.dtype), "mul", (c.a, c.b))
-        sum_ = Reduce(c.name, "dot", c.k, product, None)
+        sum_ = Reduce(c.name, "dot" if c.fn == "mul" else "sum", c.k, c.product, None)
         body: tuple[Stmt, ...] = (sum_, *c.epilogue)
         axes = (*c.batch, *c.m, *c.n)
         for axis in reversed(axes):
@@ -74,7 +78,7 @@ class Leaves(Reductions, Windows):
 
     def tiled(self, c: Contract) -> None:
         """Batches outside, each one contraction by register tiles."""
-        self.contractions |= {computes_in(c.a.dtype)}
+        self.contractions |= {kind(c)}
         groups = [group(x, axes) for x, axes in zip("mnk", (c.m, c.n, c.k), strict=True)]
         with self.merged_axes(groups):
             if not c.batch:
@@ -113,7 +117,7 @@ class Leaves(Reductions, Windows):
 
     def packed(self, c: Contract) -> contract.Ready | None:
         """The right operand as it was packed before the loop around, if it fits the tiles."""
-        if c.panels is None or tiles.tile(computes_in(c.a.dtype), self.target).panel != SLAB:
+        if c.panels is None or tiles.tile(kind(c), self.target).panel != SLAB:
             return None
         assert isinstance(c.panels.tensor, Buffer), c
         k = self.uniform(dim_prod(a.extent for a in c.k)).text
@@ -142,7 +146,7 @@ class Leaves(Reductions, Windows):
         ready: contract.Ready | None = None,
     ) -> None:
         m, n, k = groups
-        dtype = computes_in(c.a.dtype)
+        dtype = kind(c)
         done = contract.Contraction(
             dtype,
             self.target,
@@ -263,7 +267,7 @@ class Leaves(Reductions, Windows):
     # ---- epilogue -------------------------------------------------------------------------------
 
     def epilogue(self, c: Contract, m: Group, n: Group) -> contract.Store:
-        dtype = computes_in(c.a.dtype)
+        dtype = c.a.dtype
         lanes = self.target.lanes(dtype)
 
         def store(em: Emitter, i: str, j: str, value: str, mask: str | None) -> None:

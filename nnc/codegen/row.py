@@ -20,7 +20,7 @@ from nnc.codegen import flow, vectors
 from nnc.codegen.emit import Emitter
 from nnc.codegen.pack import Operand, Strided
 from nnc.codegen.target import Target
-from nnc.codegen.tiles import Tile, suffix
+from nnc.codegen.tiles import Tile, add, multiply_add
 
 LONGEST = 128 << 10  # bytes of A's row
 _CHUNK = 32 << 10  # bytes of sums between epilogues
@@ -106,15 +106,15 @@ def declarations(t: Tile, stored: str = "") -> tuple[str, ...]:
 
 
 def definitions(t: Tile, target: Target, stored: str = "") -> str:
-    return "\n".join(_Row(t, target.fma, axis, stored).text() for axis in (0, 1))
+    return "\n".join(_Row(t, target, axis, stored).text() for axis in (0, 1))
 
 
 Sums = list[str]
 
 
 class _Row:
-    def __init__(self, t: Tile, fma: bool, axis: int, stored: str) -> None:
-        self.t, self.fma, self.axis, self.stored = t, fma, axis, stored
+    def __init__(self, t: Tile, target: Target, axis: int, stored: str) -> None:
+        self.t, self.target, self.axis, self.stored = t, target, axis, stored
         self.kind = vectors.stored_type(t, stored)
         self.size = 2 if stored else t.size  # bytes of an element of B
         self.em = Emitter()
@@ -153,7 +153,7 @@ class _Row:
             for v, s in enumerate(block(k0, k1)):
                 at = flow.offset(em, "%out", flow.add(em, j, str(v * t.lanes)), t.type)
                 old = em.op(f"load {t.vector}, ptr {at}, align {t.size}", "old")
-                both = em.op(f"fadd {t.vector} {old}, {s}", "both")
+                both = add(em, t, old, s)
                 new = em.op(f"select i1 {first}, {t.vector} {s}, {t.vector} {both}", "new")
                 em.line(f"store {t.vector} {new}, ptr {at}, align {t.size}")
 
@@ -283,7 +283,4 @@ class _Row:
         return em.op(f"shufflevector {t.vector} {x}, {t.vector} poison, {zero}", "x")
 
     def multiply_add(self, x: str, y: str, s: str) -> str:
-        em, v = self.em, self.t.vector
-        if not self.fma:
-            return em.op(f"fadd {v} {s}, {em.op(f'fmul {v} {x}, {y}', 'm')}", "s")
-        return em.op(f"call {v} @llvm.fma.{suffix(self.t)}({v} {x}, {v} {y}, {v} {s})", "s")
+        return multiply_add(self.em, self.t, self.target, x, y, s)

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import llvmlite.binding as llvm
 
-DTYPE_BYTES = {"f32": 4, "f64": 8}
-LLVM_TYPE = {"f32": "float", "f64": "double"}
+# dot4 and dot4r: words of four bytes (`nnc.codegen.tiles`)
+DTYPE_BYTES = {"f32": 4, "f64": 8, "i32": 4, "dot4": 4, "dot4r": 4}
+LLVM_TYPE = {"f32": "float", "f64": "double", "i32": "i32", "dot4": "i32", "dot4r": "i32"}
 
 _ISA_BYTES = {"avx512": 64, "avx2": 32, "portable": 16}
 _ISA_NEEDS = (
@@ -37,6 +38,11 @@ class Target:
     def fma(self) -> bool:
         """Whether `llvm.fma` is one instruction here (otherwise it would become a libm call)."""
         return self.isa != "portable" or not self.triple.startswith("x86_64")
+
+    @property
+    def vnni(self) -> bool:
+        """Whether products of bytes are summed up by one instruction on whole registers."""
+        return self.isa == "avx512" and "+avx512vnni" in self.features.split(",")
 
     @property
     def vector_registers(self) -> int:

@@ -16,6 +16,9 @@ all contractions of a process share one set.
     tile     ptr   height x (vectors * lanes) elements, row-major without gaps, vector-aligned
     add      i32   0: the tile is overwritten; 1: the sums are added to it
 
+The kernels "dot4" multiply words of four bytes: sums of four products, those of A without sign,
+those of B with ("dot4r": the other way round), wrapping, the same bits in any order.
+
 Each element is one chain of fused multiply-adds in order of k from 0.0 (multiply, round, add where
 the target has no FMA), whichever kernel computes it.
 """
@@ -25,13 +28,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nnc.codegen.emit import Emitter
+from nnc.codegen.integers import dot4
 from nnc.codegen.target import DTYPE_BYTES, LLVM_TYPE, Target
 
 UNROLL = 2  # k steps in a turn of the loop; 4 is no faster, and its scheduling can spill
 _AHEAD = 8  # rows of B between use and prefetch: 4, 8 and 16 run alike
 _ROWS = {"avx512": 14, "avx2": 6, "portable": 4}
 _VECTORS = 2  # vectors in a panel
-_BLOCK = {"f32": 384, "f64": 256}  # k in a block: a row panel of A in L1, panels of B in L2
+_BLOCK = {
+    "f32": 384,
+    "f64": 256,
+    "i32": 384,
+    "dot4": 384,
+    "dot4r": 384,
+}  # k in a block: a row panel of A in L1, panels of B in L2
 
 
 @dataclass(frozen=True)
@@ -98,8 +108,8 @@ State = list[str]
 class _Kernel:
     """Emits one micro-kernel; `State`: a pointer into A, one for each panel of B, the sums."""
 
-    def __init__(self, t: Tile, fma: bool, height: int, vectors: int) -> None:
-        self.t, self.fma, self.height, self.vectors = t, fma, height, vectors
+    def __init__(self, t: Tile, target: Target, height: int, vectors: int) -> None:
+        self.t, self.target, self.height, self.vectors = t, target, height, vectors
         self.em = Emitter()
         self.panels = -(-vectors // _VECTORS)
 
@@ -184,12 +194,7 @@ class _Kernel:
         return em.op(f"shufflevector {t.vector} {x}, {t.vector} poison, {mask}", "x")
 
     def multiply_add(self, x: str, y: str, s: str) -> str:
-        em, v = self.em, self.t.vector
-        if not self.fma:
-            product = em.op(f"fmul {v} {x}, {y}", "m")
-            return em.op(f"fadd {v} {s}, {product}", "s")
-        intrinsic = f"@llvm.fma.{suffix(self.t)}"
-        return em.op(f"call {v} {intrinsic}({v} {x}, {v} {y}, {v} {s})", "s")
+        return multiply_add(self.em, self.t, self.target, x, y, s)
 
     def finish(self, sums: list[str]) -> None:
         em, t = self.em, self.t
@@ -205,14 +210,39 @@ class _Kernel:
         em.label("accumulate")
         for p, s in zip(places, sums, strict=True):
             old = em.op(f"load {t.vector}, ptr {p}", "old")
-            new = em.op(f"fadd {t.vector} {old}, {s}", "new")
+            new = add(em, t, old, s)
             em.line(f"store {t.vector} {new}, ptr {p}")
         em.line("ret void")
 
 
 def suffix(t: Tile) -> str:
     """The vector type in an intrinsic's name, such as "v16f32"."""
-    return f"v{t.lanes}{t.dtype}"
+    return f"v{t.lanes}{'i32' if t.type == 'i32' else t.dtype}"
+
+
+def multiply_add(em: Emitter, t: Tile, target: Target, x: str, y: str, s: str) -> str:
+    """s + x * y; x comes from A, y from B."""
+    v = t.vector
+    if t.type == "i32":
+        return _dot(em, t, target, *((x, y) if t.dtype == "dot4" else (y, x)), s)
+    if not target.fma:
+        return add(em, t, s, em.op(f"fmul {v} {x}, {y}", "m"))
+    return em.op(f"call {v} @llvm.fma.{suffix(t)}({v} {x}, {v} {y}, {v} {s})", "s")
+
+
+def _dot(em: Emitter, t: Tile, target: Target, x: str, y: str, s: str) -> str:
+    """s + dot4(x, y)."""
+    if not target.vnni:
+        return add(em, t, s, dot4(em, x, y, t.lanes))
+    quads = f"<{4 * t.lanes} x i8>"
+    x, y = (em.op(f"bitcast {t.vector} {z} to {quads}", "bytes") for z in (x, y))
+    call = f"call {t.vector} @llvm.x86.avx512.vpdpbusd.512"
+    return em.op(f"{call}({t.vector} {s}, {quads} {x}, {quads} {y})", "s")
+
+
+def add(em: Emitter, t: Tile, a: str, b: str) -> str:
+    """The sum of two vectors."""
+    return em.op(f"{'add' if t.type == 'i32' else 'fadd'} {t.vector} {a}, {b}", "s")
 
 
 def _tables(t: Tile) -> str:
@@ -277,7 +307,7 @@ done:
 
 def kernel_text(t: Tile, target: Target, height: int, vectors: int) -> str:
     """One micro-kernel, without declarations."""
-    return _Kernel(t, target.fma, height, vectors).text()
+    return _Kernel(t, target, height, vectors).text()
 
 
 def definitions(t: Tile, target: Target) -> str:
@@ -290,10 +320,16 @@ def definitions(t: Tile, target: Target) -> str:
     return "\n".join((*kernels, _tables(t), _GRID))
 
 
-def kernel_declarations(t: Tile) -> tuple[str, ...]:
+def kernel_declarations(t: Tile, target: Target) -> tuple[str, ...]:
     """Lines for a module that holds `definitions`."""
+    if t.type == "i32":
+        quads = f"<{4 * t.lanes} x i8>"
+        name = f"@llvm.x86.avx512.vpdpbusd.512({t.vector}, {quads}, {quads})"
+        line = (f"declare {t.vector} {name}",) if target.vnni else ()
+    else:
+        line = (f"declare {t.vector} @llvm.fma.{suffix(t)}({t.vector}, {t.vector}, {t.vector})",)
     return (
-        f"declare {t.vector} @llvm.fma.{suffix(t)}({t.vector}, {t.vector}, {t.vector})",
+        *line,
         "declare void @llvm.prefetch.p0(ptr, i32, i32, i32)",
     )
 

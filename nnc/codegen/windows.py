@@ -108,7 +108,7 @@ class Windows(Expressions):
     def _shares(self, e: Load, line: Group, lanes: Group) -> _Read | None:
         buffer = e.tensor
         assert isinstance(buffer, Buffer)
-        if e.check is not None or e.dtype not in ("f32", "f64"):
+        if e.check is not None or e.dtype not in ("f32", "f64", "i32"):
             return None
         if not isinstance(e.other, Const | None):
             return None

@@ -190,11 +190,9 @@ class _Machine:
     def contract(self, s: Contract, env: Env) -> None:
         for at in _points((*s.batch, *s.m, *s.n), env):
             here = {**env, **at}
-            terms = [
-                self.value(s.a, {**here, **k}) * self.value(s.b, {**here, **k})
-                for k in _points(s.k, here)
-            ]
-            here[s.name] = np.sum(np.array(terms, np.float64))
+            terms = [self.value(s.product, {**here, **k}) for k in _points(s.k, here)]
+            exact = np.float64 if s.fn == "mul" else np.int32
+            here[s.name] = np.sum(np.array(terms, exact), dtype=exact)
             self.block(s.epilogue, here)
 
     def call(self, s: Call, env: Env) -> None:

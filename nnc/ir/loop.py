@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from nnc.diagnostics import NOWHERE, Span
-from nnc.ir.expr import Expr, Load
+from nnc.ir.expr import Expr, Load, Op
 from nnc.ir.graph import Axis
 from nnc.lang.dims import ZERO, Dim, Facts
 from nnc.lang.types import DTYPES, TensorType
@@ -110,6 +110,9 @@ class Part:
     extent: Dim
 
 
+REVERSED = {"mul": "mul", "dot4": "dot4r", "dot4r": "dot4"}  # of `Contract.fn`, a and b exchanged
+
+
 @dataclass(frozen=True, eq=False)
 class Contract:
     """Leaf: for all batch, m, n: `name = sum over k of a * b`, then `epilogue` (Stores and Lets
@@ -119,8 +122,9 @@ class Contract:
     prologue. Groups may hold several axes (row-major); m or n may be empty (matrix-vector), batch
     may be empty. As the whole body of its kernel it is tiled, packed and split (batch, m, n) over
     threads. Inside of loops (not of vector loops; `batch` is empty there) one thread does it.
-    `a`, `b` and `name` are all f32 or all f64. `n` holds the axis with unit stride in the Stores.
-    Adjacent axes of a group are already merged where all accesses allow it.
+    `a`, `b` and `name` are all f32 or all f64, or all i32, words of four bytes whose product is
+    `dot4(a, b)` or, with `fn` "dot4r", `dot4(b, a)`. `n` holds the axis with unit stride in the
+    Stores. Adjacent axes of a group are already merged where all accesses allow it.
 
     `part`: the only axis of n (or of k) is a part of a longer one, on which alone `b` depends: then
     the innermost parallel loop around may pack all of it once.
@@ -140,6 +144,13 @@ class Contract:
     span: Span = NOWHERE
     part: Part | None = None
     panels: Load | None = None
+    fn: str = "mul"  # or dot4, dot4r
+
+    @property
+    def product(self) -> Expr:
+        """What is summed."""
+        a, b = (self.b, self.a) if self.fn == "dot4r" else (self.a, self.b)
+        return Op(a.dtype, "mul" if self.fn == "mul" else "dot4", (a, b))
 
 
 @dataclass(frozen=True, eq=False)

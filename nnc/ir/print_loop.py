@@ -103,7 +103,7 @@ def _contract(s: Contract, pad: str) -> list[str]:
     groups = {"batch": s.batch, "m": s.m, "n": s.n, "k": s.k}
     text = " ".join(f"{n}=[{', '.join(map(_axis, x))}]" for n, x in groups.items() if x)
     return [
-        f"{pad}contract {s.name} {text}",
+        f"{pad}contract {s.name} {text}" + (f" by {s.fn}" if s.fn != "mul" else ""),
         *_named(s.a, pad + "  ", "a = "),
         *_named(s.b, pad + "  ", "b = "),
         *([] if s.panels is None else _named(s.panels, pad + "  ", "packed from ")),

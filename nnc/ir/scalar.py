@@ -25,10 +25,10 @@ Partials = Callable[[tuple[Expr, ...], Expr], tuple[Expr | None, ...]]
 class Scalar:
     """One scalar function.
 
-    `rule`: float (one float dtype in and out), number (one dtype in and out), integer, compare (one
-    dtype in, bool out), logic (bool in and out), power (any number to an i32), random (i64 in,
-    float out), cast. `partials`: None when the derivative is zero or undefined everywhere (floor,
-    comparisons, integers).
+    `rule`: float (one float dtype in and out), number (one dtype in and out), integer, word (i32 in
+    and out), compare (one dtype in, bool out), logic (bool in and out), power (any number to an
+    i32), random (i64 in, float out), cast. `partials`: None when the derivative is zero or
+    undefined everywhere (floor, comparisons, integers).
     """
 
     name: str
@@ -130,6 +130,15 @@ def _max(a: Any, b: Any) -> Any:
 def _sigmoid(x: Any) -> Any:
     e = np.exp(-np.abs(x))
     return np.where(x >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def _dot4(a: Any, b: Any) -> Any:
+    a, b = np.asarray(a), np.asarray(b)
+    total = np.zeros_like(a + b)
+    for shift in (0, 8, 16, 24):
+        x, y = (a >> shift) & 255, (b >> shift) & 255
+        total = total + x * np.where(y > 127, y - 256, y)
+    return total.astype(a.dtype)
 
 
 _MASK = np.uint64(0xFFFFFFFF)
@@ -280,6 +289,14 @@ def _table() -> dict[str, Scalar]:
         Scalar("bitxor", 2, "integer", "bitwise exclusive or", np.bitwise_xor),
         Scalar("shl", 2, "integer", "a * 2**b, wrapping", np.left_shift),
         Scalar("shr", 2, "integer", "floor(a / 2**b)", np.right_shift),
+        Scalar(
+            "dot4",
+            2,
+            "word",
+            "the sum of products of four bytes, those of a unsigned, those of b signed",
+            _dot4,
+            user=False,
+        ),
         # rounding and sign
         Scalar("abs", 1, n, "absolute value", np.abs, _one(lambda x, y: op("sign", x))),
         Scalar("sign", 1, n, "-1, 0 or 1", np.sign),

@@ -8,6 +8,7 @@ from dataclasses import replace
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, rewrite, walk
 from nnc.ir.graph import Axis, Compute, External, Loop, Node, Update
 from nnc.ir.loop import (
+    REVERSED,
     Buffer,
     Call,
     Commit,
@@ -240,11 +241,11 @@ class _Lowering(RegionLoops):
             self.env[node] = self.matched(node)
             stmts.append(self.let(node, self.convert(node, self.fused.spaces[node].body)))
         stores = [s for n in self.group.nodes if (s := self.store(n, self.values[n])) is not None]
-        m, n = found.m, found.n
+        m, n, fn = found.m, found.n, found.fn
         last = stores[0].index[-1] if stores[0].index else None
         names = last.dim.names if isinstance(last, Idx) else frozenset()
         if any(x.var in names for x in m) and not any(x.var in names for x in n):
-            m, n, a, b = n, m, b, a
+            m, n, a, b, fn = n, m, b, a, REVERSED[fn]
         groups: list[tuple[Axis, ...]] = []
         exprs: tuple[Expr, ...] = (a, b)
         body: Stmts = (*stmts, *stores)
@@ -254,7 +255,7 @@ class _Lowering(RegionLoops):
             groups.append(merged)
         batch, m, n, k = groups
         a, b = exprs
-        return (Contract(name, batch, m, n, k, a, b, body, first.span),)
+        return (Contract(name, batch, m, n, k, a, b, body, first.span, fn=fn),)
 
     def matched(self, node: Compute) -> dict[str, Dim]:
         """An epilogue member's variables in the contraction's."""

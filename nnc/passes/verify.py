@@ -342,6 +342,7 @@ RULES: dict[str, Callable[[str, tuple[str, ...]], bool]] = {
     "float": lambda d, a: is_float(d) and _same(d, a),
     "number": lambda d, a: _number(d) and _same(d, a),
     "integer": lambda d, a: is_int(d) and _same(d, a),
+    "word": lambda d, a: d == "i32" and _same(d, a),
     "compare": lambda d, a: d == "bool" and len(set(a)) == 1,
     "logic": lambda d, a: d == "bool" and _same(d, a),
     "power": lambda d, a: a[0] == d and _number(d) and a[1] == "i32",

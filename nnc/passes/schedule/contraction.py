@@ -1,5 +1,7 @@
 """Recognising contractions by structure: a sum of products of two factors that share variables.
 
+A product is `mul`, or `dot4` of words that hold four bytes each.
+
 Variables that are kept and in one factor are m (or n), kept and in both batch, reduced and in both
 k. No name of an operation occurs here.
 """
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, names, walk
 from nnc.ir.graph import Axis
+from nnc.ir.loop import REVERSED
 from nnc.ir.scalar import const
 from nnc.lang.dims import dim_prod
 from nnc.passes.schedule.space import Space
@@ -34,6 +37,7 @@ class Contraction:
     a: Expr
     b: Expr
     masks: tuple[Expr, ...] = ()
+    fn: str = "mul"  # as `Contract.fn`
 
 
 def contraction(s: Space) -> Contraction | None:
@@ -45,9 +49,15 @@ def contraction(s: Space) -> Contraction | None:
 
 
 def _contraction(s: Space) -> Contraction | None:
-    if s.op != "sum" or s.body.dtype not in DTYPES or not s.axes:
+    if s.op != "sum" or not s.axes:
         return None
-    pair = _pair(s.body, frozenset(a.var for a in s.raxes))
+    fn = "mul"
+    pair: Pair | None = None
+    match s.body:
+        case Op(fn="dot4", args=(a, b)):
+            fn, pair = "dot4", (a, b, ())
+        case e if e.dtype in DTYPES:
+            pair = _pair(e, frozenset(a.var for a in s.raxes))
     if pair is None:
         return None
     f, g, masks = pair
@@ -64,8 +74,8 @@ def _contraction(s: Space) -> Contraction | None:
         return None
     place = {a.var: i for i, a in enumerate(s.axes)}
     if place[m[-1].var] > place[n[-1].var]:
-        m, n, f, g = n, m, g, f
-    return Contraction(batch, m, n, s.raxes, f, g, masks)
+        m, n, f, g, fn = n, m, g, f, REVERSED[fn]
+    return Contraction(batch, m, n, s.raxes, f, g, masks, fn)
 
 
 def _vars(e: Expr) -> frozenset[str]:
