@@ -107,7 +107,7 @@ def best(call: Callable[[], object], seconds: float) -> float:
 class Bench:
     def __init__(self, target: Target, dtype: str, threads: int, level: int) -> None:
         self.target, self.dtype, self.threads, self.level = target, dtype, threads, level
-        self.run = RUN(pool()[0])
+        self.run = RUN(pool())
         begin = time.perf_counter()
         lib = build(leaf.support_module(dtype, target), target=target, level=0)
         took = (time.perf_counter() - begin) * 1e3

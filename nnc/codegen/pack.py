@@ -62,11 +62,13 @@ class Strided:
 
 @dataclass(frozen=True)
 class Lanes:
-    """What a Tabled operand knows of one vector: its own states, and whether (an i1) its elements
-    lie one after the other; the index of the first lane and the mask of those that count."""
+    """What a Tabled operand knows of one vector: its own states, whether (i1) its elements lie one
+    after the other, or in at most two such runs; the index of the first lane and the mask of those
+    that count."""
 
     states: tuple[object, ...]
     straight: str
+    paired: str
     index: str
     mask: str | None
 
@@ -76,12 +78,13 @@ class Tabled:
     """A computed operand in two shares: of lines (the other axis) and of lanes (the vector's).
 
     tabulate(em, line, to) writes a line's words; prepare(em, index, mask) works out a vector of
-    lanes; fetch(em, lanes, line, words, straight) gives the vector at one line.
+    lanes; fetch(em, lanes, line, words, runs) gives the vector at one line, whose elements lie in
+    one or two runs or (0) anywhere.
     """
 
     tabulate: Callable[[Emitter, str, str], None]
     prepare: Callable[[Emitter, str, str | None], Lanes]
-    fetch: Callable[[Emitter, Lanes, str, str, bool], str]
+    fetch: Callable[[Emitter, Lanes, str, str, int], str]
 
 
 @dataclass(frozen=True)
@@ -388,12 +391,15 @@ def _words(em: Emitter, table: str, line: str) -> str:
     return flow.offset(em, table, flow.mul(em, line, str(LINE_WORDS)), "i64")
 
 
-def _either(em: Emitter, lanes: Lanes, body: Callable[[bool], None]) -> None:
-    """`body` for vectors that lie straight, or for those that do not."""
+def _either(em: Emitter, lanes: Lanes, body: Callable[[int], None]) -> None:
+    """`body` for vectors in one run, in two, or in more."""
     with flow.when(em, lanes.straight):
-        body(True)
+        body(1)
     with flow.when(em, flow.negate(em, lanes.straight)):
-        body(False)
+        with flow.when(em, lanes.paired):
+            body(2)
+        with flow.when(em, flow.negate(em, lanes.paired)):
+            body(0)
 
 
 def _vectors(
@@ -414,10 +420,10 @@ def _tabled_rows(em: Emitter, t: Tile, a: Window, x: Tabled, panel: str, stage: 
     def vector(k: str, mask: str | None, first: str, some: str) -> None:
         lanes = x.prepare(em, flow.add(em, a.col, k), mask)
 
-        def lines(straight: bool) -> None:
+        def lines(runs: int) -> None:
             with flow.loop(em, "0", some) as i:
                 row = flow.add(em, first, i)
-                value = x.fetch(em, lanes, flow.add(em, a.row, row), _words(em, table, i), straight)
+                value = x.fetch(em, lanes, flow.add(em, a.row, row), _words(em, table, i), runs)
                 put(em, t, value, panel, flow.add(em, flow.mul(em, row, str(t.a_row)), k), t.vector)
 
         _either(em, lanes, lines)
@@ -435,10 +441,10 @@ def _tabled_panels(
         lanes = x.prepare(em, flow.add(em, b.col, j), mask)
         base = flow.add(em, flow.mul(em, flow.div(em, j, panel), gap), flow.rem(em, j, panel))
 
-        def lines(straight: bool) -> None:
+        def lines(runs: int) -> None:
             with flow.loop(em, "0", some) as i:
                 k = flow.add(em, first, i)
-                value = x.fetch(em, lanes, flow.add(em, b.row, k), _words(em, table, i), straight)
+                value = x.fetch(em, lanes, flow.add(em, b.row, k), _words(em, table, i), runs)
                 put(em, t, value, to, flow.add(em, base, flow.mul(em, k, panel)), t.vector)
 
         _either(em, lanes, lines)
@@ -458,8 +464,8 @@ def _transpose_tabled_panels(
             i = flow.minimum(em, flow.add(em, j, o), last)  # lines past the end repeat the last
             line = flow.add(em, b.col, flow.add(em, first, i))
 
-            def one(straight: bool) -> None:
-                value = x.fetch(em, lanes, line, _words(em, table, i), straight)
+            def one(runs: int) -> None:
+                value = x.fetch(em, lanes, line, _words(em, table, i), runs)
                 put(em, t, value, stage, flow.mul(em, o, width), t.vector)
 
             _either(em, lanes, one)

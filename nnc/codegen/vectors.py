@@ -30,6 +30,17 @@ def load_vector(em: Emitter, t: Tile, pointer: str, mask: str | None) -> str:
     )
 
 
+def load_more(em: Emitter, t: Tile, pointer: str, mask: str | None, rest: str) -> str:
+    """As `load_vector`, with the lanes of `rest` where the mask excludes them."""
+    if mask is None:
+        return load_vector(em, t, pointer, None)
+    return em.op(
+        f"call {t.vector} @llvm.masked.load.{suffix(t)}.p0(ptr align {t.size} {pointer}, "
+        f"<{t.lanes} x i1> {mask}, {t.vector} {rest})",
+        "x",
+    )
+
+
 def load_stored(em: Emitter, t: Tile, stored: str, pointer: str, mask: str | None) -> str:
     """As `load_vector`, from memory that holds `stored` ("bf16", or "": the tile's dtype)."""
     if not stored:

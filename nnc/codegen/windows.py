@@ -4,7 +4,8 @@ Each index of such a load is a sum of a part that depends on the row and one tha
 column (`x[b, c, i + u - 1, j + v - 1 else 0]`: rows c, u, v and columns b, i, j). One side, the
 lanes, is worked out once for a vector; the other, the lines, once for a block, into a table. What
 is left for each vector is an addition and a comparison for each index that may leave the tensor,
-and a load: of successive elements where the lanes lie so, else of each.
+and a load: of successive elements where the lanes lie so, of two runs of them (where a line of the
+picture ends), else of each.
 
 The words of a line: the offset (elements), then for each index that may leave the tensor its share,
 then the same again, within +-2^30, for the comparison of 32 bits.
@@ -81,6 +82,9 @@ class _State:
 
     offsets: str  # <n x i64>
     first: str  # the first lane's offset
+    head: str  # <n x i1>: the lanes that lie behind it in a run
+    tail: str  # the others
+    second: str  # where the first lane were if the run of the others began with it
     shares: tuple[str, ...]  # <n x i64> for each check
     near: tuple[str, ...]  # the same, <n x i32>
 
@@ -178,10 +182,15 @@ class _Window:
             self.cx.vector, self.cx.lanes = self.lanes.var, self.t.lanes
             states = tuple(self._state(em, r) for r in self.reads)
             self.cx.vector, self.cx.lanes = None, 1
-        straight = "true"
+        straight = paired = "true"
         for read, state in zip(self.reads, states, strict=True):
-            straight = _both(em, straight, self._straight(em, read, state, mask))
-        return Lanes(states, straight, index, mask)
+            near = self._near(em, read, state)
+            one = _both(em, near, self._all(em, state.head, mask))
+            behind = self._run(em, state.offsets, state.second)
+            both = em.op(f"or <{self.t.lanes} x i1> {state.head}, {behind}", "both")
+            two = _both(em, near, self._all(em, both, mask))
+            straight, paired = _both(em, straight, one), _both(em, paired, two)
+        return Lanes(states, straight, paired, index, mask)
 
     def _state(self, em: Emitter, read: _Read) -> _State:
         n = self.t.lanes
@@ -189,28 +198,46 @@ class _Window:
         shares = tuple(self._vector(c.lanes) for c in read.checks)
         first = em.op(f"extractelement <{n} x i64> {offsets}, i64 0", "first")
         near = tuple(em.op(f"trunc <{n} x i64> {s} to <{n} x i32>", "near") for s in shares)
-        return _State(offsets, first, shares, near)
+        lies = self._run(em, offsets, first)
+        bits = em.op(f"bitcast <{n} x i1> {lies} to i{n}", "bits")
+        wide = em.op(f"zext i{n} {bits} to i64", "bits")
+        ends = em.op(f"xor i64 {wide}, -1", "ends")
+        count = em.op(f"call i64 @llvm.cttz.i64(i64 {ends}, i1 false)", "count")
+        head = vectors.lane_mask(em, self.t, count)
+        ones = "<" + ", ".join(["i1 true"] * n) + ">"
+        tail = em.op(f"xor <{n} x i1> {head}, {ones}", "tail")
+        at = flow.minimum(em, count, str(n - 1))
+        there = em.op(f"extractelement <{n} x i64> {offsets}, i64 {at}", "there")
+        return _State(offsets, first, head, tail, flow.sub(em, there, at), shares, near)
 
     def _vector(self, d: Dim) -> str:
         return self.cx.spread(self.cx.dim(d), self.t.lanes)
 
-    def _straight(self, em: Emitter, read: _Read, state: _State, mask: str | None) -> str:
-        """Whether the lanes lie one after the other, and 32 bits are enough to compare."""
+    def _run(self, em: Emitter, offsets: str, first: str) -> str:
+        """The lanes that lie where they do in a run that begins with lane 0 at `first`."""
         n = self.t.lanes
         ramp = "<" + ", ".join(f"i64 {i}" for i in range(n)) + ">"
-        at = em.op(f"sub <{n} x i64> {state.offsets}, {splat(em, 'i64', state.first, n)}", "at")
-        fine = em.op(f"icmp eq <{n} x i64> {at}, {ramp}", "fine")
-        for share in state.shares:
-            moved = em.op(f"add <{n} x i64> {share}, {splat(em, 'i64', str(_NEAR), n)}", "moved")
-            limit = splat(em, "i64", str(2 * _NEAR), n)
-            near = em.op(f"icmp ult <{n} x i64> {moved}, {limit}", "near")
-            fine = em.op(f"and <{n} x i1> {fine}, {near}", "fine")
+        at = em.op(f"sub <{n} x i64> {offsets}, {splat(em, 'i64', first, n)}", "at")
+        return em.op(f"icmp eq <{n} x i64> {at}, {ramp}", "lies")
+
+    def _all(self, em: Emitter, fine: str, mask: str | None) -> str:
+        """Whether all lanes that count are among those."""
+        n = self.t.lanes
         if mask is not None:
             ones = "<" + ", ".join(["i1 true"] * n) + ">"
             idle = em.op(f"xor <{n} x i1> {mask}, {ones}", "idle")
             fine = em.op(f"or <{n} x i1> {fine}, {idle}", "fine")
         bits = em.op(f"bitcast <{n} x i1> {fine} to i{n}", "bits")
-        out = em.op(f"icmp eq i{n} {bits}, -1", "straight")
+        return em.op(f"icmp eq i{n} {bits}, -1", "all")
+
+    def _near(self, em: Emitter, read: _Read, state: _State) -> str:
+        """Whether 32 bits are enough to compare."""
+        n, out = self.t.lanes, "true"
+        for share in state.shares:
+            moved = em.op(f"add <{n} x i64> {share}, {splat(em, 'i64', str(_NEAR), n)}", "moved")
+            limit = splat(em, "i64", str(2 * _NEAR), n)
+            near = em.op(f"icmp ult <{n} x i64> {moved}, {limit}", "near")
+            out = _both(em, out, self._all(em, near, None))
         for c in read.checks:
             size = self.cx.uniform(c.size).text
             out = _both(em, out, flow.compare(em, "sle", size, str(_NEAR)))
@@ -218,13 +245,13 @@ class _Window:
 
     # ---- elements -------------------------------------------------------------------------------
 
-    def fetch(self, em: Emitter, lanes: Lanes, line: str, table: str, straight: bool) -> str:
+    def fetch(self, em: Emitter, lanes: Lanes, line: str, table: str, runs: int) -> str:
         """The operand's vector at one line."""
         at, found = 0, []
         for read, state in zip(self.reads, lanes.states, strict=True):
             assert isinstance(state, _State)
             place = flow.offset(em, table, str(at), "i64")
-            found.append(self._load(em, read, state, place, lanes.mask, straight))
+            found.append(self._load(em, read, state, place, lanes.mask, runs))
             at += read.words
         if self.e is self.reads[0].load:
             return found[0]
@@ -240,18 +267,24 @@ class _Window:
         return out
 
     def _load(
-        self, em: Emitter, read: _Read, state: _State, place: str, mask: str | None, straight: bool
+        self, em: Emitter, read: _Read, state: _State, place: str, mask: str | None, runs: int
     ) -> str:
         n, t = self.t.lanes, self.t
         shift = em.op(f"load i64, ptr {place}", "shift")
-        inside = self._inside(em, read, state, place, straight)
+        inside = self._inside(em, read, state, place, runs > 0)
         active = mask if inside is None else inside
         if inside is not None and mask is not None:
             active = em.op(f"and <{n} x i1> {inside}, {mask}", "active")
-        if straight:
+        if runs:
             at = flow.add(em, state.first, shift)
-            x = vectors.load_vector(em, t, flow.offset(em, read.base, at, t.type), active)
-        else:
+            there = flow.offset(em, read.base, at, t.type)
+            x = vectors.load_vector(em, t, there, self._active(em, state.head, active, runs))
+        if runs == 2:
+            at = flow.add(em, state.second, shift)
+            there = flow.offset(em, read.base, at, t.type)
+            rest = self._active(em, state.tail, active, runs)
+            x = vectors.load_more(em, t, there, rest, x)
+        if not runs:
             moved = em.op(f"add <{n} x i64> {state.offsets}, {splat(em, 'i64', shift, n)}", "moved")
             x = self.cx.each(read.load.dtype, read.base, moved, active, n)
         other = read.load.other
@@ -260,6 +293,12 @@ class _Window:
         assert isinstance(other, Const), other
         rest = splat(em, REGISTER[other.dtype], literal(other.dtype, other.value), n)
         return em.op(f"select <{n} x i1> {inside}, {t.vector} {x}, {t.vector} {rest}", "x")
+
+    def _active(self, em: Emitter, some: str, active: str | None, runs: int) -> str | None:
+        """The lanes of one of two runs."""
+        if runs == 1 or active is None:
+            return active if runs == 1 else some
+        return em.op(f"and <{self.t.lanes} x i1> {some}, {active}", "some")
 
     def _inside(
         self, em: Emitter, read: _Read, state: _State, place: str, straight: bool
