@@ -152,6 +152,13 @@ def test_test(nn: Any) -> None:
     assert code == 1 and "FAIL    test 'no'" in out and "failing.nn:3" in out
 
 
+def test_test_knows_what_stop_means(nn: Any, folder: Path) -> None:
+    text = "export def f(x: f32[N]) -> f32:\n    return mean((x - stop(x**2))**2)\n"
+    (folder / "cut.nn").write_text(text)
+    code, out, _ = nn("test", "cut.nn")
+    assert code == 0 and "they differ by the `stop` at cut.nn:2" in out
+
+
 def test_train_from_the_command_line(nn: Any, folder: Path) -> None:
     code, _, err = nn("train", "net.nn")
     assert code == 2 and "train_step" in err

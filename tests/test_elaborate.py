@@ -1179,3 +1179,10 @@ def test_half_of_an_assertedly_even_size() -> None:
             return turned(x) * w + concat(x[:, K/2:], x[:, :K/2], over=1)
     export def f(net: A(8, 2), x: f32[B, 4]) -> f32[B, 4] = net(x)
     """)
+
+
+def test_what_is_built_in_may_be_imported_with_its_family() -> None:
+    checked("""
+    from std.random import bernoulli, uniform, normal
+    export def f(x: f32[B]) -> f32[B] = x * f32(bernoulli!(x)) + uniform!([B]) + normal!([B])
+    """)

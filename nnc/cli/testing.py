@@ -13,6 +13,7 @@ from nnc import driver
 from nnc.cli.options import overrides
 from nnc.compiler import Compiled, TestCase
 from nnc.errors import CompileError, Error, ShapeError
+from nnc.ir.graph import Graph, Stop, all_nodes
 from nnc.ir.signature import ArgSig
 from nnc.lang.types import is_float
 from nnc.runtime.cpu import Code, Entry
@@ -25,6 +26,7 @@ from nnc.runtime.modules import initialised
 _STEPS = (1e-1, 1e-2, 1e-3)  # relative sizes of the differences that are tried
 _DIRECTIONS = 5
 _TOLERANCE = 2e-2
+_BEND = 5e-2  # how much of a slope one direction may owe to the two sides' different slopes
 _SIZES = (3, 2, 4, 1, 6, 8)  # run-time sizes that are tried
 
 
@@ -40,7 +42,7 @@ def test(args: argparse.Namespace) -> int:
         print(f"{'FAIL' if problems else 'ok'}    test {case.title!r}")
         for problem in problems:
             print(f"        {problem}")
-    for name, verdict, good in [] if args.no_gradients else _gradients(model, compiled):
+    for name, verdict, good in () if args.no_gradients else _gradients(model, compiled):
         failures, count = failures + (not good), count + 1
         print(f"{'ok' if good else 'FAIL'}    gradient of {name}: {verdict}")
     print(f"{count - failures} passed, {failures} failed")
@@ -74,12 +76,23 @@ def _gradients(model: Model, compiled: Compiled) -> Iterator[tuple[str, str, boo
         values = _inputs(model, export)
         if values is None:
             continue
+        cut = _stopped(compiled.built[export.sig.name].graph)
         try:
-            yield from _check(model, export, values)
+            for name, verdict, good in _check(model, export, values):
+                if good or cut is None:
+                    yield name, verdict, good
+                else:
+                    yield name, f"{verdict}: they differ by the `stop` at {cut}", True
         except CompileError as error:
             yield export.sig.name, f"not checked: {error.diagnostics[0].message}", True
         except Error as error:
             yield export.sig.name, str(error).strip().splitlines()[0], False
+
+
+def _stopped(graph: Graph) -> str | None:
+    """The place of the first `stop` that is not the library's: derivatives differ by intent."""
+    found = (n.span for n in all_nodes(graph) if isinstance(n, Stop))
+    return next((s.place for s in found if not s.source.library), None)
 
 
 def _inputs(model: Model, export: Export) -> dict[str, Any] | None:
@@ -179,7 +192,7 @@ def _slopes(
     direction[chosen] = random.normal(size=len(chosen))
     direction = direction.reshape(array.shape)
     slope = float((np.asarray(gradient, np.float64) * direction).sum())
-    before = array.copy()
+    before, middle = array.copy(), value()
     scale = max(float(np.abs(before.astype(np.float64)).mean()), 0.1)
     tried = []
     for step in _STEPS:
@@ -189,6 +202,11 @@ def _slopes(
             ends.append(value())
         array[...] = before
         measured = (ends[0] - ends[1]) / (2 * step * scale)
-        tried.append((abs(measured - slope) / max(abs(measured), abs(slope), 1e-2), measured))
+        bend = abs(ends[0] - 2 * middle + ends[1]) / (
+            2 * step * scale
+        )  # many kinks: relu, max_pool
+        size = max(abs(measured), abs(slope), 1e-2)
+        error = abs(measured - slope) - min(bend, _BEND * size)
+        tried.append((max(error, 0.0) / size, measured))
     error, measured = min(tried)
     return error, slope, measured

@@ -14,6 +14,7 @@ from nnc.lang.syntax import parse
 
 STD = Path(__file__).resolve().parent.parent / "std"
 Definition = ast.ModuleDef | ast.FuncDef | ast.ConstDef | ast.ExternDef
+BUILT_IN = {"std.random": ("uniform", "normal")}  # may be imported, like the rest of their family
 
 
 @dataclass(eq=False)
@@ -126,6 +127,8 @@ class Loader:
         if not decl.names:
             unit.aliases[decl.alias or decl.module.split(".")[-1]] = target
         for name in decl.names:
+            if name.id in BUILT_IN.get(decl.module, ()):
+                continue
             found = target.defs.get(name.id)
             if found is None:
                 near = LAYERS.get(name.id) or nearest(name.id, target.defs)
@@ -181,6 +184,8 @@ class Loader:
         text = f"did you mean `{near}`?" if near else f"nnc looks for {shown}"
         if decl.module.split(".")[0] == "std":
             text = f"the library has {', '.join(k for k in known if k.startswith('std.'))}"
+        if decl.module == "std" and all(f"std.{n.id}" in known for n in decl.names):
+            text = " and ".join(f"`import std.{n.id}`" for n in decl.names)
         homes = [h for n in decl.names for h in _homes(n.id)]
         if len(homes) == len(decl.names) > 0 and len(set(homes)) == 1:
             text = f"`from {homes[0]} import {', '.join(n.id for n in decl.names)}`"

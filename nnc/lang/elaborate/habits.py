@@ -36,6 +36,7 @@ NAMES = {
     "einsum": "index notation says it: `y[b, o] = sum[i](x[b, i] * w[i, o])`",
     "matmul": "`a @ b`",
     "dot": "`a @ b`",
+    "ones_like": "sizes in brackets: `ones[B, D]`; or `zeros_like(x) + 1`",
     "cat": "`concat(a, b, over=1)`",
     "concatenate": "`concat(a, b, over=1)`",
     "stack": "index it: `y[i, n] = a[n] if i == 0 else b[n]`",
