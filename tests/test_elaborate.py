@@ -871,6 +871,18 @@ def test_equations_of_where_clauses_hold_everywhere() -> None:
     same(run(text, x=x, y=y), x + y[1:], np.diag(y[1:]) + np.diag(x))
 
 
+def test_quotients_of_sizes_are_exact_in_an_index() -> None:
+    text = """
+    export def f(x: f32[B, D]) -> f32[B, D]:
+        lo[b, i:D/2] = x[b, i + D/2] - x[b, D - D/2 - 1 - i]
+        hi[b, i:D/2] = x[b, i] + x[b, 2*(D/2) - 1 - i]
+        return concat(lo, hi, over=1)
+    """
+    x = array(3, 6)
+    low, high = x[:, 3:] - x[:, 2::-1], x[:, :3] + x[:, :2:-1]
+    same(run(text, x=x), np.concatenate([low, high], 1))
+
+
 def test_exact_quotients_cancel() -> None:
     text = """
     def heads(x: real[B, D], H: dim) -> real[B, D] where 1 <= H:

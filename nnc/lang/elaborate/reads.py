@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Idx, Load, Op, names
@@ -16,10 +16,13 @@ from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.names import undefined
 from nnc.lang.elaborate.ranges import size_of
+from nnc.lang.elaborate.sizes import quotient
 from nnc.lang.elaborate.unbound import too_many, unbound
 from nnc.lang.elaborate.values import Origin, Tensor, Unknown, Value, Weak, WeakTensor
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import TensorType, is_int
+
+_INTEGER = ("+", "-", "*", "/", "//", "%")
 
 
 @dataclass
@@ -147,7 +150,7 @@ def _index_value(cx: Context, item: ast.Expr, size: Dim) -> Expr | Tensor:
             raise fail(
                 "E0405", "a tuple splits an axis; it cannot stand in an expression", item.span
             )
-    value = cx.tensor(cx.eval(item))
+    value = cx.tensor(cx.eval(_exact(cx, item)))
     match value:
         case Weak(kind="int", dim=dim) if dim is not None:
             return Idx(dim)
@@ -166,6 +169,41 @@ def _index_value(cx: Context, item: ast.Expr, size: Dim) -> Expr | Tensor:
         help = f"there are no masks as indices: `where({item.span.text}, ..., 0)` keeps the shape"
     shown = typed(value, item.span) if isinstance(value, Tensor) else describe(value)
     raise fail("E0405", "an index must be an integer", item.span, shown, help=help)
+
+
+def _exact(cx: Context, item: ast.Expr) -> ast.Expr:
+    """The index with its quotients of sizes worked out: `/` is exact here, as in a size."""
+    spine: list[ast.Binary] = []
+    e = item
+    while isinstance(e, ast.Binary) and e.op in _INTEGER:
+        spine.append(e)
+        e = e.left
+    for node in reversed(spine):
+        left = node if e is node.left else replace(node, left=e)
+        right = left.right
+        if isinstance(right, ast.Binary) and right.op in _INTEGER:
+            right = _exact(cx, right)
+        e = left if right is left.right else replace(left, right=right)
+        size = _quotient(cx, e) if e.op == "/" else None
+        if size is not None:
+            name = node.span.text
+            cx.frame.dims[name] = size  # no name that can be written
+            e = ast.Name(name, span=node.span)
+    return e
+
+
+def _quotient(cx: Context, e: ast.Binary) -> Dim | None:
+    """`p / q` of two sizes; None when an index or a value stands in it."""
+    dims = []
+    for side in (e.left, e.right):
+        value = cx.tensor(cx.eval(side))
+        if not isinstance(value, Weak) or value.dim is None:
+            return None
+        dims.append(value.dim)
+    p, q = dims
+    if any(n.startswith("$") for n in p.names | q.names):
+        return None
+    return quotient(cx, p, q, e)
 
 
 def is_loose(cx: Context, name: str) -> bool:
