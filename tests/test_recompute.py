@@ -245,8 +245,8 @@ def deep(tmp_path: Path) -> Path:
 def test_limit_of_memory(deep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Calls of modules are chosen, and named by line; results keep their bits."""
     program = compiler.scheduled(str(deep))[0].program
-    threads = cpu_count() * llvm.emit(program, host(), "f").scratch
-    limit = 2_000_000 + threads
+    scratch = llvm.emit(program, host(), "f").scratch.evaluate(AT)
+    limit = 2_000_000 + cpu_count() * scratch
     assert main(["plan", str(deep), "update", "--max-memory", str(limit), "--B", "1024"]) == 0
     out = capsys.readouterr().out
     assert re.search(rf"^  recompute\(.*\)  {deep}:\d+:\d+$", out, re.M), out
