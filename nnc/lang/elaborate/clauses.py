@@ -10,6 +10,7 @@ from nnc.lang.dims import Dim
 from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.mistakes import fail
+from nnc.lang.elaborate.values import Weak
 
 
 def where_clauses(b: Binding) -> None:
@@ -63,15 +64,30 @@ def _proved(b: Binding, fact: Dim, equal: bool, text: str, place: Span) -> None:
         return
     false = cx.proves(-fact - 1) or (equal and fact.const is not None)
     says = "does not hold" if false else "does not follow from what is known here"
-    clause = f"{fact} {'==' if equal else '>='} 0"
+    clause, inside = in_own_names(cx, f"{fact} {'==' if equal else '>='} 0", fact)
+    cure = f"`assert {clause}` in the module" if inside else f"`where {clause}` in the signature"
     raise fail(
         "E0311",
         f"`{b.shown}` needs {text}, which {says}",
         b.call.span,
         f"here: {clause}",
         (Label(place, "required here"),),
-        help=None if false else f"`where {clause}` in the signature of the caller would say so",
+        help=None if false else f"{cure} of the caller would say so",
     )
+
+
+def in_own_names(cx: Context, text: str, fact: Dim) -> tuple[str, bool]:
+    """A condition with the caller's own names for quotients and the like (`K` for `D/H`); whether
+    it is about parameters of the caller's module only."""
+    module = cx.frame.module
+    if module is None:
+        return text, False
+    sizes = {n: v.dim for n, v in module.args.items() if isinstance(v, Weak) and v.dim is not None}
+    for name, size in sorted(sizes.items(), key=lambda x: -len(str(x[1]))):
+        if size.const is None and size.name is None:
+            text = text.replace(f"({size})", name).replace(str(size), name)
+    own = {n for size in sizes.values() for n in size.names}
+    return text, bool(fact.names) and fact.names <= own
 
 
 def comparison_facts(op: str, a: Dim, b: Dim) -> list[Dim]:
