@@ -550,9 +550,8 @@ class _Growth:
             size = dim_prod((self.col.extent, *(a.extent for a in self.sides[n].rest))).const
             if size is not None and size > LARGE:
                 raise _Refused(f"{size} elements would be read again for each block of rows")
-            params = any(
-                isinstance(e.tensor, Input) and e.tensor.kind == "param" for e in _loads(other)
-            )
+            factors = (*_loads(self.sides[n].strip), *_loads(other))
+            params = any(isinstance(e.tensor, Input) and e.tensor.kind == "param" for e in factors)
             if params and not batched:
                 raise _Refused("it multiplies by a parameter")
 
