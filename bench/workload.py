@@ -69,6 +69,14 @@ def load(name: str, context: Context, **modules: Any) -> Any:
     return read(PROGRAMS / name, threads=context.threads, **modules)
 
 
+def quantized(name: str, context: Context, net: Any, function: str, to: str, **data: Any) -> Any:
+    """The same program with the weights of `net` in fewer bits (`nnc.quantize`)."""
+    import nnc
+
+    make: Any = nnc.quantize
+    return make(PROGRAMS / name, net, function, to=to, data=data, threads=context.threads)
+
+
 def numbers(result: Any) -> Any:
     """Any framework's result as a NumPy array."""
     if hasattr(result, "detach"):

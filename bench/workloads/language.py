@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from bench import peers
-from bench.workload import Call, Case, Context, load, weights
+from bench.workload import Call, Case, Context, load, quantized, weights
 from bench.workloads.dense import cross_entropy
 
 LR = 1e-3
@@ -114,7 +114,8 @@ def prefill(length: int, context: Context) -> Case:
     )
 
 
-def decode(context: Context, past: int = 128) -> Case:
+def decode(context: Context, past: int = 128, bf16: bool = False) -> Case:
+    """`bf16`: nnc's weights are stored as bf16 (its peers have f32)."""
     model = load("gpt2_infer.nn", context)
     net = model.GPT2.init(seed=0)
     p = weights(net)
@@ -123,17 +124,25 @@ def decode(context: Context, past: int = 128) -> Case:
     before = np.ascontiguousarray(kv[:, :, :, :, :past])
     token = _tokens(1, 1, below=50257)
     inputs = [token, before]
+
+    def nnc() -> Call:
+        if not bf16:
+            return partial(model.logits, net, kv, token, past)
+        given = {"kv": kv, "tokens": token, "P": past}
+        q = quantized("gpt2_infer.nn", context, net, "logits", "bf16", **given)
+        return partial(q.model.logits, q.net, kv, token, past)
+
     return Case(
-        f"GPT-2 small, one token after {past}",
+        f"GPT-2 small, one token after {past}" + (", weights stored as bf16" if bf16 else ""),
         {
-            "nnc": lambda: partial(model.logits, net, kv, token, past),
+            "nnc": nnc,
             **peers.inference(First(_gpt2(p)), inputs, context.threads, exported=_gpt2(p)),
             "jax": jax_logits(p, inputs, context.threads),
         },
         1.0,
-        1.1,
-        read=4.0 * (MATRICES + HEAD) + before.nbytes,
-        tolerance=2e-3,
+        1.8 if bf16 else 1.1,
+        read=(2.0 if bf16 else 4.0) * (MATRICES + HEAD) + before.nbytes,
+        tolerance=2e-2 if bf16 else 2e-3,
     )
 
 
@@ -245,6 +254,7 @@ WORKLOADS: dict[str, Callable[[Context], Case]] = {
     "prefill_128": partial(prefill, 128),
     "prefill_512": partial(prefill, 512),
     "decode_128": decode,
+    "decode_128_bf16": partial(decode, bf16=True),
     "lstm": lstm,
     "small_gpt": small_gpt,
 }

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from bench import peers
-from bench.workload import Call, Case, Context, Missing, load, weights
+from bench.workload import Call, Case, Context, load, quantized, weights
 from bench.workloads.dense import cross_entropy
 
 LR = 1e-3
@@ -129,27 +129,29 @@ def resnet18_train(context: Context, batch: int = 8) -> Case:
 
 
 def resnet50_int8(context: Context) -> Case:
-    """Quantized by ONNX Runtime's tool: u8 by s8, weights by channel, calibrated on the input."""
+    """u8 by s8, weights by channel, calibrated on the input; peers by ONNX Runtime's tool."""
+    net = load("resnet50.nn", context).ResNet50.init(seed=0)
+    p = weights(net)
     x = _pictures(1, 3, 224, 224)
 
     def nnc() -> Call:
-        raise Missing("nnc quantize does not exist yet")
+        q = quantized("resnet50.nn", context, net, "predict", "int8", x=x)
+        return partial(q.model.predict, q.net, x)
 
     def peer(who: str) -> Callable[[], Call]:
-        return lambda: peers.onnx_call(who, _quantized(x), [x], context.threads)
+        return lambda: peers.onnx_call(who, _quantized(x, p), [x], context.threads)
 
     makers = {"nnc": nnc, "ort": peer("ort"), "openvino": peer("openvino")}
     return Case("ResNet-50, int8 inference, batch 1", makers, 1.0, 1.3, tolerance=0.2)
 
 
-def _quantized(x: Any) -> Path:
+def _quantized(x: Any, p: dict[str, Any]) -> Path:
     peers.need("onnxruntime")
     q = peers.need("onnxruntime.quantization")
     prepare = peers.need("onnxruntime.quantization.shape_inference").quant_pre_process
     from bench import torch_models
 
-    torch_models.torch.manual_seed(0)
-    given = peers.export(torch_models.resnet50(), [x])
+    given = peers.export(torch_models.with_weights(torch_models.resnet50(), p), [x])
     ready, made = given.with_suffix(".ready.onnx"), given.with_suffix(".int8.onnx")
     prepare(str(given), str(ready))
 

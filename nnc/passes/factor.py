@@ -96,7 +96,7 @@ def _follows_product(node: Compute) -> bool:
 def _is_product(e: Expr) -> bool:
     while isinstance(e, Select):
         e = e.a
-    return isinstance(e, Op) and e.fn == "mul"
+    return isinstance(e, Op) and e.fn in ("mul", "dot4")
 
 
 def _axes(e: Expr, node: Compute) -> tuple[Axis, ...]:
