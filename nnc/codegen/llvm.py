@@ -38,7 +38,7 @@ from nnc.codegen.target import Target
 from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Idx
 from nnc.ir.loop import Buffer, Call, Contract, Kernel, Program, Repeat, Stmt
-from nnc.lang.dims import ZERO, Dim, dim_max
+from nnc.lang.dims import ZERO, Dim, Facts, dim_max, prove_nonneg
 from nnc.lang.types import DType
 
 _ON_STACK = 16 << 10  # bytes: larger local buffers live in scratch
@@ -84,10 +84,7 @@ class Module:
     @property
     def scratch(self) -> Dim:
         """Bytes for each thread that are enough for every case."""
-        out = self.scratches[0]
-        for other in self.scratches[1:]:
-            out = dim_max(out, other)
-        return out
+        return largest(self.scratches, Facts())
 
 
 @dataclass(frozen=True)
@@ -362,7 +359,7 @@ class _Emission:
         name = self.named.setdefault(text, f"@{self.symbol}.k{len(self.named)}")
         self.calls |= k.ops.calls
         self.contractions |= k.contractions
-        self.scratch = dim_max(self.scratch, k.used)
+        self.scratch = largest((self.scratch, k.used), self.program.facts)
         return _Function(name, k.checks)
 
     def launch(self, found: Launch) -> Launch:
@@ -438,6 +435,17 @@ class _Emission:
             f"define {linkage}i64 @{self.symbol}_bytes(ptr %dims, i64 %nthreads) nounwind {{\n"
             f"entry:\n{s.body()}\n  ret i64 {total}\n}}\n"
         )
+
+
+def largest(dims: Sequence[Dim], facts: Facts) -> Dim:
+    """The maximum, without those that are known to be no larger than another."""
+    out = ZERO
+    for d in dims:
+        if prove_nonneg(d - out, facts):
+            out = d
+        elif not prove_nonneg(out - d, facts):
+            out = dim_max(out, d)
+    return out
 
 
 def _constant(b: Buffer) -> str:

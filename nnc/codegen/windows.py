@@ -96,7 +96,7 @@ class Windows(Expressions):
         """The operand with `lanes` along its vectors; None when no load of it is of this kind."""
         reads, words = [], 0
         for load in loads(e):
-            found = self._shares(load, line, lanes)
+            found = self._shares(load, line, lanes) if load.dtype == t.dtype else None
             if found is not None and words + found.words <= LINE_WORDS:
                 reads.append(found)
                 words += found.words

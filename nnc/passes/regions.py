@@ -108,11 +108,20 @@ def find_regions(graph: Graph) -> Found:
     banned: dict[Node, str] = {}
     while True:
         first = _Search(graph, banned).run()
+        if first.splits:
+            graph, moved = _split(graph, first.splits)
+            banned = {moved[n]: why for n, why in banned.items()}
+            continue
         if not first.open:
             return Found(graph, tuple(first.regions), banned | first.refused)
         again = _with_copies(graph, first)
         still = {n: banned[o] for n, o in again.old.items() if o in banned}
         second = _Search(again.graph, still).run()
+        if second.splits:
+            asked = {again.old[n]: later for n, later in second.splits.items()}
+            graph, moved = _split(graph, asked)
+            banned = {moved[n]: why for n, why in banned.items()}
+            continue
         failed = _failed(first, second, again)
         if not failed:
             return Found(again.graph, tuple(second.regions), still | second.refused)
@@ -139,6 +148,7 @@ class _Search:
         self.open: dict[Region, list[Node]] = {}  # strips with readers outside
         self.end: dict[Region, Node] = {}
         self.refused: dict[Node, str] = {}
+        self.splits: dict[Node, frozenset[str]] = {}  # see `_split`
 
     def run(self) -> _Search:
         for node in self.order:
@@ -155,6 +165,7 @@ class _Search:
                 continue
             self.regions.append(region)
             self.end[region] = node
+            self.splits |= growth.splits
             self.taken |= set(region.nodes)
             outside: list[Node] = [
                 s for s in region.nodes if region.roles[s] == "strip" and self.leaves(s, region)
@@ -227,9 +238,12 @@ class _Growth:
         self.roles: dict[Node, str] = {}
         self.sides: dict[Node, Side] = {}
         self.values: dict[Node, Node] = {}
+        self.splits: dict[Node, frozenset[str]] = {}
 
     def run(self) -> Region | None:
         if not self.frame() or not self.upward():
+            return None
+        if self.turned():
             return None
         self.downward()
         self.drop_unrelated()
@@ -282,6 +296,19 @@ class _Growth:
         self.extents = {a.var: a.extent for a in axes}
         self.start = p
         return True
+
+    def turned(self) -> bool:
+        """Whether something reduces the rows of the strips: rows here are columns there."""
+        strips = {n for n, r in self.roles.items() if r == "strip"}
+        for n in strips:
+            for u in self.s.readers[n]:
+                if isinstance(u, Compute) and u.raxes and self.s.contraction(u) is None:
+                    s = self.s.space(u)
+                    found = [self.from_load(e, s) for e in _loads(s.body) if e.tensor is n]
+                    over = {f.get(a.var) for f in found if f is not None for a in s.raxes}
+                    if over == {self.row.var}:
+                        return True
+        return False
 
     # ---- growing ------------------------------------------------------------------------------
 
@@ -448,6 +475,7 @@ class _Growth:
             env[rest[0].var] = self.col.var  # a row's value for all columns
         role = self.role(node, env)
         if role is None:
+            self.ask_to_split(node, env)
             return False
         self.roles[node], self.env[node] = role, env
         self.pull(node, outside)
@@ -468,6 +496,17 @@ class _Growth:
                 if env is not None and self.role(t, env) in ("strip", "row"):
                     self.roles[t], self.env[t] = self.role(t, env) or "", env
                     stack.append(t)
+
+    def ask_to_split(self, node: Compute, env: Mapping[str, str]) -> None:
+        """A sum over rows (or columns) and over more could join with the former alone."""
+        s = self.s.space(node)
+        reduced = {env[a.var]: a.var for a in s.raxes if a.var in env}
+        if node.op != "sum" or len(reduced) < 2 or len(reduced) != len(s.raxes):
+            return
+        first = self.col.var if self.col.var in reduced else self.row.var
+        later = frozenset(v for w, v in reduced.items() if w != first)
+        if first in reduced and later <= {a.var for a in node.raxes}:
+            self.splits[node] = later
 
     def joins_after(self, node: Compute, s: Space) -> bool:
         """Element-wise over exactly the axes of one value, perhaps with rows."""
@@ -741,6 +780,34 @@ def _form(root: Expr, env: Mapping[str, str]) -> tuple[object, ...]:
                 own = ()
         number[id(e)] = known.setdefault((type(e), own, parts), len(known))
     return (*known,)
+
+
+# ---- sums in two steps --------------------------------------------------------------------------
+
+
+def _split(graph: Graph, splits: Mapping[Node, frozenset[str]]) -> tuple[Graph, dict[Node, Node]]:
+    """The graph where these sums keep some of their axes at first, and add those up afterwards.
+
+    Also: what the old nodes have become.
+    """
+    new: dict[Node, Node] = {}
+    for node in toposort(graph.roots):
+        made = replace_operands(node, new.__getitem__)
+        if node in splits:
+            assert isinstance(made, Compute), made
+            made = _in_two(made, splits[node])
+        new[node] = made
+    return with_roots(graph, [new[r] for r in graph.roots]), new
+
+
+def _in_two(node: Compute, later: frozenset[str]) -> Compute:
+    kept = tuple(a for a in node.raxes if a.var in later)
+    axes = (*kept, *node.axes)
+    kind = replace(node.type, shape=tuple(a.extent for a in axes))
+    rest = tuple(a for a in node.raxes if a.var not in later)
+    part = replace(node, type=kind, axes=axes, raxes=rest)
+    load = Load(node.type.dtype, part, tuple(Idx(Dim.of(a.var)) for a in axes))
+    return replace(node, raxes=kept, body=load)
 
 
 # ---- strips that are computed again -------------------------------------------------------------
