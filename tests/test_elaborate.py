@@ -1198,3 +1198,41 @@ def test_what_is_built_in_may_be_imported_with_its_family() -> None:
     from std.random import bernoulli, uniform, normal
     export def f(x: f32[B]) -> f32[B] = x * f32(bernoulli!(x)) + uniform!([B]) + normal!([B])
     """)
+
+
+def test_a_return_while_training_does_not_hide_what_follows() -> None:
+    done = checked("""
+    module Centre(D):
+        state mu: real[D] = 0
+        def forward(x: real[B, D]) -> real[B, D]:
+            if train:
+                mu := mean(x, over=0)
+                return x - mean(x, over=0)
+            return x - mu
+    export def f(net: Centre(3), x: f32[B, 3]) -> f32[B, 3] = net(x)
+    export def g(inout net: Centre(3), x: f32[B, 3]) -> f32[B, 3] = net!(x)
+    """)
+    assert not done.text
+
+
+def test_rows_of_a_hessian() -> None:
+    text = """
+    export def hessian(x: f32[N]) -> f32[N, N]:
+        y = total(x**3)
+        g = grad(y, x)
+        rows = for i in N:
+            yield grad(g[i], x)
+        return rows
+    """
+    assert np.allclose(run(text, x=[1.0, -2.0]).results[0], [[6, 0], [0, -12]])
+
+
+def test_a_sum_of_no_probability_has_no_gradient() -> None:
+    text = """
+    export def f(x: f32[N, C]) -> f32[N, C]:
+        l[n] = logsumexp[c](x[n, c])
+        kept = total(where(l > -inf, l, 0)) + total(where(l > -inf, logsumexp(x, over=C), 0))
+        return grad(kept, x)
+    """
+    x = [[0.0, 0.0], [-np.inf, -np.inf], [-np.inf, 5.0]]
+    assert np.allclose(run(text, x=x).results[0], [[1, 1], [0, 0], [0, 2]])

@@ -170,7 +170,7 @@ class Loop(Value):
     @property
     def results(self) -> tuple[TensorType, ...]:
         """The types of the parts."""
-        stacked = (TensorType(y.type.dtype, (self.trip, *y.type.shape)) for y in self.yields)
+        stacked = (y.type.stacked(self.trip) for y in self.yields)
         return (*(c.type for c in self.carries), *stacked)
 
     @cached_property

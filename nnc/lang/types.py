@@ -66,5 +66,9 @@ class TensorType:
     def with_dtype(self, dtype: DType) -> TensorType:
         return TensorType(dtype, self.shape)
 
+    def stacked(self, n: Dim) -> TensorType:
+        """n of these along a new first axis."""
+        return TensorType(self.dtype, (n, *self.shape))
+
     def __str__(self) -> str:
         return self.dtype + (f"[{', '.join(map(str, self.shape))}]" if self.shape else "")

@@ -22,6 +22,7 @@ from nnc.lang.elaborate.values import (
     Tuple,
     Unknown,
     Value,
+    WeakTensor,
     of_node,
 )
 from nnc.lang.elaborate.words import describe
@@ -134,6 +135,10 @@ def _by(cx: Context, e: ast.Expr) -> Tree | Tensor:
     if isinstance(current, Tensor) and not is_float(current.dtype):
         text = typed(current, e.span)
         raise fail("E0604", f"{current.dtype} has no gradient", e.span, text)
+    if isinstance(current, WeakTensor):
+        text = f"`{e.span.text}` has no dtype of its own, so nothing depends on it"
+        help = f"give it one where it is defined: `{e.span.text} = f32(...)`"
+        raise fail("E0604", text, e.span, describe(current), help=help)
     if not isinstance(current, Tree | Tensor):
         raise fail("E0604", f"{describe(current)} has no gradient", e.span)
     return current

@@ -371,9 +371,9 @@ def _finish(
     outs = [*yields, *watched.values()]
     if not carries.items and not outs:
         return
-    first = carries.items[0].slot if carries.items else outs[0]
+    first = carries.items[0].slot.type if carries.items else outs[0].type.stacked(trip)
     loop = Loop(
-        type=first.type,
+        type=first,
         span=cx.at(span),
         var=turn,
         trip=trip,

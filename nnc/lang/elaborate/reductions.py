@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from nnc.diagnostics import Span
 from nnc.ir.expr import Const, Expr, Op, Select
@@ -71,8 +72,7 @@ def reduced(
         return reduced(cx, "mean", raxes, square, span, at)
     top = _finite_top(cx, cx.node((), raxes, "max", body, span), span)
     shifted = Op(body.dtype, "exp", (Op(body.dtype, "sub", (body, top.at(()))),))
-    total_ = Operand(cx.node((), raxes, "sum", shifted, span), span)
-    log = elementwise(cx, "log", [total_], span)
+    log = _log_of_sum(cx, cx.node((), raxes, "sum", shifted, span), span)
     return elementwise(cx, "add", [Operand(log, span), Operand(top, span)], span)
 
 
@@ -92,6 +92,18 @@ def _finite_top(cx: Context, top: Value, span: Span) -> Tensor:
         return found
     stopped = Stop(type=found.type, span=cx.at(span), source=found.node, regions=cx.regions)
     return of_node(stopped, found.letters, found.origins)
+
+
+def _log_of_sum(cx: Context, total: Value, span: Span) -> Tensor:
+    """`log`, whose derivative is 0 where nothing was summed: no finite change changes -inf."""
+    assert isinstance(total, Tensor)
+
+    def body(i: tuple[Expr, ...]) -> Expr:
+        e = total.at(i)
+        nothing = Op("bool", "eq", (e, Const(e.dtype, 0.0)))
+        return Select(e.dtype, nothing, Const(e.dtype, -inf), Op(e.dtype, "log", (e,)))
+
+    return cx.compute(total.shape, body, span, origins=total.origins)
 
 
 def _check_reducible(cx: Context, op: str, dtype: str, at: Span) -> None:
@@ -151,8 +163,7 @@ def _logsumexp(
     top = _finite_top(cx, reduce_whole(cx, "max", operand, chosen, True, span), span)
     shifted = elementwise(cx, "sub", [operand, Operand(top, span)], span)
     e = Operand(elementwise(cx, "exp", [Operand(shifted, span)], span), span)
-    total = Operand(reduce_whole(cx, "sum", e, chosen, keep, span), span)
-    log = elementwise(cx, "log", [total], span)
+    log = _log_of_sum(cx, reduce_whole(cx, "sum", e, chosen, keep, span), span)
     if keep:
         return elementwise(cx, "add", [Operand(log, span), Operand(top, span)], span)
     last = _finite_top(cx, reduce_whole(cx, "max", operand, chosen, False, span), span)

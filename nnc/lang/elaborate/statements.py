@@ -27,7 +27,7 @@ from nnc.lang.elaborate.values import (
     Unknown,
     Value,
 )
-from nnc.lang.elaborate.walks import assigned, nested
+from nnc.lang.elaborate.walks import always_returns, assigned, nested
 from nnc.lang.elaborate.words import describe
 
 
@@ -36,7 +36,7 @@ def execute(cx: Context, body: Sequence[ast.Stmt]) -> None:
     frame = cx.frame
     for i, stmt in enumerate(body):
         if frame.returned:
-            if not frame.continued:
+            if i and not frame.continued and always_returns(body[i - 1]):
                 cx.warn("W0004", "this is never reached", stmt.span)
             return
         cx.step(stmt.span)

@@ -33,6 +33,20 @@ def nested(body: Sequence[ast.Stmt]) -> Iterator[ast.Stmt]:
                 stack.extend(reversed(inner))
 
 
+def always_returns(stmt: ast.Stmt) -> bool:
+    """Whether nothing after it is reached, whatever its conditions are."""
+    open_ = [stmt]
+    while open_:
+        match open_.pop():
+            case ast.Return():
+                pass
+            case ast.If(then=(*_, a), orelse=(*_, b)):
+                open_ += [a, b]
+            case _:
+                return False
+    return True
+
+
 def assigned(body: Sequence[ast.Stmt]) -> list[str]:
     """The names that statements define by `=`."""
     out: list[str] = []
