@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -264,3 +265,15 @@ def test_sizes_of_several_arguments(calls: Any, x: Any, y: Any, text: str) -> No
     assert text in str(met.value)
     assert "x: f32[B, T + 1] was given an array of shape" in str(met.value)
     assert "calls.nn:8" in str(met.value)
+
+
+@pytest.mark.parametrize("name", ["step", "exports", "_watch"])
+def test_an_export_with_a_name_of_the_model(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "f.nn"
+    path.write_text(f"export def {name}(x: f32[N]) -> f32[N]:\n    probe x\n    return 2 * x\n")
+    with pytest.warns(UserWarning, match=rf"m\.exports\['{name}'\]"):
+        m = nnc.load(path)
+    assert np.array_equal(m.exports[name](np.ones(2, np.float32)), [2, 2])
+    with m.probe("x") as seen:
+        m.exports[name](np.ones(3, np.float32))
+    assert np.array_equal(seen.value, [1, 1, 1]) and m.step == 0

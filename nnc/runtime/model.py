@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,8 @@ class Model:
     """What `nnc.load` returns.
 
     `m.predict(net, x)` calls an export, `m.MLP.init(seed=0)` makes a module, `m.exports` lists the
-    exports by name. `m.threads` is the number of threads that calls may use.
+    exports by name. `m.threads` is the number of threads that calls may use. An export with the
+    name of an attribute (`step`) is `m.exports["step"]`; loading it warns.
     """
 
     def __init__(
@@ -54,12 +56,19 @@ class Model:
         self._dump = dump
         self.exports: dict[str, Export] = self._program.exports
         for sig in manifest.exports:
-            export = Differentiating(sig, self._program, lazy)
-            self.exports[sig.name] = export
-            if not hasattr(type(self), sig.name):
-                self.__dict__[sig.name] = export  # found without `__getattr__`
+            self.exports[sig.name] = Differentiating(sig, self._program, lazy)
         self._watching = Watching(probed, self.exports)
         self._watch = watch
+        self._name_exports()
+
+    def _name_exports(self) -> None:
+        """`m.predict`, found without `__getattr__`. A model's own names keep their meaning."""
+        for name, export in self.exports.items():
+            if not hasattr(type(self), name) and name not in vars(self):
+                vars(self)[name] = export
+                continue
+            text = f"`m.{name}` belongs to every model: call the export as `m.exports[{name!r}]`"
+            warnings.warn(f"{self.manifest.source}: {text}", stacklevel=3)
 
     @property
     def code(self) -> Code:
@@ -164,9 +173,9 @@ class Model:
 
     def _replaced(self, name: str, export: Export) -> None:
         """From now on this export takes the calls of that name."""
+        if vars(self).get(name) is self.exports[name]:
+            vars(self)[name] = export
         self.exports[name] = export
-        if name in self.__dict__:
-            self.__dict__[name] = export
 
     @boundary
     def trap(self) -> Model:
