@@ -11,7 +11,17 @@ from collections.abc import Hashable
 from dataclasses import replace
 
 from nnc.ir.expr import Expr, Idx, Load, Op, Select, children, names, walk, with_children
-from nnc.ir.graph import Axis, Compute, Graph, Node, replace_operands, toposort, with_roots
+from nnc.ir.graph import (
+    Axis,
+    Compute,
+    Constant,
+    Graph,
+    Input,
+    Node,
+    replace_operands,
+    toposort,
+    with_roots,
+)
 from nnc.ir.share import node_key
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.types import TensorType
@@ -26,6 +36,7 @@ def factor(graph: Graph) -> Graph:
     they come by themselves."""
     new: dict[Node, Node] = {}
     known: dict[Hashable, Compute] = {}
+    early: dict[Node, list[Node]] = {}
     for node in toposort(graph.roots):
         moved = replace_operands(node, new.__getitem__)
         if isinstance(moved, Compute) and not moved.raxes and len(moved.axes) > 1:
@@ -33,6 +44,21 @@ def factor(graph: Graph) -> Graph:
                 made = _tensor(e, moved)
                 made = known.setdefault(node_key(made), made)
                 moved = _reading(moved, e, made)
+                if all(isinstance(o, Input | Constant) for o in made.read):
+                    for product in _products(moved):
+                        early.setdefault(product, []).append(made)
+        new[node] = moved
+    return _before(with_roots(graph, [new[r] for r in graph.roots]), early)
+
+
+def _before(graph: Graph, early: dict[Node, list[Node]]) -> Graph:
+    """Computes values of inputs alone before the products whose epilogues read them."""
+    new: dict[Node, Node] = {}
+    for node in toposort(graph.roots):
+        moved = replace_operands(node, new.__getitem__)
+        if node in early:
+            after = dict.fromkeys((*moved.after, *early[node]))
+            moved = replace(moved, after=tuple(after))
         new[node] = moved
     return with_roots(graph, [new[r] for r in graph.roots])
 
@@ -82,15 +108,13 @@ def _pays(node: Compute, used: frozenset[str]) -> bool:
         return False
     if any("." in n for n in used):  # of a run-time loop
         return False
-    return mine[-1] is axes[-1] or _follows_product(node)
+    return mine[-1] is axes[-1] or bool(_products(node))
 
 
-def _follows_product(node: Compute) -> bool:
-    """Whether it reads, element by element, a sum of products."""
-    for o in node.read:
-        if isinstance(o, Compute) and o.op == "sum" and o.raxes and _is_product(o.body):
-            return True
-    return False
+def _products(node: Compute) -> list[Node]:
+    """The sums of products that it reads, element by element."""
+    sums = (o for o in node.read if isinstance(o, Compute) and o.op == "sum" and o.raxes)
+    return [o for o in sums if _is_product(o.body)]
 
 
 def _is_product(e: Expr) -> bool:
