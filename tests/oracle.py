@@ -37,6 +37,8 @@ Dims = Mapping[str, int]
 Values = Mapping[str, Any]
 # Distances between neighbouring numbers at 1.
 SPACING = {"f64": 2.0**-52, "f32": 2.0**-23, "f16": 2.0**-10, "bf16": 2.0**-7}
+# What rounds to zero: half of the smallest denormal number.
+VANISHING = {"f64": 0.0, "f32": 2.0**-150, "f16": 2.0**-25, "bf16": 2.0**-134}
 EXACT = {"max", "min", "abs", "neg", "floor", "ceil", "round", "sign"}
 SAMPLES = 3
 SPECIAL = (np.inf, -np.inf, np.nan, -0.0, 1e-40)
@@ -242,21 +244,22 @@ def bound(value: Any) -> Any:
 
 @contextmanager
 def noisy(seed: int) -> Iterator[None]:
-    """The interpreter with random roundings."""
+    """The interpreter with random roundings; what underflows is zero."""
     rng = np.random.default_rng(seed)
     value, reduce = interpret._Evaluation._value, interpret._reduce
 
-    def shaken(x: Any, spacing: float) -> Any:
-        return x * (1 + 2 * spacing * rng.uniform(-1, 1, np.shape(x)))
+    def shaken(x: Any, dtype: str) -> Any:
+        moved = x * (1 + 2 * SPACING[dtype] * rng.uniform(-1, 1, np.shape(x)))
+        return np.where(np.abs(x) <= VANISHING[dtype], np.copysign(0.0, x), moved)
 
     def _value(self: Any, e: Expr) -> Any:
         out = value(self, e)
         exact = not isinstance(e, Op) or e.fn in EXACT or not is_float(e.dtype)
-        return out if exact else shaken(out, SPACING[e.dtype])
+        return out if exact else shaken(out, e.dtype)
 
     def _reduce(op: str, x: Any, kept: int) -> Any:
         rough = op in ("sum", "prod") and x.dtype.kind == "f"
-        return reduce(op, shaken(x, SPACING["f32"]) if rough else x, kept)
+        return reduce(op, shaken(x, "f32") if rough else x, kept)
 
     with (
         patch.object(interpret._Evaluation, "_value", _value),

@@ -102,6 +102,18 @@ adjoint own(x; y, dy):
 
 export def f(x: f32[B]) -> f32[B] = own(x)
 """,
+    "the zero outside of a tensor has the dtype of that tensor": """
+export def f(x: f32[B, 4]) -> bf16[B, 4]:
+    h = bf16(x)
+    y[w:B, u:4] = sum[i:B](h[i + u - 2, u else 0])
+    return y
+""",
+    "whether a read is inside is asked where its index is": """
+export def f(x: f32[B, 4], at: i32[T]) -> f32[B, 4]:
+    y = zeros[T]
+    y[i] := x[i - 1, at[i] else 0.5]**2
+    return grad(mean(y * y), x)
+""",
 }  # fmt: skip
 
 

@@ -114,18 +114,13 @@ def inside(load: Load) -> Expr:
     return Const("bool", True) if out is None else out
 
 
-def guarded(term: Term) -> Expr:
-    """The cotangent as one expression, zero outside its guard."""
-    return _within(term, None)
-
-
 def condition(guard: Guard | None) -> Expr | None:
     """The guard as one lazy condition; None when it always holds."""
     return None if guard is None else _holds(guard.chain())
 
 
-def _within(term: Term, outer: Guard | None) -> Expr:
-    """The value guarded by everything between `outer` and its own guard."""
+def guarded(term: Term, outer: Guard | None = None) -> Expr:
+    """The cotangent where `outer` holds as one expression, zero outside its guard."""
     value, zero = term.value, const(0, term.value)
     guard = term.guard
     while guard is not outer:
@@ -141,9 +136,9 @@ def merge(terms: Sequence[Term]) -> Term:
     if len(todo) == 1:
         return todo[0]
     outer = _common([t.guard for t in todo])
-    value = _within(todo[0], outer)
+    value = guarded(todo[0], outer)
     for t in todo[1:]:
-        value = add(value, _within(t, outer))
+        value = add(value, guarded(t, outer))
     if any(t.guard is outer for t in todo):
         return Term(outer, value)
     either: Expr | None = None

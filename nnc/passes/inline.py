@@ -19,10 +19,8 @@ from nnc.ir.form import Formed, Result
 from nnc.ir.graph import (
     Axis,
     Compute,
-    Constant,
     External,
     Graph,
-    Input,
     Loop,
     Node,
     Part,
@@ -39,7 +37,7 @@ from nnc.ir.graph import (
     with_exprs,
     with_roots,
 )
-from nnc.ir.scalar import SCALARS
+from nnc.ir.scalar import SCALARS, cast
 from nnc.lang.dims import ONE, ZERO, Dim, Facts, Range, dim_prod, prove_nonneg
 
 CHEAP = frozenset(("add", "sub", "mul", "neg", "min", "max", "fma", "abs", "sign", "floor", "cast"))
@@ -224,10 +222,13 @@ class _Inliner:
         body = subst_exprs(source.body, env)
         if load.other is None:
             return body
-        if isinstance(load.other, Const) and _keeps_zero(source, load.other):
-            return rewrite(
-                body, lambda e: replace(e, other=load.other) if isinstance(e, Load) else e
-            )
+        zero = load.other
+        if isinstance(zero, Const) and _keeps_zero(source, zero):
+
+            def else_zero(e: Expr) -> Expr:
+                return replace(e, other=cast(zero, e.dtype)) if isinstance(e, Load) else e
+
+            return rewrite(body, else_zero)
         inside = _inside(load.index, source.axes, self.ranges, self.graph.facts)
         return body if inside is None else Select(load.dtype, inside, body, load.other)
 
@@ -399,8 +400,3 @@ def share(root: Expr) -> Expr:
         return known.setdefault(key, e)
 
     return rewrite(root, one)
-
-
-def is_leaf(node: Node) -> bool:
-    """Whether it exists before the first kernel."""
-    return isinstance(node, Input | Constant)

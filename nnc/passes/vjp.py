@@ -264,7 +264,8 @@ def _scatter(reader: Reader, load: Load, term: Term) -> Node:
     used = names((*load.index, *(() if within is None else (within,))))
     rest = tuple(a for a in reader.axes if a.var not in used)
     outer = _outer_guard(term.guard, frozenset(a.var for a in rest))
-    out = _summed_first(reader, load, term, rest, _both(condition(outer), within))
+    where = outer if within is None else Guard(outer, within, True)
+    out = _summed_first(reader, load, Term(where, guarded(term, outer)), rest)
     if outer is term.guard or not (load.check or _may_leave(out, reader.facts)):
         return out
     # the target lies inside only where a condition holds that depends on what would be summed
@@ -285,22 +286,18 @@ def _may_leave(update: Update, facts: Facts) -> bool:
     return not all(o.ok for o in node_obligations(update, facts))
 
 
-def _summed_first(
-    reader: Reader, load: Load, term: Term, rest: tuple[Axis, ...], guard: Expr | None
-) -> Update:
-    """Sums over `rest`, then writes; `guard` of the write does not depend on `rest`."""
+def _summed_first(reader: Reader, load: Load, term: Term, rest: tuple[Axis, ...]) -> Update:
+    """Sums over `rest`, then writes where the guard, which does not depend on `rest`, holds."""
+    guard = condition(term.guard)
     kept = tuple(a for a in reader.axes if a not in rest)
     if not rest:
         return _update(reader, load, term.value, kept, guard)
-    part = guarded(term)
-    if load.other is not None:
-        part = select(inside(load), part, const(0, part))
     inner = Compute(
         type=TensorType(load.dtype, tuple(a.extent for a in kept)),
         axes=kept,
         raxes=rest,
         op="sum",
-        body=part,
+        body=guarded(term),
         span=reader.span,
     )
     return _update(reader, load, read(inner, kept), kept, guard)
