@@ -69,8 +69,7 @@ __all__ = [
 _COLUMNS = {64: 2048, 32: 1024, 16: 512}  # bytes of a row of a B block, by vector bytes
 _PARTIAL_ROWS = 512  # rows of partial sums kept while B is packed once
 _IN_PLACE = 256  # rows up to which packing B costs more than reading it in place,
-_CACHED = 1 << 20  # if all of B has few enough bytes to be found in the cache
-_ALIASING = 8192  # and its rows are no multiple of so many bytes apart: these share cache sets
+_ALIASING = 8192  # if its rows are no multiple of so many bytes apart: those share cache sets
 
 Store = Callable[[Emitter, str, str, str, str | None], None]
 
@@ -314,12 +313,8 @@ class _Emission:
             return "false"
         apart = flow.rem(em, flow.mul(em, b.row_stride, str(self.t.size)), str(_ALIASING))
         clash = flow.compare(em, "eq", apart, "0")
-        # One row tile reads B once: nothing is better than in place, if B is near. From memory,
-        # long runs of rows, as packing reads them, come in twice as fast as columns of a panel.
+        # One row tile reads B once: nothing is better than in place.
         most = flow.select(em, clash, "i64", str(self.t.rows), str(_IN_PLACE))
-        elements = flow.mul(em, self.c.k, self.c.n)
-        near = flow.compare(em, "sle", elements, str(_CACHED // self.t.size))
-        most = flow.select(em, near, "i64", most, "0")
         return flow.compare(em, "sle", rows.size, most)
 
     def row_block(self, rows: _Range, columns: _Range) -> None:

@@ -32,7 +32,10 @@ from nnc.codegen.integers import dot4
 from nnc.codegen.target import DTYPE_BYTES, LLVM_TYPE, Target
 
 UNROLL = 2  # k steps in a turn of the loop; 4 is no faster, and its scheduling can spill
-_AHEAD = 8  # rows of B between use and prefetch: 4, 8 and 16 run alike
+# Rows of B between use and prefetch, of low tiles (up to 8 rows) and of others. From the second
+# level of the cache 4 to 32 run alike; from further away (B read in place, in short pieces that the
+# hardware does not foresee) these do best. Powers of two.
+_AHEAD = 8, 32
 _ROWS = {"avx512": 14, "avx2": 6, "portable": 4}
 _VECTORS = 2  # vectors in a panel
 _BLOCK = {
@@ -173,7 +176,8 @@ class _Kernel:
 
     def b_row(self, b: State) -> list[str]:
         em, t = self.em, self.t
-        far = em.op(f"shl i64 %b_k, {_AHEAD.bit_length() - 1}", "far")
+        ahead = _AHEAD[self.height > 8]
+        far = em.op(f"shl i64 %b_k, {ahead.bit_length() - 1}", "far")
         row: list[str] = []
         for j in range(self.vectors):
             p, v = b[j // _VECTORS], j % _VECTORS
