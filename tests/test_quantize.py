@@ -269,3 +269,17 @@ def test_command(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert (out / "net.bf16.json").exists() and (out / "net.bf16.safetensors").exists()
     assert main(["quantize", str(path), "logit", *files, "-o", str(out)]) == 2
     assert "did you mean" in capsys.readouterr().err
+
+
+def test_int8_command(path: Path, tmp_path: Path) -> None:
+    model = nnc.load(path)
+    net = model.Net.init(seed=2)
+    net.save(tmp_path / "w.safetensors")
+    np.savez(tmp_path / "x.npz", **data(9))
+    files = ["--weights", str(tmp_path / "w.safetensors"), "--data", str(tmp_path / "x.npz")]
+    out = tmp_path / "out"
+    assert main(["quantize", str(path), "logits", *files, "--to", "int8", "-o", str(out)]) == 0
+    again = nnc.load(out / "net.int8.json")
+    small = again.Net.init(files={"weights": out / "net.int8.safetensors"})
+    got, want = again.logits(small, **data(9)), model.logits(net, **data(9))
+    assert 0 < abs(got - want).max() < 0.05 * abs(want).max()
