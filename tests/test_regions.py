@@ -57,6 +57,12 @@ VARIANTS = {
         "\n    y[g, r, i, d] = sum[j](p[g, r, i, j] * v[g, j, d])\n    return y\n",
         "export def f(q: f32[H, 3, T, D], k: f32[H, T, D], v: f32[H, T, D]) -> f32[H, 3, T, D]",
     ),
+    "rows of a group": variant(
+        "    s[g, r, i, j] = sum[d](q[g, r, i, d] * k[g, j, d]) if j <= i else -inf"
+        "\n    p = softmax(s, over=j)"
+        "\n    y[i, (g, r, d)] = sum[j](p[g, r, i, j] * v[g, j, d])\n    return y\n",
+        "export def f(q: f32[H, 2, T, D], k: f32[H, T, D], v: f32[H, T, D]) -> f32[T, H*2*D]",
+    ),
     "one key head": variant(
         SCORES.replace("k[h, j", "k[j") + SOFTMAX.replace("v[h, j", "v[j"),
         HEAD.replace("k: f32[H, S, D], v: f32[H, S, D]", "k: f32[S, D], v: f32[S, D]"),
@@ -113,7 +119,7 @@ def test_variants_at_ragged_sizes(name: str) -> None:
 # ---- gradients ----------------------------------------------------------------------------------
 
 GRADIENTS = ("causal", "full", "wide window", "by hand", "sigmoid", "other axes", "f64")
-GRADIENTS += ("one key head", "grouped heads", "alibi")
+GRADIENTS += ("one key head", "grouped heads", "rows of a group", "alibi")
 
 
 def with_gradient(text: str) -> str:

@@ -168,7 +168,8 @@ class _Scope:
 
     def loops(self, axes: Sequence[Axis], parallel: bool) -> _Scope:
         new = frozenset(a.var for a in axes)
-        shared = self.shared | new if parallel else self.shared
+        beside = frozenset(a.var for a in axes if a.extent.const != 1)  # one turn has none
+        shared = self.shared | beside if parallel else self.shared
         return replace(self, axes=(*self.axes, *axes), shared=shared, names=self.names | new)
 
 
@@ -371,8 +372,7 @@ class _Checker:
                 used = [v for v in used if v in scope.shared or order[v] > first]
                 if _separate(i.dim, used, extents, facts):
                     found |= set(used)
-        shared = {v for v in scope.shared if v in ranges and extents[v].const != 1}
-        return shared <= found
+        return {v for v in scope.shared if v in ranges} <= found
 
 
 def _cut(axis: Axis, scope: _Scope) -> tuple[str, Dim, Dim] | None:
@@ -398,7 +398,7 @@ def _separate(d: Dim, used: Sequence[str], extents: Mapping[str, Dim], facts: Fa
         left[v] = form[0]
     reach = ZERO
     while left:
-        for v in sorted(left, key=lambda v: (left[v].const is None, left[v].const or 0, v)):
+        for v in sorted(left, key=lambda v: (_at_a_sample(left[v]), v)):
             size = next(
                 (c for c in (left[v], -left[v]) if prove_nonneg(c - 1 - reach, facts)), None
             )
@@ -409,6 +409,11 @@ def _separate(d: Dim, used: Sequence[str], extents: Mapping[str, Dim], facts: Fa
         else:
             return False
     return True
+
+
+def _at_a_sample(d: Dim) -> int:
+    """About how large it is: small steps are looked at before large ones."""
+    return abs(d.evaluate(dict.fromkeys(d.names, 97)))
 
 
 def _same_place(read: Sequence[Expr], write: Sequence[Expr], shared: frozenset[str]) -> bool:
