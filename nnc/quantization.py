@@ -203,14 +203,17 @@ class _Exports:
             raise ArgumentError(f"no export only reads a {module.id}: there is nothing to quantize")
 
     def keeps(self, b: Built) -> bool:
-        for arg in b.signature.args:
-            if arg.module == self.module.id and arg.inout:
-                self.left_out[b.graph.name] = f"it writes `{arg.name}`"
-                return False
+        """Whether it only reads the module; notes why not."""
+        mine = [a for a in b.signature.args if a.module == self.module.id]
+        trees = [a.kind for a in mine] + [r.kind for r in b.signature.results if r.module]
+        why = next((f"it writes `{a.name}`" for a in mine if a.inout), "")
         if any(isinstance(n, Grad) for n in all_nodes(b.graph)):
-            self.left_out[b.graph.name] = "it takes a gradient"
-            return False
-        return True
+            why = why or "it takes a gradient"
+        if "tree" in trees:
+            why = why or "it takes or returns parameters as a tree"
+        if why:
+            self.left_out[b.graph.name] = why
+        return not why
 
     def arguments(self, b: Built) -> tuple[str, ...]:
         """The names under which an export takes the module."""

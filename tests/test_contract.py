@@ -428,7 +428,7 @@ STACK_TRAFFIC = re.compile(r"[xyz]mm\d+.*\(%r[sb]p|\(%r[sb]p.*[xyz]mm")
 
 
 @pytest.mark.parametrize("isa", ["avx512", "avx2", "portable"])
-@pytest.mark.parametrize("dtype", NUMPY)
+@pytest.mark.parametrize("dtype", [*NUMPY, *WORDS])
 def test_tiles_fit_the_registers(isa: str, dtype: str) -> None:
     target = x86(isa)
     t = tiles.tile(dtype, target)

@@ -40,7 +40,13 @@ export def classes(net: Net, x: f32[B, 37], t: i32[B]) -> i32[B]:
 export def slope(net: Net, x: f32[B, 37], t: i32[B]) -> f32[B, 37]:
     return grad(net(x, t)[0, 0], x)
 
-export def step(inout net: Net, x: f32[B, 37]):
+export def scaled(p: params(Net), net: Net, x: f32[B, 37], t: i32[B]) -> f32[B, 5]:
+    return net(x, t) * norm(p)
+
+export def same(p: params(Net)) -> params(Net):
+    return 2 * p
+
+export def turn(inout net: Net, x: f32[B, 37]):
     net.table[0] := x[0]
 """
 
@@ -83,7 +89,9 @@ def test_bf16_is_the_model_of_rounded_weights(path: Path) -> None:
 def test_what_writes_or_differentiates_is_left_out(path: Path) -> None:
     q = nnc.quantize(path, nnc.load(path).Net.init(), "classes", data=data(7))
     assert list(q.model.exports) == ["logits", "classes"]
-    assert q.left_out == {"slope": "it takes a gradient", "step": "it writes `net`"}
+    tree = "it takes or returns parameters as a tree"
+    reasons = {"slope": "it takes a gradient", "turn": "it writes `net`"}
+    assert q.left_out == reasons | {"scaled": tree, "same": tree}
     assert "agree" in str(q)
 
 

@@ -37,6 +37,7 @@ UNROLL = 2  # k steps in a turn of the loop; 4 is no faster, and its scheduling 
 # hardware does not foresee) these do best. Powers of two.
 _AHEAD = 8, 32
 _ROWS = {"avx512": 14, "avx2": 6, "portable": 4}
+_ROWS_OF_WORDS = {"avx512": 11, "avx2": 3, "portable": 3}  # without VNNI: operands take two
 _VECTORS = 2  # vectors in a panel
 _BLOCK = {
     "f32": 384,
@@ -49,12 +50,14 @@ _BLOCK = {
 
 @dataclass(frozen=True)
 class Tile:
-    """The shape of the register tile: `rows` x `panel` elements."""
+    """The shape of the register tile: `rows` x `panel` elements. `parts`: registers for a vector of
+    an operand."""
 
     dtype: str
     lanes: int
     rows: int
     registers: int
+    parts: int = 1
 
     @property
     def size(self) -> int:
@@ -89,8 +92,12 @@ class Tile:
 
         Accumulators, one row of B and a broadcast must fit the registers: one too many costs 20 %.
         """
-        fits = (p for p in (4, 3, 2) if _VECTORS * p * (height + 1) + 1 <= self.registers)
+        fits = (p for p in (4, 3, 2) if self._used(_VECTORS * p, height) <= self.registers)
         return self.panel * next(fits, 1)
+
+    def _used(self, vectors: int, height: int) -> int:
+        """Registers; taking operands apart needs a mask and two for products."""
+        return vectors * (height + self.parts) + self.parts + 3 * (self.parts - 1)
 
     def vectors(self, height: int) -> tuple[int, int, int]:
         """Vectors of the three kernels of a height: one vector, one panel, the widest."""
@@ -98,7 +105,10 @@ class Tile:
 
 
 def tile(dtype: str, target: Target) -> Tile:
-    return Tile(dtype, target.lanes(dtype), _ROWS[target.isa], target.vector_registers)
+    lanes, registers = target.lanes(dtype), target.vector_registers
+    if dtype in ("dot4", "dot4r") and not target.vnni:
+        return Tile(dtype, lanes, _ROWS_OF_WORDS[target.isa], registers, 2)
+    return Tile(dtype, lanes, _ROWS[target.isa], registers)
 
 
 def kernel_name(t: Tile, height: int, vectors: int) -> str:
@@ -237,11 +247,38 @@ def multiply_add(em: Emitter, t: Tile, target: Target, x: str, y: str, s: str) -
 def _dot(em: Emitter, t: Tile, target: Target, x: str, y: str, s: str) -> str:
     """s + dot4(x, y)."""
     if not target.vnni:
-        return add(em, t, s, dot4(em, x, y, t.lanes))
+        pairs = _pairs(target)
+        whole = dot4(em, x, y, t.lanes) if pairs is None else _by_pairs(em, t, pairs, x, y)
+        return add(em, t, s, whole)
     quads = f"<{4 * t.lanes} x i8>"
     x, y = (em.op(f"bitcast {t.vector} {z} to {quads}", "bytes") for z in (x, y))
     call = f"call {t.vector} @llvm.x86.avx512.vpdpbusd.512"
     return em.op(f"{call}({t.vector} {s}, {quads} {x}, {quads} {y})", "s")
+
+
+_PAIRS = {"avx512": "avx512.pmaddw.d.512", "avx2": "avx2.pmadd.wd", "portable": "sse2.pmadd.wd"}
+
+
+def _pairs(target: Target) -> str | None:
+    """x86's instruction for the sums of two products of 16 bits."""
+    return f"@llvm.x86.{_PAIRS[target.isa]}" if target.triple.startswith("x86_64") else None
+
+
+def _by_pairs(em: Emitter, t: Tile, pairs: str, x: str, y: str) -> str:
+    """dot4(x, y) by products of bytes 0 and 2, and of 1 and 3. Backends share equal parts."""
+    halves = f"<{2 * t.lanes} x i16>"
+    x, y = (em.op(f"bitcast {t.vector} {z} to {halves}", "halves") for z in (x, y))
+
+    def op(name: str, z: str, n: int) -> str:
+        return em.op(f"{name} {halves} {z}, splat (i16 {n})", "part")
+
+    xs = op("and", x, 255), op("lshr", x, 8)
+    ys = op("ashr", op("shl", y, 8), 8), op("ashr", y, 8)
+    sums = [
+        em.op(f"call {t.vector} {pairs}({halves} {a}, {halves} {b})", "pairs")
+        for a, b in zip(xs, ys, strict=True)
+    ]
+    return add(em, t, *sums)
 
 
 def add(em: Emitter, t: Tile, a: str, b: str) -> str:
@@ -329,7 +366,10 @@ def kernel_declarations(t: Tile, target: Target) -> tuple[str, ...]:
     if t.type == "i32":
         quads = f"<{4 * t.lanes} x i8>"
         name = f"@llvm.x86.avx512.vpdpbusd.512({t.vector}, {quads}, {quads})"
+        halves, pairs = f"<{2 * t.lanes} x i16>", _pairs(target)
         line = (f"declare {t.vector} {name}",) if target.vnni else ()
+        if not target.vnni and pairs is not None:
+            line = (f"declare {t.vector} {pairs}({halves}, {halves})",)
     else:
         line = (f"declare {t.vector} @llvm.fma.{suffix(t)}({t.vector}, {t.vector}, {t.vector})",)
     return (
