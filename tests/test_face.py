@@ -267,7 +267,7 @@ def test_sizes_of_several_arguments(calls: Any, x: Any, y: Any, text: str) -> No
     assert "calls.nn:8" in str(met.value)
 
 
-@pytest.mark.parametrize("name", ["step", "exports", "_watch"])
+@pytest.mark.parametrize("name", ["calls", "exports", "_watch"])
 def test_an_export_with_a_name_of_the_model(tmp_path: Path, name: str) -> None:
     path = tmp_path / "f.nn"
     path.write_text(f"export def {name}(x: f32[N]) -> f32[N]:\n    probe x\n    return 2 * x\n")
@@ -276,4 +276,10 @@ def test_an_export_with_a_name_of_the_model(tmp_path: Path, name: str) -> None:
     assert np.array_equal(m.exports[name](np.ones(2, np.float32)), [2, 2])
     with m.probe("x") as seen:
         m.exports[name](np.ones(3, np.float32))
-    assert np.array_equal(seen.value, [1, 1, 1]) and m.step == 0
+    assert np.array_equal(seen.value, [1, 1, 1]) and m.calls == 0
+
+
+def test_an_export_may_be_called_step(tmp_path: Path) -> None:
+    (tmp_path / "f.nn").write_text("export def step(x: f32[N]) -> f32[N] = 2 * x\n")
+    m = nnc.load(tmp_path / "f.nn")
+    assert np.array_equal(m.step(np.ones(2, np.float32)), [2, 2])

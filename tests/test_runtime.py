@@ -313,7 +313,7 @@ def test_constructors_choose_a_declared_variant(m: Model, net: Any) -> None:
 def test_seed_and_step(m: Model, net: Any) -> None:
     m.seed(5)
     assert [m.draw(net)[0] for _ in range(3)] == [5000, 5001, 5002]
-    assert m.step == 3 and net["count"] == 3
+    assert m.calls == 3 and net["count"] == 3
     m.seed(5, step=1)
     assert m.draw(net) == (5001,)
 

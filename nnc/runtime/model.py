@@ -119,8 +119,8 @@ class Model:
             export.forget_plans()
 
     @property
-    def step(self) -> int:
-        """How many calls have drawn random numbers since `seed`."""
+    def calls(self) -> int:
+        """How many calls have drawn random numbers since `seed`. (`step` is left to exports.)"""
         return self._program.step
 
     @boundary
