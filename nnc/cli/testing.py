@@ -176,8 +176,8 @@ def _compare(
 ) -> tuple[str, bool]:
     """Slopes along random directions, a few elements each, against the gradient.
 
-    The median decides: a direction may cross a kink (relu), a wrong derivative is wrong in all. Many
-    elements may cross many kinks: then single ones are tried.
+    The median decides: a direction may cross a kink (relu), a wrong derivative is wrong in all.
+    Many elements may cross many kinks: then single ones are tried.
     """
     for elements in (_ELEMENTS, 1):
         rows = [_slopes(value, array, gradient, random, elements) for _ in range(_DIRECTIONS)]
