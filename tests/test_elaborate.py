@@ -1236,3 +1236,29 @@ def test_a_sum_of_no_probability_has_no_gradient() -> None:
     """
     x = [[0.0, 0.0], [-np.inf, -np.inf], [-np.inf, 5.0]]
     assert np.allclose(run(text, x=x).results[0], [[1, 1], [0, 0], [0, 2]])
+
+
+def test_where_two_sizes_are_equal_the_numbers_decide() -> None:
+    text = """
+    module R(I, O, s=1):
+        param w: real[O, I] = 1
+        def forward(x: real[B, I]) -> real[B, O]:
+            y = x @ w.T
+            if s == 1 and I == O:
+                y = y + x
+            return y
+    module S(I, O):
+        param w: real[O, I] = 1
+        def forward(x: real[B, I]) -> real[B, O]:
+            return x if I == O else x @ w.T
+        def same(x: real[B, I]) -> real[B, O]:
+            if not (I != O):
+                return x
+            else:
+                return x @ w.T
+    export def f(a: R(2, 2), b: S(2, 3), c: S(3, 3), x: f32[B, 2]) -> f32[B, 3]:
+        return c.same(c(b(a(x))))
+    """
+    x = np.array([[1.0, 2.0]])
+    out = run(text, x=x, a_w=np.eye(2), b_w=np.ones((3, 2)), c_w=np.zeros((3, 3)))
+    assert np.allclose(out.results[0], [[6, 6, 6]])

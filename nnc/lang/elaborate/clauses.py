@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
@@ -11,6 +11,16 @@ from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.values import Weak
+
+# Mistakes that may vanish where two sizes are equal.
+OF_SIZES = frozenset(
+    ("E0301", "E0302", "E0303", "E0304", "E0307", "E0311", "E0312", "E0402", "E0403")
+)
+
+
+def states_equality(facts: Sequence[Dim]) -> bool:
+    """Whether among facts (`>= 0`) there is a size and its negative, both: it is 0."""
+    return any(-f in facts for f in facts)
 
 
 def where_clauses(b: Binding) -> None:

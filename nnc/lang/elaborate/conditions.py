@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Op, Select
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import element, elementwise, lift, settle, weak_kind
 from nnc.lang.elaborate.broadcasting import broadcast, common_dtype
-from nnc.lang.elaborate.clauses import comparison_facts
+from nnc.lang.elaborate.clauses import OF_SIZES, comparison_facts, states_equality
 from nnc.lang.elaborate.context import Context
-from nnc.lang.elaborate.mistakes import fail
+from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Bool,
@@ -46,12 +48,17 @@ def _both(cx: Context, a: Value, b: Value, span: Span) -> Value:
     if isinstance(a, Bool) and isinstance(b, Bool):
         if a.value is False or b.value is False:
             return Bool(False)
-        return Bool(None if a.value is None or b.value is None else True)
+        return conjunction(a, b)
     if isinstance(a, Bool) and a.value is not None:
         return b if a.value else a
     if isinstance(b, Bool) and b.value is not None:
         return a if b.value else b
     return elementwise(cx, "and", [Operand(a, span), Operand(b, span)], span)
+
+
+def conjunction(a: Bool, b: Bool) -> Bool:
+    """`a and b` where one is not known and none is false: what both state holds."""
+    return Bool(True if a.value and b.value else None, (*a.yes, *b.yes))
 
 
 def comparison(cx: Context, op: str, a: Operand, b: Operand, span: Span) -> Value:
@@ -137,10 +144,7 @@ def conditional(cx: Context, e: ast.IfExpr) -> Value:
 
 def _either(cx: Context, e: ast.IfExpr, cond: Bool) -> Value:
     """A static condition that is not known yet: both sides are checked; they may differ in type."""
-    with cx.assuming(cond.yes):
-        a = cx.tensor(cx.eval(e.then))
-    with cx.assuming(cond.no):
-        b = cx.tensor(cx.eval(e.orelse))
+    a, b = _side(cx, e.then, cond.yes), _side(cx, e.orelse, cond.no)
     match a, b:
         case Tensor(), Tensor():
             return a if a.type == b.type else UNKNOWN
@@ -154,6 +158,17 @@ def _either(cx: Context, e: ast.IfExpr, cond: Bool) -> Value:
         case Seq(), Seq():
             return Seq(None, None)
     return UNKNOWN
+
+
+def _side(cx: Context, e: ast.Expr, facts: Sequence[Dim]) -> Value:
+    """One side; Unknown where it leans on an equality of sizes, which numbers will decide."""
+    with cx.assuming(facts):
+        try:
+            return cx.tensor(cx.eval(e))
+        except Mistake as mistake:
+            if states_equality(facts) and mistake.diagnostic.code in OF_SIZES:
+                return UNKNOWN
+            raise
 
 
 def _per_leaf(cx: Context, e: ast.IfExpr, cond: Tree) -> Value:

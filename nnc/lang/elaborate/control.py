@@ -9,7 +9,7 @@ from nnc.diagnostics import Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.elaborate.branches import branch, restore, returns, snapshot
-from nnc.lang.elaborate.clauses import constraint
+from nnc.lang.elaborate.clauses import OF_SIZES, constraint, states_equality
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.lists import iteration
 from nnc.lang.elaborate.loops import UNLIMITED, run_loop
@@ -25,7 +25,7 @@ from nnc.lang.elaborate.values import (
     Weak,
     integer,
 )
-from nnc.lang.elaborate.walks import assigned
+from nnc.lang.elaborate.walks import always_returns, assigned
 from nnc.lang.elaborate.words import describe
 
 
@@ -61,13 +61,11 @@ def _both(cx: Context, stmt: ast.If, cond: Bool) -> None:
     """A static condition that is not known in the generic check: both sides are checked."""
     frame = cx.frame
     before = snapshot(cx)
-    with cx.assuming(cond.yes):
-        cx.execute(stmt.then)
+    _side(cx, stmt.then, cond.yes)
     then_returned, result, after_then = frame.returned, frame.result, dict(frame.vars)
     restore(cx, before)
     frame.returned, frame.result = False, None
-    with cx.assuming(cond.no):
-        cx.execute(stmt.orelse)
+    _side(cx, stmt.orelse, cond.no)
     if then_returned and not frame.returned:
         return  # what follows runs only after the other side
     if frame.returned and not then_returned:
@@ -80,6 +78,18 @@ def _both(cx: Context, stmt: ast.If, cond: Bool) -> None:
         a, b = after_then.get(name), frame.vars.get(name)
         if a is not b:
             frame.vars[name] = _joined(a, b)
+
+
+def _side(cx: Context, body: Sequence[ast.Stmt], facts: Sequence[Dim]) -> None:
+    """One side. What leans on an equality of sizes is decided by the numbers of each instance."""
+    known = len(cx.diagnostics.items)
+    with cx.assuming(facts):
+        cx.execute(body)
+    found = cx.diagnostics.items[known:]
+    if states_equality(facts) and any(d.code in OF_SIZES for d in found):
+        cx.diagnostics.items[known:] = [d for d in found if d.code not in OF_SIZES]
+        if body and always_returns(body[-1]) and not cx.frame.returned:
+            cx.frame.returned, cx.frame.result = True, UNKNOWN
 
 
 def _joined(a: Value | None, b: Value | None) -> Value:
