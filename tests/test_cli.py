@@ -152,6 +152,20 @@ def test_test(nn: Any) -> None:
     assert code == 1 and "FAIL    test 'no'" in out and "failing.nn:3" in out
 
 
+def test_test_takes_the_slope_of_one_side_at_a_kink(nn: Any, folder: Path) -> None:
+    text = """module Bias(D=3):
+    param b: real[D] = 0
+    def forward(x: real[D]) -> real[D] = max(0 * x + b, 0)
+export def f(net: Bias, x: f32[3]) -> f32[3] = net(x)
+"""
+    (folder / "kink.nn").write_text(text)
+    assert nn("test", "kink.nn")[0] == 0
+    adjoint = "def f(x: real) -> real = x**2\nadjoint f(x; y, dy):\n    return 2.2 * x * dy\n"
+    adjoint += "export def g(x: f32[N]) -> f32[N]:\n    y[n] = f(x[n])\n    return y\n"
+    (folder / "wrong.nn").write_text(adjoint)
+    assert nn("test", "wrong.nn")[0] == 1
+
+
 def test_test_knows_what_stop_means(nn: Any, folder: Path) -> None:
     text = "export def f(x: f32[N]) -> f32:\n    return mean((x - stop(x**2))**2)\n"
     (folder / "cut.nn").write_text(text)

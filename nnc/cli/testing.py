@@ -24,6 +24,7 @@ from nnc.runtime.model import Model
 from nnc.runtime.modules import initialised
 
 _STEPS = (1e-1, 1e-2, 1e-3)  # relative sizes of the differences that are tried
+_SMALL = 1e-2
 _DIRECTIONS = 5
 _ELEMENTS = 16  # of a direction
 _TOLERANCE = 2e-2
@@ -210,12 +211,11 @@ def _slopes(
             array[...] = before + sign * step * scale * direction
             ends.append(value())
         array[...] = before
-        measured = (ends[0] - ends[1]) / (2 * step * scale)
-        bend = abs(ends[0] - 2 * middle + ends[1]) / (
-            2 * step * scale
-        )  # many kinks: relu, max_pool
-        size = max(abs(measured), abs(slope), 1e-2)
-        error = abs(measured - slope) - min(bend, _BEND * size)
-        tried.append((max(error, 0.0) / size, measured))
+        up, down = (ends[0] - middle) / (step * scale), (middle - ends[1]) / (step * scale)
+        sides = (up, down) if step <= _SMALL else ()  # at a kink, max(x, 0) at 0, one side's
+        for measured in ((up + down) / 2, *sides):
+            size = max(abs(measured), abs(slope), 1e-2)
+            error = abs(measured - slope) - min(abs(up - down) / 2, _BEND * size)
+            tried.append((max(error, 0.0) / size, measured))
     error, measured = min(tried)
     return error, slope, measured
