@@ -258,14 +258,22 @@ def noisy(seed: int) -> Iterator[None]:
         return out if exact else shaken(out, e.dtype)
 
     def _reduce(op: str, x: Any, kept: int) -> Any:
-        rough = op in ("sum", "prod") and x.dtype.kind == "f"
-        return reduce(op, shaken(x, "f32") if rough else x, kept)
+        if op not in ("sum", "prod") or x.dtype.kind != "f":
+            return reduce(op, x, kept)
+        out = reduce(op, shaken(x, "f32"), kept)
+        return out + rng.uniform(-1, 1, out.shape) * wandering(x, kept) if op == "sum" else out
 
     with (
         patch.object(interpret._Evaluation, "_value", _value),
         patch.object(interpret, "_reduce", _reduce),
     ):
         yield
+
+
+def wandering(x: Any, kept: int) -> Any:
+    """How far the roundings of its partial sums, independent of each other, take a sum in f32."""
+    partial = np.cumsum(x.reshape((*x.shape[:kept], int(np.prod(x.shape[kept:])))), axis=-1)
+    return 2 * SPACING["f32"] * np.sqrt(np.sum(partial**2, axis=-1))
 
 
 def bounds(graph: Graph, dims: Dims, values: Values, want: Values) -> dict[str, Any]:
