@@ -24,6 +24,7 @@ from nnc.ir.loop import Call, Program
 from nnc.ir.print_loop import print_program
 from nnc.ir.printer import print_graph
 from nnc.ir.signature import Differentiated, Extern, Manifest, Native, Special, Support, Variant
+from nnc.lang.ast import ModuleDef
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.lang.elaborate.elaborated import Special as Specialized
@@ -137,9 +138,17 @@ def _known_overrides(
                     "E0802",
                     f"there is no module parameter `{what}` to set",
                     unit.file.span,
-                    help=f"did you mean `{near}`?" if near else None,
+                    help=f"did you mean `{near}`?" if near else _settable(module, names, unit),
                 )
             )
+
+
+def _settable(module: str, names: Sequence[str], unit: Unit) -> str | None:
+    """What an override may name instead."""
+    if names:
+        return f"{module} has {', '.join(names)}"
+    modules = [n for n, d in unit.defs.items() if isinstance(d, ModuleDef) and d.params]
+    return f"the file has {', '.join(modules)}" if modules else None
 
 
 # ---- middle -----------------------------------------------------------------------------------

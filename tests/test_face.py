@@ -283,3 +283,15 @@ def test_an_export_may_be_called_step(tmp_path: Path) -> None:
     (tmp_path / "f.nn").write_text("export def step(x: f32[N]) -> f32[N] = 2 * x\n")
     m = nnc.load(tmp_path / "f.nn")
     assert np.array_equal(m.step(np.ones(2, np.float32)), [2, 2])
+
+
+def test_signature_of_an_exported_method(tmp_path: Path) -> None:
+    text = "module Net(D=2):\n    param w: real[D] = 1\n"
+    text += "    def forward(x: real[B, D], a: real) -> real[B, D] = a * x * w\n"
+    (tmp_path / "net.nn").write_text(text)
+    m = nnc.load(tmp_path / "net.nn")
+    assert "forward(net: Net, x: real[B, D], a: real) -> real[B, D]" in repr(m)
+    with pytest.raises(nnc.ArgumentError, match="a needs a number, got a str"):
+        m.forward(m.Net.init(), np.ones((1, 2), np.float32), "1")
+    with pytest.raises(nnc.CompileError, match="help: Net has D"):
+        nnc.load(tmp_path / "net.nn", Net={"Q": 3})

@@ -53,9 +53,10 @@ def _to_array(function: str, arg: ArgSig, value: Any) -> Array:
     if plain and hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
         return _from_dlpack(function, arg, value)
     assert arg.type is not None, arg
-    help_ = _array_help(arg.name, value, arg.type.dtype)
+    help_ = _array_help(arg.name, value, arg.type.dtype) if arg.type.shape else ""
+    what = "an array" if arg.type.shape else "a number"
     raise ArgumentError(
-        f"{function}: {arg.name} needs an array, got {_described(value)}\n"
+        f"{function}: {arg.name} needs {what}, got {_described(value)}\n"
         f"  {arg.name}: {arg.text or arg.type}" + (f"\n  help: {help_}" if help_ else "")
     )
 

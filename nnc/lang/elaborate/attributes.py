@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.elaborate.arguments import near_help
-from nnc.lang.elaborate.broadcasting import typed
+from nnc.lang.elaborate.broadcasting import bare, typed
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.habits import (
     CASTS,
@@ -108,7 +108,7 @@ def _no_attribute(e: ast.Attr, base: Value) -> Mistake:
     if e.name == "shape" and isinstance(base, Tensor) and base.shape:
         help = f"sizes have names, here {', '.join(f'`{d}`' for d in base.shape)}: use these"
     if e.name in FUNCTIONS:
-        help = f"`{e.name}({e.value.span.text})`"
+        help = f"`{e.name}({bare(e.value.span.text)})`"
     if e.name in CASTS:
         help = f"`{CASTS[e.name]}({e.value.span.text})`"
     if e.name in ("to", "type", "astype"):

@@ -210,7 +210,7 @@ def _assemble(cx: Context, func: ast.FuncDef, frame: Frame, abi: Abi, result: Va
         tuple(cx.checks),
         func.doc or "",
         f"{func.span.source.name}:{func.span.line}",
-        signature_text(func),
+        signature_text(func, next((a for a in abi.args if frame.owner is not None), None)),
         tuple(probes),
     )
     return Built(graph, signature, tuple(abi.instances), tuple(probes.values()))
@@ -251,11 +251,11 @@ def _packs_of(kind: TensorType) -> tuple[int, ...]:
     return tuple(i for i, d in enumerate(kind.shape) if (d.name or "").startswith(".."))
 
 
-def signature_text(func: ast.FuncDef) -> str:
-    """`predict(net: MLP, x: f32[B, 64]) -> i32[B]`."""
-    params = ", ".join(
-        ("inout " if p.inout else "") + f"{p.name}: {p.type.span.text if p.type else ''}"
-        for p in func.params
-    )
+def signature_text(func: ast.FuncDef, owner: ArgSig | None = None) -> str:
+    """`predict(net: MLP, x: f32[B, 64]) -> i32[B]`; `owner`: the module of an exported method."""
+    rows = [(p.inout, p.name, p.type.span.text if p.type else "") for p in func.params]
+    if owner is not None:
+        rows = [(owner.inout, owner.name, owner.module), *rows]
+    params = ", ".join(("inout " if inout else "") + f"{name}: {of}" for inout, name, of in rows)
     returns = f" -> {func.returns.span.text}" if func.returns is not None else ""
     return f"{func.name}({params}){returns}"

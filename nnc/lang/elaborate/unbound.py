@@ -25,6 +25,9 @@ def no_range(
 ) -> Exception:
     """An index name that nothing gives a size. Silent where a tensor is Unknown after a mistake."""
     uses = [n for n in syntax(*scope) if isinstance(n, ast.Index)]
+    for e in scope if not uses else ():
+        if not any(isinstance(n, ast.Name) and n.id in (ranges or {}) for n in syntax(e)):
+            cx.eval(e)
     for n in uses:
         if isinstance(n.value, ast.Name | ast.Attr):
             cx.eval(n.value)  # its own mistake comes first
