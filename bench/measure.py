@@ -17,7 +17,8 @@ import numpy as np
 
 from bench.workload import Call, Case, Missing, numbers
 
-IDLE = 0.02  # seconds before a sample: the workers of the candidate before stop spinning
+IDLE = 0.2  # seconds before a candidate's turn: the workers of the one before stop spinning
+TURN = 3  # samples in a turn
 LONG = 0.05  # seconds: a call of this length needs no call before it to wake the workers
 
 
@@ -145,12 +146,13 @@ def alternate(
         for name, run in candidates.items():
             n = loops[name]
             time.sleep(idle)
-            if once[name] < LONG:
-                run()  # wakes this candidate's workers
-            start = clock()
-            for _ in range(n):
-                run()
-            samples[name].append((clock() - start) / n)
+            for _ in range(TURN if once[name] < LONG else 1):
+                if once[name] < LONG:
+                    run()  # wakes this candidate's workers
+                start = clock()
+                for _ in range(n):
+                    run()
+                samples[name].append((clock() - start) / n)
     return samples
 
 
