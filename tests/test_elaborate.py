@@ -1262,3 +1262,19 @@ def test_where_two_sizes_are_equal_the_numbers_decide() -> None:
     x = np.array([[1.0, 2.0]])
     out = run(text, x=x, a_w=np.eye(2), b_w=np.ones((3, 2)), c_w=np.zeros((3, 3)))
     assert np.allclose(out.results[0], [[6, 6, 6]])
+
+
+def test_a_tensor_made_in_a_turn_is_written_by_an_inner_loop() -> None:
+    text = """
+    export def f(x: f32[K], T: dim) -> f32[K]:
+        s = 1 * x
+        for t in T:
+            new = zeros[K]
+            count = i32(new)
+            for j in K:
+                new[j] := new[j] + s[j] + 1
+                count[j] := 1
+            s = new + f32(count)
+        return s
+    """
+    assert np.allclose(run(text, x=[1.0, 5.0], T=3).results[0], [7, 11])

@@ -20,6 +20,7 @@ from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Bool,
+    Stored,
     Tensor,
     Tree,
     Tuple,
@@ -67,6 +68,13 @@ def _restore(cx: Context, s: _State) -> None:
     cx.probes = dict(s.probes)
     for key, now in s.store.items():
         cx.store[key].now = now
+    _forget_locals(cx, s)
+
+
+def _forget_locals(cx: Context, before: _State) -> None:
+    """Drops the storage of tensors that a turn made: it is not there after the turn."""
+    for key in [k for k, s in cx.store.items() if s.kind == "local" and k not in before.store]:
+        del cx.store[key]
 
 
 def run_loop(
@@ -132,6 +140,7 @@ def run_loop(
         targets,
         var,
     )
+    _forget_locals(cx, before)
 
 
 @contextmanager
@@ -182,7 +191,7 @@ def _trial(
 def _changes(cx: Context, before: _State, var: str | None) -> tuple[dict[str, Value], list[str]]:
     """The variables with their new values, and the storage, that are not what they were."""
     names = {
-        n: v
+        n: cx.tensor(v) if isinstance(v, Stored) else v
         for n, v in cx.frame.vars.items()
         if n in before.vars and v is not before.vars[n] and n != var
     }
