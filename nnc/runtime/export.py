@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from math import prod
 from types import MethodType
 from typing import Any
 
@@ -22,6 +24,10 @@ from nnc.runtime.modules import Program, initialised, native_threads
 from nnc.runtime.sizes import Sizes, result_shapes, solve
 
 _PLANS = 256  # shapes remembered for each export
+_BIG = 1 << 20  # bytes of a result whose memory is kept,
+_SPARE = 2  # so many for a shape,
+_SHAPES = 4  # for the last shapes
+_HELD = 3  # references to memory that only the list, the loop and the question hold
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Export:
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._fast: FastCall | None = None
         self._calls = 0  # that came this way
+        self._kept: dict[tuple[Any, ...], list[Array]] = {}
         self.__doc__ = f"{sig.text}\n\n{sig.doc}".strip()
         self.__name__ = self.__qualname__ = sig.name
 
@@ -315,8 +322,24 @@ class Export:
             if shape is None or result.type is None:
                 out.append(Tree(self.program.modules[result.module]))
             else:
-                out.append(empty(shape[0], numpy_dtype(result.type.dtype)))
+                out.append(self._array(shape[0], numpy_dtype(result.type.dtype)))
         return out
+
+    def _array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """Memory for a result. What big results of earlier calls lay in is used again when nobody
+        holds it any more: fresh pages cost the system more than most kernels do with them."""
+        if prod(shape) * dtype.itemsize < _BIG:
+            return empty(shape, dtype)
+        with self.program.lock:
+            kept = self._kept.get((shape, dtype), [])
+            for buffer in kept:
+                if sys.getrefcount(buffer) == _HELD:
+                    return buffer.view()
+            fresh = empty(shape, dtype)
+            if len(self._kept) >= _SHAPES:
+                self._kept.clear()
+            self._kept[(shape, dtype)] = [*kept, fresh][-_SPARE:]
+        return fresh.view()
 
     def wrap(self, results: Sequence[Any], plan: Plan) -> Any:
         """The results as the caller sees them."""
