@@ -146,7 +146,7 @@ def alternate(
         for name, run in candidates.items():
             n = loops[name]
             time.sleep(idle)
-            for _ in range(TURN if once[name] < LONG else 1):
+            for _ in range(TURN):
                 if once[name] < LONG:
                     run()  # wakes this candidate's workers
                 start = clock()
