@@ -166,6 +166,12 @@ export def f(net: Bias, x: f32[3]) -> f32[3] = net(x)
     assert nn("test", "wrong.nn")[0] == 1
 
 
+def test_test_leaves_halves_out(nn: Any, folder: Path) -> None:
+    (folder / "half.nn").write_text("export def f(x: bf16[N]) -> bf16[N] = x * x\n")
+    code, out, _ = nn("test", "half.nn")
+    assert code == 0 and "not checked" in out
+
+
 def test_test_knows_what_stop_means(nn: Any, folder: Path) -> None:
     text = "export def f(x: f32[N]) -> f32:\n    return mean((x - stop(x**2))**2)\n"
     (folder / "cut.nn").write_text(text)
