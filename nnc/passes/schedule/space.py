@@ -125,6 +125,8 @@ def _shortened(s: Space, facts: Facts) -> Space:
             form = at.linear_in(r.var) if r is not None else None
             if r is None or form is None or form[0] != ONE or not _neutral(v, s.op):
                 return s
+            if (end - form[1]).names & {a.var for a in s.raxes}:  # loops further inside
+                return s
             extent = dim_min(r.extent, end - form[1])
             outer = axis_ranges(s.axes)
             if not prove(end - form[1], loop_facts(s.axes, facts), outer):
