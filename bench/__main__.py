@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bench import measure, peak, peers
 from bench.workload import Context, Figure
+from nnc.codegen.roof import flops
 
 
 def main() -> None:
@@ -56,7 +57,7 @@ def run(names: list[str], context: Context, wanted: list[str], out: Path | None)
     from bench.workloads import FIGURES
 
     peers.limit_threads(context.threads)
-    roof = measure.Roof(peak.flops(context.threads), peak.bandwidth(context.threads))
+    roof = measure.Roof(flops(context.threads, 30), peak.bandwidth(context.threads))
     machine = {**measure.machine(), **{f"version {k}": v for k, v in peers.versions().items()}}
     print("; ".join(f"{k}: {v}" for k, v in machine.items()))
     print(

@@ -402,10 +402,8 @@ def _either(em: Emitter, lanes: Lanes, body: Callable[[int], None]) -> None:
             body(0)
 
 
-def _vectors(
-    em: Emitter, t: Tile, start: str, count: str, body: Callable[[str, str | None], None]
-) -> None:
-    """body(offset, mask) for the vectors of start .. start + count, the last one masked."""
+def _vectors(em: Emitter, t: Tile, count: str, body: Callable[[str, str | None], None]) -> None:
+    """body(offset, mask) for the vectors of 0 .. count, the last one masked."""
     rest = flow.rem(em, count, str(t.lanes))
     whole = flow.sub(em, count, rest)
     with flow.loop(em, "0", whole, str(t.lanes)) as at:
@@ -415,42 +413,47 @@ def _vectors(
 
 
 def _tabled_rows(em: Emitter, t: Tile, a: Window, x: Tabled, panel: str, stage: str) -> None:
-    table = _table(t, em, stage)
+    def place(k: str) -> Callable[[str], str]:
+        return lambda row: flow.add(em, flow.mul(em, row, str(t.a_row)), k)
 
-    def vector(k: str, mask: str | None, first: str, some: str) -> None:
-        lanes = x.prepare(em, flow.add(em, a.col, k), mask)
-
-        def lines(runs: int) -> None:
-            with flow.loop(em, "0", some) as i:
-                row = flow.add(em, first, i)
-                value = x.fetch(em, lanes, flow.add(em, a.row, row), _words(em, table, i), runs)
-                put(em, t, value, panel, flow.add(em, flow.mul(em, row, str(t.a_row)), k), t.vector)
-
-        _either(em, lanes, lines)
-
-    with _lines_of(em, x, table, a.row, a.rows) as (first, some):
-        _vectors(em, t, a.col, a.cols, lambda k, mask: vector(k, mask, first, some))
+    _tabled(em, t, x, stage, (a.row, a.rows), (a.col, a.cols), panel, place)
 
 
 def _tabled_panels(
     em: Emitter, t: Tile, b: Window, x: Tabled, to: str, gap: str, stage: str
 ) -> None:
-    table, panel = _table(t, em, stage), str(t.panel)
+    panel = str(t.panel)
 
-    def vector(j: str, mask: str | None, first: str, some: str) -> None:
-        lanes = x.prepare(em, flow.add(em, b.col, j), mask)
+    def place(j: str) -> Callable[[str], str]:
         base = flow.add(em, flow.mul(em, flow.div(em, j, panel), gap), flow.rem(em, j, panel))
+        return lambda k: flow.add(em, base, flow.mul(em, k, panel))
 
-        def lines(runs: int) -> None:
+    _tabled(em, t, x, stage, (b.row, b.rows), (b.col, b.cols), to, place)
+
+
+def _tabled(
+    em: Emitter, t: Tile, x: Tabled, stage: str,
+    lines: tuple[str, str], lanes: tuple[str, str],
+    to: str, place: Callable[[str], Callable[[str], str]],
+) -> None:  # fmt: skip
+    """Vectors at each line; `lines`, `lanes`: the first one and how many. place(lane)(line), both
+    from the first: where the vector goes."""
+    table = _table(t, em, stage)
+
+    def vector(at: str, mask: str | None, first: str, some: str) -> None:
+        prepared, where = x.prepare(em, flow.add(em, lanes[0], at), mask), place(at)
+
+        def each(runs: int) -> None:
             with flow.loop(em, "0", some) as i:
-                k = flow.add(em, first, i)
-                value = x.fetch(em, lanes, flow.add(em, b.row, k), _words(em, table, i), runs)
-                put(em, t, value, to, flow.add(em, base, flow.mul(em, k, panel)), t.vector)
+                line = flow.add(em, first, i)
+                words = _words(em, table, i)
+                value = x.fetch(em, prepared, flow.add(em, lines[0], line), words, runs)
+                put(em, t, value, to, where(line), t.vector)
 
-        _either(em, lanes, lines)
+        _either(em, prepared, each)
 
-    with _lines_of(em, x, table, b.row, b.rows) as (first, some):
-        _vectors(em, t, b.col, b.cols, lambda j, mask: vector(j, mask, first, some))
+    with _lines_of(em, x, table, *lines) as (first, some):
+        _vectors(em, t, lanes[1], lambda at, mask: vector(at, mask, first, some))
 
 
 def _transpose_tabled_panels(
@@ -484,4 +487,4 @@ def _transpose_tabled_panels(
             square(lanes, k, first, some, j)
 
     with _lines_of(em, x, table, b.col, b.cols) as (first, some):
-        _vectors(em, t, b.row, b.rows, lambda k, mask: vector(k, mask, first, some))
+        _vectors(em, t, b.rows, lambda k, mask: vector(k, mask, first, some))

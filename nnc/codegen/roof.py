@@ -35,29 +35,30 @@ class Roof:
 
 def measured(threads: int, size: int) -> Roof:
     """The roof of this many threads over a working set of so many bytes, in some 0.1 s."""
-    return Roof(_flops(threads), _bandwidth(threads, size), size)
+    return Roof(flops(threads), _bandwidth(threads, size), size)
 
 
-def _flops(threads: int) -> float:
-    run = _function(_multiply_adds(host()), "peak", ctypes.c_float, ctypes.c_int64, ctypes.c_float)
+def flops(threads: int, windows: int = _WINDOWS) -> float:
+    """Multiply-adds in registers, twice their number a second: the best of short windows."""
+    run = function(_multiply_adds(host()), "peak", ctypes.c_float, ctypes.c_int64, ctypes.c_float)
     once = 2.0 * _TURNS * _CHAINS * host().vector_bytes / 4
-    best = min(_together(lambda _: run(_TURNS, 1e-30), threads) for _ in range(_WINDOWS))
+    best = min(together(lambda _: run(_TURNS, 1e-30), threads) for _ in range(windows))
     return threads * once / best
 
 
 def _bandwidth(threads: int, size: int) -> float:
     kinds = (ctypes.c_float, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    run = _function(_sweep(host()), "sweep", *kinds)
+    run = function(_sweep(host()), "sweep", *kinds)
     each = 1 << min(max(size // (4 * threads), _LEAST).bit_length() - 1, _MOST)  # floats
     data = np.ones(each * threads + 16, np.float32)
     start = -(-data.ctypes.data // 64) * 64
     count = max(each, 1 << 22)
     work = lambda i: run(start + 4 * each * i, count, each - 1)  # noqa: E731
-    best = min(_together(work, threads) for _ in range(_WINDOWS))
+    best = min(together(work, threads) for _ in range(_WINDOWS))
     return 4.0 * count * threads / best
 
 
-def _together(work: Callable[[int], object], threads: int) -> float:
+def together(work: Callable[[int], object], threads: int) -> float:
     """Seconds until all threads are done (native calls run beside each other)."""
     gate = threading.Barrier(threads + 1)
 
@@ -78,7 +79,7 @@ def _together(work: Callable[[int], object], threads: int) -> float:
     return seconds
 
 
-def _function(text: str, name: str, *kinds: Any) -> Any:
+def function(text: str, name: str, *kinds: Any) -> Any:
     """A function of a module, with the engine that holds its code."""
     module = llvm.parse_assembly(text)
     module.verify()
@@ -103,7 +104,7 @@ entry:
   %one = insertelement {v} zeroinitializer, float %seed, i32 0
   %x = shufflevector {v} %one, {v} zeroinitializer, <{lanes} x i32> zeroinitializer
   br label %loop
-{_loop(v, _CHAINS, turn, 1)}
+{loop(v, _CHAINS, turn, 1)}
 }}
 """
 
@@ -124,12 +125,12 @@ def _sweep(target: Target) -> str:
 define float @sweep(ptr %x, i64 %n, i64 %mask) {{
 entry:
   br label %loop
-{_loop(v, _STREAMS, turn, _STREAMS * lanes)}
+{loop(v, _STREAMS, turn, _STREAMS * lanes)}
 }}
 """
 
 
-def _loop(v: str, count: int, turn: list[str], step: int) -> str:
+def loop(v: str, count: int, turn: list[str], step: int) -> str:
     """A loop over `count` accumulators `%a` that gives `%b`, and an element of their sum."""
     phis = [
         f"  %a{i} = phi {v} [ zeroinitializer, %entry ], [ %b{i}, %loop ]" for i in range(count)

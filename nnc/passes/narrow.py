@@ -13,14 +13,17 @@ from dataclasses import replace
 from nnc.ir.expr import Expr, Idx, Load, rewrite, subst, walk
 from nnc.ir.graph import (
     Compute,
+    Formula,
     Graph,
     Loop,
     Node,
     Update,
     all_nodes,
+    exprs_of,
     operands,
     replace_operands,
     toposort,
+    with_exprs,
     with_outs,
     with_roots,
 )
@@ -52,7 +55,7 @@ def _fixed(graph: Graph) -> dict[Node, Fixed]:
                 out[node] = found
         env = _env(node, out.get(node, {}))
         whole |= _read_whole(node)
-        for load in (e for e in walk(*_exprs(node)) if isinstance(e, Load)):
+        for load in (e for e in walk(*exprs_of(node)) if isinstance(e, Load)):
             plain = load.other is None and load.check is None
             index = tuple(subst(i, env) for i in load.index) if plain else None
             reads.setdefault(load.tensor, []).append(index)  # type: ignore[arg-type]
@@ -73,15 +76,6 @@ def _common(node: Compute, reads: Sequence[tuple[Expr, ...] | None]) -> Fixed:
         if all(r and isinstance(got := r[i], Idx) and got.dim == e.dim for r in reads):
             out[i] = e.dim
     return out
-
-
-def _exprs(node: Node) -> tuple[Expr, ...]:
-    match node:
-        case Compute(body=body):
-            return (body,)
-        case Update(target=target, value=value, guard=guard):
-            return (*target, value, *(() if guard is None else (guard,)))
-    return ()
 
 
 def _read_whole(node: Node) -> set[Node]:
@@ -112,8 +106,9 @@ class _Narrowing:
             if isinstance(node, Loop):
                 self.new |= {c: c for c in node.carries}
                 self.block(node.body)
-                init = tuple(self.get(i) for i in node.init)
-                moved: Node = with_outs(replace(node, init=init), [self.get(o) for o in node.outs])
+                init, after = (tuple(map(self.get, some)) for some in (node.init, node.after))
+                loop = replace(node, init=init, after=after)
+                moved: Node = with_outs(loop, [self.get(o) for o in node.outs])
             else:
                 moved = self.reread(replace_operands(node, self.get))
             found = self.fixed.get(node)
@@ -128,20 +123,10 @@ class _Narrowing:
 
     def reread(self, node: Node) -> Node:
         """Loads of narrowed tensors without the indices that are gone."""
-        match node:
-            case Compute(body=body):
-                return replace(node, body=self.expr(body)) if self.touches(node) else node
-            case Update(target=target, value=value, guard=guard) if self.touches(node):
-                guard = None if guard is None else self.expr(guard)
-                target = tuple(self.expr(t) for t in target)
-                return replace(node, target=target, value=self.expr(value), guard=guard)
-        return node
-
-    def touches(self, node: Node) -> bool:
-        return any(o in self.dropped for o in operands(node))
-
-    def expr(self, root: Expr) -> Expr:
-        return rewrite(root, _drop(self.dropped))
+        if not any(o in self.dropped for o in operands(node)) or not isinstance(node, Formula):
+            return node
+        drop = _drop(self.dropped)
+        return with_exprs(node, [rewrite(e, drop) for e in exprs_of(node)], None)
 
 
 def _drop(dropped: Mapping[Node, Fixed]) -> Callable[[Expr], Expr]:
