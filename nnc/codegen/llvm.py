@@ -237,13 +237,11 @@ class _Kernel(Regions):
 
     def scratch(self, size: Dim) -> str:
         """So many bytes (a formula of sizes) for this thread, for the whole kernel."""
-        base = self.frame_field("scratch")
-        each = self.frame_field("each")
+        mine = self.frame_field("scratch")
         start, self.used = self.used, self.used + (size + 63) // 64 * 64
         for name in sorted(start.names):
             self.name(name)
         with self.in_prologue():
-            mine = flow.offset(self.em, base, flow.mul(self.em, each, self.tid), "i8")
             at = self.entry_value(start)
             return flow.offset(self.em, mine, at, "i8")
 
@@ -386,7 +384,7 @@ class _Emission:
         scratch = flow.offset(em, workspace, self.arena(s), "i8")
         places = self.places(s, workspace, offsets)
         each = s.uniform(self.scratch).text
-        values = ("%ctx", "%dims", "%args", workspace, scratch, each, places)
+        values = ("%ctx", "%dims", "%args", scratch, each, places)
         for i, ((_, type_), value) in enumerate(zip(FRAME.items(), values, strict=True)):
             place = em.op(f"getelementptr i64, ptr {frame}, i64 {i}")
             em.line(f"store {type_} {value}, ptr {place}")

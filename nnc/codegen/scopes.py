@@ -21,12 +21,11 @@ from nnc.lang.dims import ZERO, Dim, Facts, Range
 from nnc.lang.types import DType
 
 # What every kernel gets: eight bytes each. `dims` and `args` are arrays, and `places`: pointers
-# into the arena.
+# into the arena; `scratch` is the running thread's own, `each` its bytes.
 FRAME = {
     "ctx": "ptr",
     "dims": "ptr",
     "args": "ptr",
-    "arena": "ptr",
     "scratch": "ptr",
     "each": "i64",
     "places": "ptr",

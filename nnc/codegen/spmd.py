@@ -67,7 +67,6 @@ class Spmd:
         who = em.op("zext i32 %tid to i64", "own.tid")
         skip = em.op(f"mul i64 {who}, {words['each']}", "own.skip")
         words["scratch"] = em.op(f"add i64 {words['scratch']}, {skip}", "own.scratch")
-        words["each"] = "0"  # parts are not threads
         for i, word in enumerate(words.values()):
             place = em.op(f"getelementptr i64, ptr %own, i64 {i}", "own.to")
             em.line(f"store i64 {word}, ptr {place}")
