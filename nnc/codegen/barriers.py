@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nnc.codegen import flow
 from nnc.codegen.emit import Emitter
@@ -29,30 +29,50 @@ from nnc.lang.dims import Dim, Facts, prove_nonneg
 _MOST = 3  # choices in a proof that is tried; without one, a barrier costs 0.2 us
 
 
+Stretch = tuple[Dim, Dim]  # of the arena: start and size in bytes
+
+
 @dataclass(frozen=True)
 class Access:
     reads: tuple[Buffer, ...]
     writes: tuple[Buffer, ...]
 
 
+@dataclass
+class Touched:
+    """What some kernels read and write: names of buffers, numbers of stretches of the arena."""
+
+    read: set[str] = field(default_factory=set)
+    written: set[str] = field(default_factory=set)
+    read_at: set[int] = field(default_factory=set)
+    written_at: set[int] = field(default_factory=set)
+
+    def add(self, other: Touched) -> None:
+        self.read |= other.read
+        self.written |= other.written
+        self.read_at |= other.read_at
+        self.written_at |= other.written_at
+
+
 class Plan:
     """Decides where a barrier is needed, as far as possible while compiling.
 
     A barrier is left out at run time when the kernel and all since the last one are serial.
-    `recent` are the kernels since the last place for a barrier, `older` those
-    before it, which still count when that barrier was left out.
+    `recent` is what the kernels since the last place for a barrier touch, `older` what those
+    before it did, which still counts when that barrier was left out.
     """
 
     def __init__(self, s: Indices, facts: Facts) -> None:
         self.s, self.facts = s, facts
-        self.recent: list[Access] = []
-        self.older: list[Access] = []
+        self.recent, self.older = Touched(), Touched()
         self.alone = "true"  # all kernels since the last barrier were serial
         self.skipped = "false"  # the last place was passed without a barrier
-        self.meeting: dict[tuple[tuple[Dim, Dim], tuple[Dim, Dim]], bool] = {}
+        self.numbers: dict[Stretch, int] = {}
+        self.stretches: list[Stretch] = []  # by their numbers
+        self.meeting: dict[tuple[int, int], bool] = {}
 
     def passed(self) -> None:
-        self.recent, self.older = [], []
+        self.recent, self.older = Touched(), Touched()
         self.alone, self.skipped = "true", "false"
 
     @contextmanager
@@ -65,7 +85,7 @@ class Plan:
 
     def barrier_before(self, step: Kernel | Repeat, small: str) -> None:
         """Emits what is needed before a step that, if `small`, is serial."""
-        em, access = self.s.em, accesses(step)
+        em, access = self.s.em, self.touched(accesses(step))
         needed = "true" if self.conflict(access, self.recent) else "false"
         if needed == "false" and self.skipped != "false" and self.conflict(access, self.older):
             needed = self.skipped
@@ -75,35 +95,52 @@ class Plan:
             if wanted != "false":
                 with flow.when(em, wanted):
                     em.line("call void @nnrt_barrier(ptr %team)")
-            self.older = [] if wanted == "true" else self.older + self.recent
-            self.recent = []
+            if wanted == "true":
+                self.older = Touched()
+            else:
+                self.older.add(self.recent)
+            self.recent = Touched()
             self.skipped = flow.negate(em, wanted)
             self.alone = disjunction(em, wanted, self.alone)
-        self.recent.append(access)
+        self.recent.add(access)
         self.alone = conjunction(em, self.alone, small)
 
-    def conflict(self, a: Access, before: list[Access]) -> bool:
-        return any(
-            self.overlap(a.reads, b.writes) or self.overlap(a.writes, (*b.writes, *b.reads))
-            for b in reversed(before)
-        )
+    def touched(self, a: Access) -> Touched:
+        names = ({b.name for b in x} for x in (a.reads, a.writes))
+        return Touched(*names, *(set(map(self.stretch, _arena(x))) for x in (a.reads, a.writes)))
 
-    def overlap(self, xs: tuple[Buffer, ...], ys: tuple[Buffer, ...]) -> bool:
-        """Whether some of two sets of buffers may share memory; proofs come last."""
-        if {x.name for x in xs} & {y.name for y in ys}:
+    def stretch(self, b: Buffer) -> int:
+        """The number of the bytes where a buffer of the arena lies."""
+        key = (b.offset, b.bytes)
+        if key not in self.numbers:
+            self.numbers[key] = len(self.stretches)
+            self.stretches.append(key)
+        return self.numbers[key]
+
+    def conflict(self, a: Touched, before: Touched) -> bool:
+        """Whether memory that one of them writes may be memory of the other; proofs come last."""
+        if not (a.read | a.written).isdisjoint(before.written):
             return True
-        ours = {(x.offset, x.bytes) for x in xs if x.scope == "arena"}
-        theirs = {(y.offset, y.bytes) for y in ys if y.scope == "arena"}
-        return any(self.meet(x, y) for x in ours for y in theirs)
+        if not a.written.isdisjoint(before.read):
+            return True
+        pairs = ((a.read_at | a.written_at, before.written_at), (a.written_at, before.read_at))
+        return any(self.meet(x, y) for xs, ys in pairs for x in xs for y in ys)
 
-    def meet(self, x: tuple[Dim, Dim], y: tuple[Dim, Dim]) -> bool:
-        """Whether two stretches of the arena (start and size) may share bytes."""
-        if (x, y) not in self.meeting:
-            apart = (y[0] - x[0] - x[1], x[0] - y[0] - y[1])
-            self.meeting[x, y] = not any(
-                _choices(d) <= _MOST and prove_nonneg(d, self.facts, depth=1) for d in apart
-            )
-        return self.meeting[x, y]
+    def meet(self, x: int, y: int) -> bool:
+        """Whether two stretches may share bytes."""
+        found = self.meeting.get((x, y))
+        if found is None:
+            found = self.meeting[x, y] = self.meeting[y, x] = self._meet(x, y)
+        return found
+
+    def _meet(self, x: int, y: int) -> bool:
+        (a, long), (b, wide) = self.stretches[x], self.stretches[y]
+        apart = (b - a - long, a - b - wide)
+        return not any(_choices(d) <= _MOST and prove_nonneg(d, self.facts, depth=1) for d in apart)
+
+
+def _arena(buffers: tuple[Buffer, ...]) -> Iterator[Buffer]:
+    return (b for b in buffers if b.scope == "arena")
 
 
 def _choices(d: Dim) -> int:
