@@ -179,6 +179,9 @@ E0319 a loop that yields nothing, or more than once
 E0320 a probe in a loop without a limit
     What is probed in a loop is kept for every turn, so there must be a bound on the turns:
     write `while c limit N:`, or probe the value after the loop.
+E0321 another number of turns for each index
+    In a function called in index notation a loop makes its turns for all elements together. Count
+    in a variable: `t = 0`, `while t < n limit N:`, `t = t + 1` stops each element at its own n.
 E0401 an index without a range
     Every index on the right is bound on the left or by a reduction such as `sum[k]`, and takes
     its range from a bare use (`x[i]`) or from `i:N`. There is no implied sum: this is often a

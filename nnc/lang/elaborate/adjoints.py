@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from nnc.diagnostics import Label, Span
-from nnc.ir.expr import Expr, Idx
-from nnc.ir.graph import Axis, Custom, Input, Node, Part
+from nnc.ir.graph import Custom, Input, Node, Part
 from nnc.lang import ast
-from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arguments import near_help
 from nnc.lang.elaborate.arith import adapt
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.declared import kind_of, opaque_type
-from nnc.lang.elaborate.externs import at_ranges, over_ranges, used_ranges
+from nnc.lang.elaborate.lifting import Lifted, ranges_of_call
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.signatures import symbolic_param, symbolic_where
-from nnc.lang.elaborate.values import Module, Tensor, Tuple, Unknown, Value, of_node
+from nnc.lang.elaborate.values import Module, Tensor, Tuple, Unknown, Value
 from nnc.lang.elaborate.words import counted, describe
 from nnc.lang.types import TensorType, is_float
 
@@ -121,8 +119,9 @@ def with_adjoint(
     In index notation arguments and results are tensors over the index names that the arguments
     use, so that one derivative serves all elements.
     """
-    lifted = _Lifted.of(cx, frame, span)
-    inputs = lifted.arguments(frame)
+    outer = ranges_of_call(cx, _tensor_arguments(cx, frame), frame.dims, False)
+    lifted = Lifted(cx, outer, span)
+    inputs = _arguments(lifted, frame)
     given = dict(frame.vars)
     result = run()
     if isinstance(result, Unknown):
@@ -171,7 +170,7 @@ def _gradients(
     given: Mapping[str, Value],
     outputs: Mapping[str, Value],
     inputs: list[Node],
-    lifted: _Lifted,
+    lifted: Lifted,
 ) -> list[Node]:
     """What the adjoint returns, one node of the type of each input."""
     func = frame.func
@@ -198,7 +197,7 @@ def _gradients(
         cx.conds = saved
 
 
-def _cotangent(cx: Context, value: Value, of: Node, span: Span, lifted: _Lifted) -> Node:
+def _cotangent(cx: Context, value: Value, of: Node, span: Span, lifted: Lifted) -> Node:
     """A returned gradient as a node of the input's type (numbers fill it)."""
     tensor = adapt(cx, value, of.type.dtype, span)
     if not isinstance(tensor, Tensor):
@@ -210,52 +209,18 @@ def _cotangent(cx: Context, value: Value, of: Node, span: Span, lifted: _Lifted)
     return lifted.node(tensor)
 
 
-@dataclass(frozen=True)
-class _Lifted:
-    """A call in index notation: tensors get the index names `outer` as their first axes."""
-
-    cx: Context
-    outer: tuple[Axis, ...]
-    span: Span
-
-    @staticmethod
-    def of(cx: Context, frame: Frame, span: Span) -> _Lifted:
-        if not cx.ranges:
-            return _Lifted(cx, (), span)
-        bodies: list[Expr] = [Idx(x) for x in frame.dims.values()]
-        for t in _tensor_arguments(cx, frame).values():
-            bodies.append(t.at(_index(cx, t)))
-        return _Lifted(cx, used_ranges(cx, bodies), span)
-
-    def arguments(self, frame: Frame) -> list[Node]:
-        """The differentiable arguments as nodes; the frame reads them from there."""
-        out: list[Node] = []
-        for name, t in _tensor_arguments(self.cx, frame).items():
-            if is_float(t.dtype):
-                out.append(self.node(t))
-                if self.outer:
-                    frame.vars[name] = replace(self.read(out[-1]), origins=t.origins, place=t.place)
-                elif t.node is None:
-                    frame.vars[name] = replace(t, node=out[-1])
-        return out
-
-    def node(self, t: Tensor) -> Node:
-        """A tensor as a node over the index names and its own axes."""
-        if not self.outer:
-            with self.cx.outside_loops():
-                node = self.cx.materialized(t, self.span).node
-            assert node is not None
-            return node
-        own = _index(self.cx, t)
-        axes = tuple(Axis(str(i.dim.name), n) for i, n in zip(own, t.shape, strict=True))
-        return over_ranges(self.cx, t.at(own), (*self.outer, *axes), self.span)
-
-    def read(self, node: Node) -> Tensor:
-        return at_ranges(node, self.outer) if self.outer else of_node(node)
-
-    def result(self, node: Node, like: Tensor) -> Tensor:
-        read = self.read(node)
-        return replace(read, letters=like.letters, origins=like.origins, place=like.place)
+def _arguments(lifted: Lifted, frame: Frame) -> list[Node]:
+    """The differentiable arguments as nodes; the frame reads them from there."""
+    out: list[Node] = []
+    for name, t in _tensor_arguments(lifted.cx, frame).items():
+        if is_float(t.dtype):
+            out.append(lifted.node(t))
+            if lifted.outer:
+                read = lifted.read(out[-1])
+                frame.vars[name] = replace(read, origins=t.origins, place=t.place)
+            elif t.node is None:
+                frame.vars[name] = replace(t, node=out[-1])
+    return out
 
 
 def _tensor_arguments(cx: Context, frame: Frame) -> dict[str, Tensor]:
@@ -263,11 +228,3 @@ def _tensor_arguments(cx: Context, frame: Frame) -> dict[str, Tensor]:
     found = ((p.name, frame.vars.get(p.name)) for p in frame.func.params)
     values = ((n, cx.tensor(v)) for n, v in found if v is not None)
     return {n: t for n, t in values if isinstance(t, Tensor)}
-
-
-def _index(cx: Context, t: Tensor) -> tuple[Idx, ...]:
-    """Fresh loop variables for the axes of a tensor."""
-    taken: list[str] = []
-    for _ in t.shape:
-        taken.append(cx.fresh_var("a", taken))
-    return tuple(Idx(Dim.of(v)) for v in taken)

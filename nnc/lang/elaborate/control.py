@@ -104,7 +104,7 @@ def run_for(cx: Context, stmt: ast.For) -> None:
     if size is not None and (stmt.targets or _is_run_time(cx, stmt.iterable, size)):
         (var,) = stmt.vars
         may_define(cx, var, stmt.span)
-        run_loop(cx, stmt.span, stmt.body, var, size, stmt.targets)
+        run_loop(cx, stmt.span, stmt.body, var, size, stmt.iterable.span, stmt.targets)
         _forget(cx, stmt.body)
         return
     items = iteration(cx, iterable, stmt.iterable.span)
@@ -144,7 +144,8 @@ def run_while(cx: Context, stmt: ast.While) -> None:
     """`while c limit N:` looks at c before each of at most N turns."""
     trip = Dim.of(UNLIMITED) if stmt.limit is None else cx.eval_dim(stmt.limit)
     limited = stmt.limit is not None
-    run_loop(cx, stmt.span, stmt.body, None, trip, (), stmt.cond, limited)
+    size = stmt.cond.span if stmt.limit is None else stmt.limit.span
+    run_loop(cx, stmt.span, stmt.body, None, trip, size, (), stmt.cond, limited)
     _forget(cx, stmt.body)
 
 

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import fields, replace
+from dataclasses import fields
 
 from nnc.diagnostics import Label, Span
-from nnc.ir.expr import Expr, Idx, Load, names
-from nnc.ir.graph import Axis, Compute, External, Node
+from nnc.ir.graph import External, Node
 from nnc.lang import ast
 from nnc.lang.dims import Dim, dim_prod
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.declared import kind_of, shape_of
+from nnc.lang.elaborate.lifting import at_ranges, over_ranges, used_ranges
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import Tensor, Value, of_node
-from nnc.lang.types import DTYPES, DType, TensorType
+from nnc.lang.types import DTYPES, TensorType
 from nnc.lang.units import Unit
 
 _C = {"f32": "float", "f64": "double", "f16": "uint16_t", "bf16": "uint16_t", "i8": "int8_t"}
@@ -202,28 +202,3 @@ def _for_each(
         regions=cx.regions,
     )
     return at_ranges(node, outer)
-
-
-def used_ranges(cx: Context, bodies: list[Expr]) -> tuple[Axis, ...]:
-    """The index names in force that expressions use, as axes."""
-    used = names(bodies)
-    return tuple(Axis(v, n) for v, n in cx.ranges.items() if v in used)
-
-
-def over_ranges(cx: Context, body: Expr, outer: tuple[Axis, ...], span: Span) -> Compute:
-    """An expression in index notation as a tensor over the index names."""
-    guarded = cx.guarded(body)
-    kind = TensorType(body.dtype, tuple(a.extent for a in outer))
-    return Compute(type=kind, span=cx.at(span), axes=outer, body=guarded, regions=cx.regions)
-
-
-def at_ranges(node: Node, outer: tuple[Axis, ...]) -> Tensor:
-    """A tensor over index names, read at these."""
-    prefix = tuple(Idx(Dim.of(a.var)) for a in outer)
-    shape = node.type.shape[len(outer) :]
-    dtype: DType = node.type.dtype
-
-    def at(index: tuple[Expr, ...]) -> Expr:
-        return Load(dtype, node, (*prefix, *index))
-
-    return replace(Tensor(TensorType(dtype, shape), at))

@@ -1,21 +1,24 @@
 """Run-time loops: `for t in T:`, `ys = for ...: yield`, `while c limit N:`.
 
 The body is elaborated twice: a trial finds what it assigns, then it runs on placeholders for these.
+In a function called in index notation the loop is one for all elements: what it carries has the
+index names that it depends on as first axes; an element whose condition is false stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 
-from nnc.diagnostics import Span
-from nnc.ir.expr import Idx, Load, Op, Select
+from nnc.diagnostics import NOWHERE, Span
+from nnc.ir.expr import Expr, Idx, Load, Op, Select
 from nnc.ir.graph import Axis, Compute, Input, Loop, Node, Part
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import adapt
 from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.lifting import Lifted, ranges_of
 from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
@@ -29,7 +32,6 @@ from nnc.lang.elaborate.values import (
     Weak,
     WeakTensor,
     integer,
-    of_node,
     scalar,
 )
 from nnc.lang.elaborate.words import describe
@@ -43,7 +45,7 @@ class _Carry:
     """One carried tensor: `name` for messages, its place (variable and leaf, or storage key)."""
 
     name: str
-    init: Node
+    init: Tensor
     slot: Input
 
 
@@ -83,56 +85,64 @@ def run_loop(
     body: Sequence[ast.Stmt],
     var: str | None,
     trip: Dim,
+    size: Span,
     targets: Sequence[ast.Expr] = (),
     cond: ast.Expr | None = None,
     limited: bool = False,
 ) -> None:
-    """A loop of `trip` turns; `cond` is looked at before each turn (`limited`: by selection)."""
-    if cx.ranges:
-        help = "loop over whole tensors, or call it in a loop, `ys = for i in N:`, `yield f(x[i])`"
-        text = "a run-time loop inside index notation is not compiled yet"
-        raise fail("E0901", text, span, help=help)
+    """A loop of `trip` turns, written at `size`; `cond` is looked at before each turn.
+
+    `limited`: by selection, all turns are made.
+    """
+    _same_for_all(cx, trip, size)
     turn = cx.fresh_var(var or "turn", list(cx.turns))
     before, probed = _state(cx), len(cx.probes)
+    lifted = Lifted(cx, cx.frame.outer, span)
     with _turning(cx, turn, trip):
         changed, keys = _trial(cx, body, var, turn, cond, before)
         if changed is None:
             _poison(cx, body, targets)
             return
         while True:
-            carries = _Carries(cx, span)
+            carries = _Carries(lifted)
             for name in changed:
                 cx.frame.vars[name] = carries.place(name, before.vars[name], changed[name])
             for key in keys:
                 cx.store[key].now = carries.slot(key, before.store[key])
             if var is not None:
                 cx.frame.vars[var] = integer(Dim.of(turn))
-            test = None if cond is None else _condition(cx, cond)
-            yields = _body(cx, body, span)
+            test = None if cond is None else _condition(lifted, cond)
+            with _while(cx, test, limited):
+                yields = _body(cx, body)
             # What was a number in the first turn may choose another side in later ones.
             names, written = _changes(cx, before, var)
-            if names.keys() <= changed.keys() and set(written) <= set(keys):
+            ends = [t for n in changed for t in carries.end(n, cx.frame.vars.get(n, UNKNOWN))]
+            tests = [] if test is None else [scalar(test)]
+            outer = _wider(lifted, [*(c.init for c in carries.items), *ends, *yields, *tests])
+            if names.keys() <= changed.keys() and {*written} <= {*keys} and outer == lifted.outer:
                 break
             changed, keys = names | changed, list(dict.fromkeys([*keys, *written]))
+            lifted = Lifted(cx, outer, span)
             _restore(cx, before)
             cx.frame.yields = []
         watched = dict(list(cx.probes.items())[probed:])
-        ends = [carries.end(cx, n, cx.frame.vars.get(n, UNKNOWN)) for n in changed]
-        following = [n for nodes in ends for n in nodes]
-        following += [carries.stored(cx, key) for key in keys]
-    if test is not None and limited:
+        ends += [cx.store[key].now for key in keys]
+        # With a limit all turns are made; else there are turns while one element needs them.
+        keeps = test is not None and (limited or bool(lifted.outer))
         following = [
-            _chosen(cx, test, n, c.slot) for n, c in zip(following, carries.items, strict=True)
+            lifted.node(_chosen(cx, test, t, lifted.read(c.slot)) if keeps and test else t)
+            for t, c in zip(ends, carries.items, strict=True)
         ]
+        yielded = [lifted.node(t) for t in yields]
+        going = None if limited or test is None else _any(lifted, test)
     _finish(
-        cx,
-        span,
+        lifted,
         carries,
         following,
-        yields,
+        yielded,
         turn,
         trip,
-        None if limited else test,
+        going,
         watched,
         before,
         list(changed),
@@ -141,6 +151,47 @@ def run_loop(
         var,
     )
     _forget_locals(cx, before)
+
+
+def _while(cx: Context, test: Expr | None, limited: bool) -> AbstractContextManager[None]:
+    """A turn of which the result is not taken reads nothing that is not there."""
+    if test is not None and cx.ranges:
+        return cx.under(test)
+    return cx.on_branch(test) if test is not None and limited else nullcontext()
+
+
+def _same_for_all(cx: Context, trip: Dim, size: Span) -> None:
+    """All elements of an index statement make the turns of a loop together."""
+    if trip.names & cx.ranges.keys():
+        text = "this loop has another number of turns for each index"
+        help = f"count in a variable: `t = 0`, `while t < {size.text} limit 100:`, `t = t + 1`"
+        raise fail("E0321", text, size, help=help)
+
+
+def _wider(lifted: Lifted, values: Sequence[Tensor]) -> tuple[Axis, ...]:
+    """The index names that the loop is over, and those that `values` use, in order."""
+    cx = lifted.cx
+    used = {*lifted.outer, *ranges_of(cx, list(values))}
+    return tuple(a for v, n in cx.ranges.items() if (a := Axis(v, n)) in used)
+
+
+def _any(lifted: Lifted, test: Expr) -> Node:
+    """Whether some element goes on."""
+    node = lifted.node(scalar(test))
+    if not lifted.outer:
+        return node
+    load = Load("bool", node, tuple(Idx(Dim.of(a.var)) for a in lifted.outer))
+    span = lifted.cx.at(lifted.span)
+    kind = TensorType("bool")
+    return Compute(
+        type=kind,
+        span=span,
+        axes=(),
+        raxes=lifted.outer,
+        op="any",
+        body=load,
+        regions=lifted.cx.regions,
+    )
 
 
 @contextmanager
@@ -207,15 +258,17 @@ def _poison(cx: Context, body: Sequence[ast.Stmt], targets: Sequence[ast.Expr]) 
         cx.frame.vars[name] = UNKNOWN
 
 
-def _condition(cx: Context, cond: ast.Expr) -> Node:
+def _condition(lifted: Lifted, cond: ast.Expr) -> Expr:
+    """Whether there is another turn (of an element), read from a node."""
+    cx = lifted.cx
     value = cx.tensor(cx.eval(cond))
     match value:
         case Tensor(dtype="bool", shape=()):
             if (taken := cx.branch) is not None:  # a side that is not taken has no turns
                 value = scalar(Op("bool", "and", (taken, value.at(()))))
-            node = cx.materialized(value, cond.span).node
-            assert node is not None
-            return node
+            outer = _wider(lifted, [value])
+            again = Lifted(cx, outer, cond.span)
+            return again.read(again.node(value)).at(())
         case Unknown():
             raise Poisoned
         case Bool(value=True):
@@ -228,55 +281,57 @@ def _condition(cx: Context, cond: ast.Expr) -> Node:
     raise fail("E0203", "a condition is one bool", cond.span, describe(value), help=hint)
 
 
-def _body(cx: Context, body: Sequence[ast.Stmt], span: Span) -> list[Node]:
+def _body(cx: Context, body: Sequence[ast.Stmt]) -> list[Tensor]:
+    """Runs a turn: what it yields."""
     cx.execute(body)
     given = cx.frame.yields or []
     if len(given) > 1:
         help = "assign a variable in both branches, and yield it after the `if`"
         raise fail("E0319", "a turn yields once", given[1][0][1], help=help)
-    out: list[Node] = []
-    for value, at in given[0] if given else []:
-        tensor = _tensor(cx, value, at, None)
-        assert tensor.node is not None
-        out.append(tensor.node)
-    return out
+    return [_tensor(cx, value, at, None) for value, at in (given[0] if given else [])]
 
 
 def _tensor(cx: Context, value: Value, span: Span, dtype: str | None) -> Tensor:
-    """A value as a node: literals adapt to `dtype`, or real (whole numbers: i32)."""
+    """A value as a tensor: literals adapt to `dtype`, or real (whole numbers: i32)."""
     current = cx.tensor(value)
     match current:
         case Unknown():
             raise Poisoned
         case Tensor():
-            return cx.materialized(current, span)
+            return _made(cx, current, span)
         case Weak(kind="int") if dtype is None:
             dtype = "i32"
     if isinstance(current, Weak | WeakTensor | Bool):
         made = adapt(cx, current, dtype or cx.frame.real, span)
         if isinstance(made, Tensor):
-            return cx.materialized(made, span)
+            return _made(cx, made, span)
     raise fail("E0316", f"{describe(current)} cannot be carried through a loop", span)
+
+
+def _made(cx: Context, t: Tensor, span: Span) -> Tensor:
+    """The tensor as a node, in index notation as it is."""
+    return t if cx.ranges else cx.materialized(t, span)
 
 
 @dataclass(eq=False)
 class _Carries:
     """The carried tensors in order, with the structure of each variable."""
 
-    cx: Context
-    span: Span
+    lifted: Lifted
 
     def __post_init__(self) -> None:
         self.items: list[_Carry] = []
         self.shapes: dict[str, Value] = {}
+        self.cx, self.span = self.lifted.cx, self.lifted.span
 
     def slot(self, name: str, init: Tensor) -> Tensor:
         """A placeholder for one tensor."""
-        start = self.cx.materialized(init, self.span)
-        assert start.node is not None
-        slot = Input(type=start.type, span=self.span, name=name, kind="carry")
-        self.items.append(_Carry(name, start.node, slot))
-        return of_node(slot, init.letters, init.origins)
+        start = _made(self.cx, init, self.span)
+        shape = (*(a.extent for a in self.lifted.outer), *start.shape)
+        kind = TensorType(start.dtype, shape)
+        slot = Input(type=kind, span=self.span, name=name, kind="carry")
+        self.items.append(_Carry(name, start, slot))
+        return replace(self.lifted.read(slot), letters=init.letters, origins=init.origins)
 
     def place(self, name: str, before: Value, after: Value) -> Value:
         """A variable on placeholders."""
@@ -308,32 +363,25 @@ class _Carries:
             raise _differs(name, start.type, new.type, self.span)
         return self.slot(name, start)
 
-    def end(self, cx: Context, name: str, value: Value) -> list[Node]:
+    def end(self, name: str, value: Value) -> list[Tensor]:
         """The next values of a variable, in the order of its placeholders."""
         shape = self.shapes[name]
-        current = cx.tensor(value)
+        current = self.cx.tensor(value)
         if isinstance(current, Unknown):
             raise Poisoned
         match shape, current:
             case Tree(leaves=slots), Tree(leaves=found):
-                return [self._next(cx, f"{name}.{k}", s, found[k]) for k, s in slots.items()]
+                return [self._next(f"{name}.{k}", s, found[k]) for k, s in slots.items()]
             case Tuple(items=items), Tuple(items=new):
-                pairs = zip(items, new, strict=True)
-                return [self._next(cx, name, s, v) for s, v in pairs]
-        return [self._next(cx, name, shape, current)]
+                return [self._next(name, s, v) for s, v in zip(items, new, strict=True)]
+        return [self._next(name, shape, current)]
 
-    def _next(self, cx: Context, name: str, slot: Value, value: Value) -> Node:
+    def _next(self, name: str, slot: Value, value: Value) -> Tensor:
         assert isinstance(slot, Tensor)
-        tensor = _tensor(cx, value, self.span, slot.dtype)
+        tensor = _tensor(self.cx, value, self.span, slot.dtype)
         if tensor.type != slot.type:
             raise _differs(name, slot.type, tensor.type, self.span)
-        assert tensor.node is not None
-        return tensor.node
-
-    def stored(self, cx: Context, key: str) -> Node:
-        node = cx.materialized(cx.store[key].now, self.span).node
-        assert node is not None
-        return node
+        return tensor
 
 
 def _differs(name: str, old: TensorType, new: TensorType, span: Span) -> Exception:
@@ -345,18 +393,17 @@ def _differs(name: str, old: TensorType, new: TensorType, span: Span) -> Excepti
     )
 
 
-def _chosen(cx: Context, test: Node, new: Node, old: Node) -> Node:
+def _chosen(cx: Context, test: Expr, new: Tensor, old: Tensor) -> Tensor:
     """`new if test else old`, element by element."""
-    axes = tuple(Axis(f"$i{k}", n) for k, n in enumerate(new.type.shape))
-    index = tuple(Idx(Dim.of(a.var)) for a in axes)
-    dtype = new.type.dtype
-    body = Select(dtype, Load("bool", test, ()), Load(dtype, new, index), Load(dtype, old, index))
-    return Compute(type=new.type, span=new.span, axes=axes, body=body, regions=cx.regions)
+
+    def at(index: tuple[Expr, ...]) -> Expr:
+        return Select(new.dtype, test, new.at(index), old.at(index))
+
+    return _made(cx, Tensor(new.type, at), new.node.span if new.node is not None else NOWHERE)
 
 
 def _finish(
-    cx: Context,
-    span: Span,
+    lifted: Lifted,
     carries: _Carries,
     following: list[Node],
     yields: list[Node],
@@ -371,6 +418,7 @@ def _finish(
     var: str | None,
 ) -> None:
     """The Loop node, and what its results are called after it."""
+    cx, span = lifted.cx, lifted.span
     cx.frame.vars = {n: v for n, v in cx.frame.vars.items() if n in before.vars}
     if var is not None:
         cx.frame.vars.pop(var, None)
@@ -387,14 +435,14 @@ def _finish(
         var=turn,
         trip=trip,
         carries=tuple(c.slot for c in carries.items),
-        init=tuple(c.init for c in carries.items),
+        init=tuple(lifted.node(c.init) for c in carries.items),
         next=tuple(following),
         yields=tuple(outs),
         cond=cond,
         regions=cx.regions,
     )
     ends = iter(
-        of_node(Part(type=c.slot.type, span=loop.span, source=loop, index=i, name=c.name))
+        lifted.read(Part(type=c.slot.type, span=loop.span, source=loop, index=i, name=c.name))
         for i, c in enumerate(carries.items)
     )
     for name in names:
@@ -405,7 +453,7 @@ def _finish(
         cx.store[key].now = Tensor(new.type, new.at, new.node, old.letters, old.origins)
     stacked: list[Value] = []
     for k, _ in enumerate(yields):
-        stacked.append(of_node(Part.of(loop, len(carries.items) + k)))
+        stacked.append(lifted.stacked(Part.of(loop, len(carries.items) + k)))
     for k, path in enumerate(watched, len(yields)):
         cx.probes[path] = Part.of(loop, len(carries.items) + k, cx.probes[path].name)
     _assign(cx, targets, stacked, span)

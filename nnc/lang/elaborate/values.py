@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from nnc.diagnostics import Span
 from nnc.ir.expr import Const, Expr, Idx, Load, Op
-from nnc.ir.graph import Node
+from nnc.ir.graph import Axis, Node
 from nnc.ir.scalar import cast
 from nnc.lang import ast
 from nnc.lang.dims import Dim
@@ -33,12 +33,21 @@ class Origin:
 Origins = tuple[Origin | None, ...]
 
 
+@dataclass(frozen=True)
+class Over:
+    """A node with index names as its first axes."""
+
+    node: Node
+    outer: tuple[Axis, ...]
+
+
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """A tensor: its type and how to get an element. `node` when it is a value of the Graph.
 
     `letters`: the index names of the statement that defined it (only on variables);
-    `origins`: of the sizes, one for each axis; `place`: of the tensor (`argument x`).
+    `origins`: of the sizes, one for each axis; `place`: of the tensor (`argument x`); `over`: in
+    index notation, the node whose part at the index names in force it is.
     """
 
     type: TensorType
@@ -47,6 +56,7 @@ class Tensor:
     letters: tuple[str, ...] = ()
     origins: Origins = ()
     place: Origin | None = None
+    over: Over | None = None
 
     @property
     def shape(self) -> tuple[Dim, ...]:
