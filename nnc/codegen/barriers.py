@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
+from itertools import pairwise
 
 from nnc.codegen import flow
 from nnc.codegen.emit import Emitter
@@ -26,6 +28,7 @@ from nnc.ir.loop import (
 )
 from nnc.lang.dims import Dim, Facts, prove_nonneg
 
+SAMPLE = 64  # what sizes are taken to be where only an order is needed
 _MOST = 3  # choices in a proof that is tried; without one, a barrier costs 0.2 us
 
 
@@ -62,8 +65,9 @@ class Plan:
     before it did, which still counts when that barrier was left out.
     """
 
-    def __init__(self, s: Indices, facts: Facts) -> None:
+    def __init__(self, s: Indices, facts: Facts, buffers: Sequence[Buffer]) -> None:
         self.s, self.facts = s, facts
+        self.order = Order(_arena(buffers), s.sizes, facts)
         self.recent, self.older = Touched(), Touched()
         self.alone = "true"  # all kernels since the last barrier were serial
         self.skipped = "false"  # the last place was passed without a barrier
@@ -106,8 +110,9 @@ class Plan:
         self.alone = conjunction(em, self.alone, small)
 
     def touched(self, a: Access) -> Touched:
-        names = ({b.name for b in x} for x in (a.reads, a.writes))
-        return Touched(*names, *(set(map(self.stretch, _arena(x))) for x in (a.reads, a.writes)))
+        names = [{b.name for b in x} for x in (a.reads, a.writes)]
+        places = [set(map(self.stretch, _arena(x))) for x in (a.reads, a.writes)]
+        return Touched(names[0], names[1], places[0], places[1])
 
     def stretch(self, b: Buffer) -> int:
         """The number of the bytes where a buffer of the arena lies."""
@@ -135,11 +140,45 @@ class Plan:
 
     def _meet(self, x: int, y: int) -> bool:
         (a, long), (b, wide) = self.stretches[x], self.stretches[y]
-        apart = (b - a - long, a - b - wide)
-        return not any(_choices(d) <= _MOST and prove_nonneg(d, self.facts, depth=1) for d in apart)
+        if self.order.apart(a, long, b) or self.order.apart(b, wide, a):
+            return False
+        return not any(_known(d, self.facts) for d in (b - a - long, a - b - wide))
 
 
-def _arena(buffers: tuple[Buffer, ...]) -> Iterator[Buffer]:
+class Order:
+    """The places of the arena, one behind the other: in most pairs each ends where the next begins,
+    so that one proof a place tells about all pairs."""
+
+    def __init__(self, buffers: Iterable[Buffer], sizes: Sequence[str], facts: Facts) -> None:
+        sample = {d: SAMPLE + i for i, d in enumerate(sizes)}
+        longest: dict[Dim, set[Dim]] = {}
+        for b in buffers:
+            longest.setdefault(b.offset, set()).add(b.bytes)
+        starts = sorted(longest, key=lambda d: d.evaluate(sample))
+        self.number = {d: i for i, d in enumerate(starts)}
+        self.run = [0] * len(starts)  # places of one run follow each other surely
+        self.within: set[Stretch] = set()  # stretches that end before the next place
+        for i, (a, b) in enumerate(pairwise(starts)):
+            room = b - a
+            inside = {n for n in longest[a] if _known(room - n, facts)}
+            self.within |= {(a, n) for n in inside}
+            self.run[i + 1] = self.run[i] + (not inside)
+
+    def apart(self, start: Dim, size: Dim, other: Dim) -> bool:
+        """Whether a stretch surely ends before another begins."""
+        a, b = self.number.get(start), self.number.get(other)
+        if a is None or b is None or a >= b or self.run[a] != self.run[b]:
+            return False
+        return (start, size) in self.within
+
+
+@lru_cache(maxsize=1 << 12)
+def _known(d: Dim, facts: Facts) -> bool:
+    """Whether it is known not to be negative; short proofs only."""
+    return _choices(d) <= _MOST and prove_nonneg(d, facts, depth=1)
+
+
+def _arena(buffers: Iterable[Buffer]) -> Iterator[Buffer]:
     return (b for b in buffers if b.scope == "arena")
 
 

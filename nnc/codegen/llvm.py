@@ -321,7 +321,7 @@ class _Emission:
         turns = enclosing(self.program.steps)
         kernels = [self.kernel(k, turns[i]) for i, k in enumerate(self.program.kernels)]
         parts = [f"define internal void {name}{text}" for text, name in self.named.items()]
-        spmd = self.spmd(self.scopes(), self.symbol, kernels)
+        spmd = self.spmd(self.scopes(), self.symbol, kernels, self.program.buffers)
         parts.append(spmd.emit(self.program.steps))
         return [*parts, self.entry(linkage, tuple(spmd.offsets)), self.size(linkage)]
 

@@ -38,10 +38,16 @@ class Launch:
 class Spmd:
     """Emits it over `scopes`; `launches`: of the kernels, in order."""
 
-    def __init__(self, scopes: Indices, symbol: str, launches: Sequence[Launch]) -> None:
+    def __init__(
+        self,
+        scopes: Indices,
+        symbol: str,
+        launches: Sequence[Launch],
+        buffers: Sequence[Buffer],
+    ) -> None:
         self.s, self.em, self.symbol, self.launches = scopes, scopes.em, symbol, launches
         self.offsets: dict[Dim, int] = {}  # of the arena, by their number in the frame's places
-        self.plan = Plan(scopes, scopes.facts)
+        self.plan = Plan(scopes, scopes.facts, buffers)
         self.number = 0  # of the next kernel
         self.loops: tuple[Repeat, ...] = ()  # around
         self.turns: tuple[str, ...] = ()  # their variables
