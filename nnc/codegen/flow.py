@@ -182,5 +182,5 @@ def negate(em: Emitter, condition: str) -> str:
 DECLARATIONS = (
     "declare i64 @llvm.smin.i64(i64, i64)",
     "declare i64 @llvm.smax.i64(i64, i64)",
-    "declare i64 @llvm.cttz.i64(i64, i1)",
+    "declare i32 @llvm.cttz.i32(i32, i1)",
 )

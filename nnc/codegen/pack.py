@@ -33,12 +33,24 @@ from nnc.codegen.vectors import (
 OVERSHOOT = 16  # at least the lanes of any target
 LINES = 512  # of a table
 LINE_WORDS = 12
+PIECES = 4  # of a vector that is not gathered
+_ROOM = (LINES + OVERSHOOT) * 8  # bytes of a word's column of the table
 _RUN = "8"  # successive k copied from one panel's columns before going to the next panel
 
 
 def stage_bytes(t: Tile) -> int:
-    """Bytes of the `stage` of packing: a square to transpose, and a table of lines."""
-    return t.lanes**2 * t.size + LINES * LINE_WORDS * 8
+    """Bytes of the `stage` of packing: a square to transpose, a table of lines, and masks."""
+    return t.lanes**2 * t.size + LINE_WORDS * (_ROOM + LINES * 4)
+
+
+def words_of(em: Emitter, table: str, word: int) -> str:
+    """The column of a table that holds one word of all lines."""
+    return flow.offset(em, table, str(word * _ROOM), "i8")
+
+
+def masks_of(em: Emitter, table: str, word: int) -> str:
+    """Room for LINES masks of one vector, as i32."""
+    return flow.offset(em, table, str(LINE_WORDS * _ROOM + word * LINES * 4), "i8")
 
 
 Load = Callable[[Emitter, str, str], str]
@@ -62,29 +74,28 @@ class Strided:
 
 @dataclass(frozen=True)
 class Lanes:
-    """What a Tabled operand knows of one vector: its own states, whether (i1) its elements lie one
-    after the other, or in at most two such runs; the index of the first lane and the mask of those
-    that count."""
+    """What a Tabled operand knows of one vector: its own states, of how many pieces it consists at
+    most (i64), the index of the first lane and the mask of those that count."""
 
     states: tuple[object, ...]
-    straight: str
-    paired: str
+    pieces: str
     index: str
-    mask: str | None
+    mask: str
 
 
 @dataclass(frozen=True)
 class Tabled:
     """A computed operand in two shares: of lines (the other axis) and of lanes (the vector's).
 
-    tabulate(em, line, to) writes a line's words; prepare(em, index, mask) works out a vector of
-    lanes; fetch(em, lanes, line, words, runs) gives the vector at one line, whose elements lie in
-    one or two runs or (0) anywhere.
+    tabulate(em, line, table, at) writes the words of a vector of lines from that one on to entries
+    at, at + 1, ... of a table; prepare(em, index, mask, table, lines) works out a vector of lanes
+    for a table of so many lines; fetch(em, lanes, line, table, at, pieces) gives the vector at one
+    line, which consists of at most so many pieces (0: any number).
     """
 
-    tabulate: Callable[[Emitter, str, str], None]
-    prepare: Callable[[Emitter, str, str | None], Lanes]
-    fetch: Callable[[Emitter, Lanes, str, str, int], str]
+    tabulate: Callable[[Emitter, str, str, str], None]
+    prepare: Callable[[Emitter, str, str, str, str], Lanes]
+    fetch: Callable[[Emitter, Lanes, str, str, str, int], str]
 
 
 @dataclass(frozen=True)
@@ -376,40 +387,33 @@ def _table(t: Tile, em: Emitter, stage: str) -> str:
 
 @contextmanager
 def _lines_of(
-    em: Emitter, x: Tabled, table: str, start: str, count: str
+    em: Emitter, t: Tile, x: Tabled, table: str, start: str, count: str
 ) -> Iterator[tuple[str, str]]:
     """Tables of at most LINES lines of start .. start + count: the first (from start), how many."""
     with flow.loop(em, "0", count, str(LINES)) as first:
         some = flow.minimum(em, str(LINES), flow.sub(em, count, first))
-        with flow.loop(em, "0", some) as i:
-            line = flow.add(em, start, flow.add(em, first, i))
-            x.tabulate(em, line, _words(em, table, i))
+        with flow.loop(em, "0", some, str(t.lanes)) as i:
+            x.tabulate(em, flow.add(em, start, flow.add(em, first, i)), table, i)
         yield first, some
 
 
-def _words(em: Emitter, table: str, line: str) -> str:
-    return flow.offset(em, table, flow.mul(em, line, str(LINE_WORDS)), "i64")
-
-
 def _either(em: Emitter, lanes: Lanes, body: Callable[[int], None]) -> None:
-    """`body` for vectors in one run, in two, or in more."""
-    with flow.when(em, lanes.straight):
-        body(1)
-    with flow.when(em, flow.negate(em, lanes.straight)):
-        with flow.when(em, lanes.paired):
-            body(2)
-        with flow.when(em, flow.negate(em, lanes.paired)):
-            body(0)
+    """`body` for vectors of one piece, of two, of `PIECES`, of any number."""
+    below = "0"
+    for pieces in (1, 2, PIECES):
+        more = flow.compare(em, "sgt", lanes.pieces, below)
+        fits = flow.compare(em, "sle", lanes.pieces, str(pieces))
+        with flow.when(em, flow.select(em, fits, "i1", more, "false")):
+            body(pieces)
+        below = str(pieces)
+    with flow.when(em, flow.compare(em, "sgt", lanes.pieces, below)):
+        body(0)
 
 
-def _vectors(em: Emitter, t: Tile, count: str, body: Callable[[str, str | None], None]) -> None:
-    """body(offset, mask) for the vectors of 0 .. count, the last one masked."""
-    rest = flow.rem(em, count, str(t.lanes))
-    whole = flow.sub(em, count, rest)
-    with flow.loop(em, "0", whole, str(t.lanes)) as at:
-        body(at, None)
-    with flow.when(em, flow.compare(em, "ne", rest, "0")):
-        body(whole, lane_mask(em, t, rest))
+def _vectors(em: Emitter, t: Tile, count: str, body: Callable[[str, str], None]) -> None:
+    """body(offset, mask) for the vectors of 0 .. count."""
+    with flow.loop(em, "0", count, str(t.lanes)) as at:
+        body(at, lane_mask(em, t, flow.sub(em, count, at)))
 
 
 def _tabled_rows(em: Emitter, t: Tile, a: Window, x: Tabled, panel: str, stage: str) -> None:
@@ -440,19 +444,19 @@ def _tabled(
     from the first: where the vector goes."""
     table = _table(t, em, stage)
 
-    def vector(at: str, mask: str | None, first: str, some: str) -> None:
-        prepared, where = x.prepare(em, flow.add(em, lanes[0], at), mask), place(at)
+    def vector(at: str, mask: str, first: str, some: str) -> None:
+        prepared = x.prepare(em, flow.add(em, lanes[0], at), mask, table, some)
+        where = place(at)
 
-        def each(runs: int) -> None:
+        def each(pieces: int) -> None:
             with flow.loop(em, "0", some) as i:
                 line = flow.add(em, first, i)
-                words = _words(em, table, i)
-                value = x.fetch(em, prepared, flow.add(em, lines[0], line), words, runs)
+                value = x.fetch(em, prepared, flow.add(em, lines[0], line), table, i, pieces)
                 put(em, t, value, to, where(line), t.vector)
 
         _either(em, prepared, each)
 
-    with _lines_of(em, x, table, *lines) as (first, some):
+    with _lines_of(em, t, x, table, *lines) as (first, some):
         _vectors(em, t, lanes[1], lambda at, mask: vector(at, mask, first, some))
 
 
@@ -467,8 +471,8 @@ def _transpose_tabled_panels(
             i = flow.minimum(em, flow.add(em, j, o), last)  # lines past the end repeat the last
             line = flow.add(em, b.col, flow.add(em, first, i))
 
-            def one(runs: int) -> None:
-                value = x.fetch(em, lanes, line, _words(em, table, i), runs)
+            def one(pieces: int) -> None:
+                value = x.fetch(em, lanes, line, table, i, pieces)
                 put(em, t, value, stage, flow.mul(em, o, width), t.vector)
 
             _either(em, lanes, one)
@@ -481,10 +485,10 @@ def _transpose_tabled_panels(
             at = flow.mul(em, flow.add(em, k, str(r)), panel)
             put(em, t, value, to, flow.add(em, base, at), t.vector)
 
-    def vector(k: str, mask: str | None, first: str, some: str) -> None:
-        lanes = x.prepare(em, flow.add(em, b.row, k), mask)
+    def vector(k: str, mask: str, first: str, some: str) -> None:
+        lanes = x.prepare(em, flow.add(em, b.row, k), mask, table, some)
         with flow.loop(em, "0", some, width) as j:
             square(lanes, k, first, some, j)
 
-    with _lines_of(em, x, table, b.col, b.cols) as (first, some):
+    with _lines_of(em, t, x, table, b.col, b.cols) as (first, some):
         _vectors(em, t, b.rows, lambda k, mask: vector(k, mask, first, some))

@@ -2,13 +2,16 @@
 
 Each index of such a load is a sum of a part that depends on the row and one that depends on the
 column (`x[b, c, i + u - 1, j + v - 1 else 0]`: rows c, u, v and columns b, i, j). One side, the
-lanes, is worked out once for a vector; the other, the lines, once for a block, into a table. What
-is left for each vector is an addition and a comparison for each index that may leave the tensor,
-and a load: of successive elements where the lanes lie so, of two runs of them (where a line of the
-picture ends), else of each.
+lanes, is worked out once for a vector, the other, the lines, once for a block.
 
-The words of a line: the offset (elements), then for each index that may leave the tensor its share,
-then the same again, within +-2^30, for the comparison of 32 bits.
+* Of a line: the offset of its elements, and for each index that may leave the tensor the number of
+  its share. Shares are few where they depend on axes of few values (here u, and v).
+* Of a vector: the lanes whose index is inside, for each index and each of its shares, as bits; and
+  the *pieces* it consists of: lanes that lie one after the other in memory, or at every second
+  element (a map of 28 columns has at most two pieces in a vector of 16 lanes, one of 7 up to four).
+
+What is left for each vector at each line is an `and` for each such index and a masked load for each
+piece. Vectors of more than `PIECES` pieces are gathered.
 """
 
 from __future__ import annotations
@@ -22,18 +25,17 @@ from nnc.codegen.emit import Emitter
 from nnc.codegen.expressions import Expressions
 from nnc.codegen.guards import ALWAYS, Guard
 from nnc.codegen.memory import strides
-from nnc.codegen.pack import LINE_WORDS, Lanes, Tabled
+from nnc.codegen.pack import LINE_WORDS, PIECES, Lanes, Tabled, masks_of, words_of
 from nnc.codegen.registers import REGISTER, literal, splat
 from nnc.codegen.scopes import Value
 from nnc.codegen.tiles import Tile
 from nnc.ir.expr import Const, Expr, Idx, Load, loads
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Buffer
-from nnc.lang.dims import ZERO, Dim, dim_prod
+from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.lang.types import DType
 
-_NEAR = 1 << 29  # sizes and shares below it are compared in 32 bits
-_FAR = 1 << 30
+_SHARES = 64  # of an index: more are not numbered, each line has its own
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,22 @@ class Group:
 
 @dataclass(frozen=True)
 class _Check:
-    """An index that may leave the tensor: the shares of line and lanes, and the axis's size."""
+    """An index that may leave the tensor: the shares of line and lanes, and the axis's size.
+
+    `axes`: those that the line's share depends on, if its values are few."""
 
     line: Dim
     lanes: Dim
     size: Dim
+    axes: tuple[Axis, ...] | None
+
+    @property
+    def number(self) -> Dim:
+        """That of a line's share."""
+        out = ZERO
+        for axis in self.axes or ():
+            out = out * axis.extent + Dim.of(axis.var)
+        return out
 
 
 @dataclass(frozen=True)
@@ -70,10 +83,19 @@ class _Read:
     lanes: Dim
     checks: tuple[_Check, ...]
     base: str  # element that both shares count from
+    step: int  # elements from lane to lane within a piece
 
     @property
     def words(self) -> int:
-        return 1 + 2 * len(self.checks)
+        return 1 + len(self.checks)
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Lanes (bits) that lie one after the other; where lane 0 were if it belonged to them."""
+
+    lanes: str
+    base: str
 
 
 @dataclass(frozen=True)
@@ -81,12 +103,8 @@ class _State:
     """The lanes' side of one load at one vector (SSA names)."""
 
     offsets: str  # <n x i64>
-    first: str  # the first lane's offset
-    head: str  # <n x i1>: the lanes that lie behind it in a run
-    tail: str  # the others
-    second: str  # where the first lane were if the run of the others began with it
-    shares: tuple[str, ...]  # <n x i64> for each check
-    near: tuple[str, ...]  # the same, <n x i32>
+    pieces: tuple[_Piece, ...]
+    masks: tuple[str, ...]  # for each check where the bits for each share are
 
 
 class Windows(Expressions):
@@ -125,9 +143,29 @@ class Windows(Expressions):
             mine, across, rest = mine + a * stride, across + b * stride, rest + c * stride
             assert isinstance(i, Idx)
             if e.other is not None and not self.always_inside(i, size):
-                checks.append(_Check(a, b + c, size))
+                checks.append(_Check(a, b + c, size, _few(a, line)))
         base = self.pointer(buffer, rest, ()).text
-        return _Read(e, self.collapsed(mine), self.collapsed(across), tuple(checks), base)
+        mine, across = self.collapsed(mine), self.collapsed(across)
+        return _Read(e, mine, across, tuple(checks), base, _step(e, across, lanes))
+
+
+def _few(share: Dim, line: Group) -> tuple[Axis, ...] | None:
+    """The axes of the line that a share depends on, if they have few values together."""
+    axes = tuple(a for a in line.axes if a.var in share.names)
+    values = dim_prod(a.extent for a in axes).const
+    return axes if values is not None and values <= _SHARES else None
+
+
+def _step(e: Load, across: Dim, lanes: Group) -> int:
+    """Elements between successive lanes: 2 where that is known and zeros stand outside, else 1."""
+    if not _zero_outside(e) or not lanes.axes:
+        return 1
+    form = across.linear_in(lanes.var if lanes.var in across.names else lanes.axes[-1].var)
+    return 2 if form is not None and form[0] == ONE + 1 else 1
+
+
+def _zero_outside(e: Load) -> bool:
+    return e.other is None or (isinstance(e.other, Const) and str(e.other.value) == "0.0")
 
 
 def _parted(d: Dim, line: frozenset[str], lanes: frozenset[str]) -> tuple[Dim, Dim, Dim] | None:
@@ -158,108 +196,168 @@ class _Window:
 
     # ---- lines ----------------------------------------------------------------------------------
 
-    def tabulate(self, em: Emitter, index: str, to: str) -> None:
-        """Writes the words of one line."""
-        with _bound(self.cx, self.line, index):
-            at = 0
+    def tabulate(self, em: Emitter, index: str, table: str, at: str) -> None:
+        """Writes the words of a vector of lines."""
+        n, word = self.t.lanes, 0
+        with self._along(self.line, index):
             for read in self.reads:
-                self._word(em, to, at, self.cx.uniform(self.cx.merged(read.line)).text)
-                shares = [self.cx.uniform(self.cx.merged(c.line)).text for c in read.checks]
-                for i, share in enumerate(shares):
-                    self._word(em, to, at + 1 + i, share)
-                    near = flow.maximum(em, flow.minimum(em, share, str(_FAR)), str(-_FAR))
-                    self._word(em, to, at + 1 + len(shares) + i, near)
-                at += read.words
-
-    def _word(self, em: Emitter, to: str, at: int, value: str) -> None:
-        em.line(f"store i64 {value}, ptr {flow.offset(em, to, str(at), 'i64')}")
+                numbers = [c.line if c.axes is None else c.number for c in read.checks]
+                for d in (read.line, *numbers):
+                    place = flow.offset(em, words_of(em, table, word), at, "i64")
+                    em.line(f"store <{n} x i64> {self._vector(d)}, ptr {place}, align 8")
+                    word += 1
 
     # ---- lanes ----------------------------------------------------------------------------------
 
-    def prepare(self, em: Emitter, index: str, mask: str | None) -> Lanes:
+    def prepare(self, em: Emitter, index: str, mask: str, table: str, lines: str) -> Lanes:
         """The vector of successive lanes from `index`; `mask`: those that count."""
-        with _bound(self.cx, self.lanes, index):
-            self.cx.vector, self.cx.lanes = self.lanes.var, self.t.lanes
-            states = tuple(self._state(em, r) for r in self.reads)
-            self.cx.vector, self.cx.lanes = None, 1
-        straight = paired = "true"
-        for read, state in zip(self.reads, states, strict=True):
-            near = self._near(em, read, state)
-            one = _both(em, near, self._all(em, state.head, mask))
-            behind = self._run(em, state.offsets, state.second)
-            both = em.op(f"or <{self.t.lanes} x i1> {state.head}, {behind}", "both")
-            two = _both(em, near, self._all(em, both, mask))
-            straight, paired = _both(em, straight, one), _both(em, paired, two)
-        return Lanes(states, straight, paired, index, mask)
-
-    def _state(self, em: Emitter, read: _Read) -> _State:
-        n = self.t.lanes
-        offsets = self._vector(read.lanes)
-        shares = tuple(self._vector(c.lanes) for c in read.checks)
-        first = em.op(f"extractelement <{n} x i64> {offsets}, i64 0", "first")
-        near = tuple(em.op(f"trunc <{n} x i64> {s} to <{n} x i32>", "near") for s in shares)
-        lies = self._run(em, offsets, first)
-        bits = em.op(f"bitcast <{n} x i1> {lies} to i{n}", "bits")
-        wide = em.op(f"zext i{n} {bits} to i64", "bits")
-        ends = em.op(f"xor i64 {wide}, -1", "ends")
-        count = em.op(f"call i64 @llvm.cttz.i64(i64 {ends}, i1 false)", "count")
-        head = vectors.lane_mask(em, self.t, count)
-        ones = "<" + ", ".join(["i1 true"] * n) + ">"
-        tail = em.op(f"xor <{n} x i1> {head}, {ones}", "tail")
-        at = flow.minimum(em, count, str(n - 1))
-        there = em.op(f"extractelement <{n} x i64> {offsets}, i64 {at}", "there")
-        return _State(offsets, first, head, tail, flow.sub(em, there, at), shares, near)
+        states, most, first = [], "0", 0
+        with self._along(self.lanes, index):
+            vectors_ = [
+                (self._vector(r.lanes), [self._vector(c.lanes) for c in r.checks])
+                for r in self.reads
+            ]
+        counted = self._bits(em, mask)
+        for read, (offsets, shares) in zip(self.reads, vectors_, strict=True):
+            pieces, count = self._pieces(em, read, offsets, counted)
+            masks = [
+                self._masks(em, read, c, share, table, lines, first + i)
+                for i, (c, share) in enumerate(zip(read.checks, shares, strict=True))
+            ]
+            states.append(_State(offsets, tuple(pieces), tuple(masks)))
+            most = flow.maximum(em, most, count)
+            first += read.words
+        return Lanes(tuple(states), most, index, mask)
 
     def _vector(self, d: Dim) -> str:
         return self.cx.spread(self.cx.dim(d), self.t.lanes)
 
-    def _run(self, em: Emitter, offsets: str, first: str) -> str:
-        """The lanes that lie where they do in a run that begins with lane 0 at `first`."""
-        n = self.t.lanes
-        ramp = "<" + ", ".join(f"i64 {i}" for i in range(n)) + ">"
-        at = em.op(f"sub <{n} x i64> {offsets}, {splat(em, 'i64', first, n)}", "at")
-        return em.op(f"icmp eq <{n} x i64> {at}, {ramp}", "lies")
+    @contextmanager
+    def _along(self, g: Group, index: str) -> Iterator[None]:
+        """Code inside is for a vector of successive indices of the group."""
+        with _bound(self.cx, g, index):
+            self.cx.vector, self.cx.lanes = g.var, self.t.lanes
+            yield
+            self.cx.vector, self.cx.lanes = None, 1
 
-    def _all(self, em: Emitter, fine: str, mask: str | None) -> str:
-        """Whether all lanes that count are among those."""
-        n = self.t.lanes
-        if mask is not None:
-            ones = "<" + ", ".join(["i1 true"] * n) + ">"
-            idle = em.op(f"xor <{n} x i1> {mask}, {ones}", "idle")
-            fine = em.op(f"or <{n} x i1> {fine}, {idle}", "fine")
-        bits = em.op(f"bitcast <{n} x i1> {fine} to i{n}", "bits")
-        return em.op(f"icmp eq i{n} {bits}, -1", "all")
+    def _pieces(
+        self, em: Emitter, read: _Read, offsets: str, counted: str
+    ) -> tuple[list[_Piece], str]:
+        """The pieces of the lanes that count (i32), and their number: PIECES + 1 for more."""
+        n, wide = self.t.lanes, f"<{self.t.lanes} x i64>"
+        slot = self.cx.alloca(f"[{n} x i64]")
+        ramp = "<" + ", ".join(f"i64 {i * read.step}" for i in range(n)) + ">"
+        starts = em.op(f"sub {wide} {offsets}, {ramp}", "starts")
+        em.line(f"store {wide} {starts}, ptr {slot}, align 64")
+        left, count, found = counted, "0", []
+        for _ in range(PIECES):
+            lane = em.op(f"call i32 @llvm.cttz.i32(i32 {left}, i1 false)", "lane")
+            lane = em.op(f"and i32 {lane}, {n - 1}", "lane")
+            place = em.op(f"getelementptr i64, ptr {slot}, i32 {lane}", "place")
+            start = em.op(f"load i64, ptr {place}", "start")
+            same = em.op(f"icmp eq {wide} {starts}, {splat(em, 'i64', start, n)}", "same")
+            here = em.op(f"and i32 {self._bits(em, same)}, {left}", "here")
+            count = flow.add(em, count, self._one_if_any(em, left))
+            left = em.op(f"xor i32 {left}, {here}", "left")
+            base = flow.offset(em, read.base, start, self.t.type)
+            found.append(_Piece(self._spread_bits(em, here, read.step), base))
+        return found, flow.add(em, count, self._one_if_any(em, left))
 
-    def _near(self, em: Emitter, read: _Read, state: _State) -> str:
-        """Whether 32 bits are enough to compare."""
-        n, out = self.t.lanes, "true"
-        for share in state.shares:
-            moved = em.op(f"add <{n} x i64> {share}, {splat(em, 'i64', str(_NEAR), n)}", "moved")
-            limit = splat(em, "i64", str(2 * _NEAR), n)
-            near = em.op(f"icmp ult <{n} x i64> {moved}, {limit}", "near")
-            out = _both(em, out, self._all(em, near, None))
-        for c in read.checks:
-            size = self.cx.uniform(c.size).text
-            out = _both(em, out, flow.compare(em, "sle", size, str(_NEAR)))
-        return out
+    def _one_if_any(self, em: Emitter, bits: str) -> str:
+        return em.op(f"zext i1 {em.op(f'icmp ne i32 {bits}, 0', 'any')} to i64", "any")
+
+    def _bits(self, em: Emitter, mask: str) -> str:
+        """A mask as an i32."""
+        n = self.t.lanes
+        return em.op(f"zext i{n} {em.op(f'bitcast <{n} x i1> {mask} to i{n}', 'bits')} to i32", "b")
+
+    def _spread_bits(self, em: Emitter, bits: str, step: int) -> str:
+        """Bit i moved to bit i * step."""
+        if step == 1:
+            return bits
+        for shift, keep in ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555)):
+            moved = em.op(f"shl i32 {bits}, {shift}", "moved")
+            both = em.op(f"or i32 {bits}, {moved}", "both")
+            bits = em.op(f"and i32 {both}, {keep}", "bits")
+        return bits
+
+    def _gathered_bits(self, em: Emitter, bits: str, step: int) -> str:
+        """The other way round."""
+        if step == 1:
+            return bits
+        for shift, keep in ((1, 0x33333333), (2, 0x0F0F0F0F), (4, 0x00FF00FF), (8, 0x0000FFFF)):
+            moved = em.op(f"lshr i32 {bits}, {shift}", "moved")
+            both = em.op(f"or i32 {bits}, {moved}", "both")
+            bits = em.op(f"and i32 {both}, {keep}", "bits")
+        return bits
+
+    def _mask(self, em: Emitter, bits: str, vector: int = 0) -> str:
+        """The lanes of an i32's bits from those of that vector on."""
+        n = self.t.lanes
+        if vector:
+            bits = em.op(f"lshr i32 {bits}, {n * vector}", "bits")
+        narrow = em.op(f"trunc i32 {bits} to i{n}", "narrow")
+        return em.op(f"bitcast i{n} {narrow} to <{n} x i1>", "mask")
+
+    def _masks(
+        self, em: Emitter, read: _Read, c: _Check, share: str, table: str, lines: str, word: int
+    ) -> str:
+        """Writes the lanes that are inside at each share of the lines; where to."""
+        n, to = self.t.lanes, masks_of(em, table, word)
+        size = splat(em, "i64", self.cx.uniform(c.size).text, n)
+        count = lines if c.axes is None else str(dim_prod(a.extent for a in c.axes).const)
+        with flow.loop(em, "0", count) as i:
+            if c.axes is None:
+                place = flow.offset(em, words_of(em, table, word + 1), i, "i64")
+                line = em.op(f"load i64, ptr {place}", "line")
+            else:
+                line = self._share(em, c.line, c.axes, i)
+            index = em.op(f"add <{n} x i64> {share}, {splat(em, 'i64', line, n)}", "index")
+            ok = em.op(f"icmp ult <{n} x i64> {index}, {size}", "ok")
+            bits = self._spread_bits(em, self._bits(em, ok), read.step)
+            em.line(f"store i32 {bits}, ptr {flow.offset(em, to, i, 'i32')}")
+        return to
+
+    def _share(self, em: Emitter, share: Dim, axes: tuple[Axis, ...], number: str) -> str:
+        """The line's share of that number."""
+        cx = self.cx
+        with cx.scope():
+            before = {a.var: (cx.names.get(a.var), cx.ranges.get(a.var)) for a in axes}
+            for i, axis in reversed(list(enumerate(axes))):
+                extent = str(axis.extent.const)
+                digit = flow.rem(em, number, extent) if i else number
+                number = flow.div(em, number, extent)
+                cx.names[axis.var] = Value(digit, "i64", 1, cx.depth)
+            text = cx.uniform(share).text
+            for var, (name, _) in before.items():
+                if name is None:
+                    del cx.names[var]
+                else:
+                    cx.names[var] = name
+        return text
 
     # ---- elements -------------------------------------------------------------------------------
 
-    def fetch(self, em: Emitter, lanes: Lanes, line: str, table: str, runs: int) -> str:
-        """The operand's vector at one line."""
-        at, found = 0, []
+    def fetch(self, em: Emitter, lanes: Lanes, line: str, table: str, at: str, pieces: int) -> str:
+        """The operand's vector at one line, entry `at` of the table."""
+        word, found = 0, []
         for read, state in zip(self.reads, lanes.states, strict=True):
             assert isinstance(state, _State)
-            place = flow.offset(em, table, str(at), "i64")
-            found.append(self._load(em, read, state, place, lanes.mask, runs))
-            at += read.words
+            words = [
+                em.op(
+                    f"load i64, ptr {flow.offset(em, words_of(em, table, word + i), at, 'i64')}",
+                    "word",
+                )
+                for i in range(read.words)
+            ]
+            found.append(self._load(em, read, state, words, at, lanes.mask, pieces))
+            word += read.words
         if self.e is self.reads[0].load:
             return found[0]
         cx = self.cx
         with _bound(cx, self.line, line), cx.bound(self.lanes.var, lanes.index, self.lanes.extent):
             cx.vector, cx.lanes = self.lanes.var, self.t.lanes
-            if lanes.mask is not None:
-                cx.guard = Guard(None, Value(lanes.mask, "bool", self.t.lanes, cx.depth))
+            cx.guard = Guard(None, Value(lanes.mask, "bool", self.t.lanes, cx.depth))
             for read, x in zip(self.reads, found, strict=True):
                 cx.keep((read.load, cx.guard), Value(x, read.load.dtype, self.t.lanes, cx.depth))
             out = cx.spread(cx.value(self.e), self.t.lanes)
@@ -267,56 +365,58 @@ class _Window:
         return out
 
     def _load(
-        self, em: Emitter, read: _Read, state: _State, place: str, mask: str | None, runs: int
-    ) -> str:
+        self, em: Emitter, read: _Read, state: _State, words: list[str], at: str, mask: str,
+        pieces: int,
+    ) -> str:  # fmt: skip
         n, t = self.t.lanes, self.t
-        shift = em.op(f"load i64, ptr {place}", "shift")
-        inside = self._inside(em, read, state, place, runs > 0)
-        active = mask if inside is None else inside
-        if inside is not None and mask is not None:
-            active = em.op(f"and <{n} x i1> {inside}, {mask}", "active")
-        if runs:
-            at = flow.add(em, state.first, shift)
-            there = flow.offset(em, read.base, at, t.type)
-            x = vectors.load_vector(em, t, there, self._active(em, state.head, active, runs))
-        if runs == 2:
-            at = flow.add(em, state.second, shift)
-            there = flow.offset(em, read.base, at, t.type)
-            rest = self._active(em, state.tail, active, runs)
-            x = vectors.load_more(em, t, there, rest, x)
-        if not runs:
-            moved = em.op(f"add <{n} x i64> {state.offsets}, {splat(em, 'i64', shift, n)}", "moved")
+        inside = self._inside(em, read, state, words[1:], at)
+        if pieces:
+            x = self._put_together(em, read, state.pieces[:pieces], words[0], inside)
+        else:
+            active = mask
+            if inside is not None:
+                there = self._mask(em, self._gathered_bits(em, inside, read.step))
+                active = em.op(f"and <{n} x i1> {there}, {mask}", "active")
+            splatted = splat(em, "i64", words[0], n)
+            moved = em.op(f"add <{n} x i64> {state.offsets}, {splatted}", "moved")
             x = self.cx.each(read.load.dtype, read.base, moved, active, n)
-        other = read.load.other
-        if inside is None or (isinstance(other, Const) and str(other.value) == "0.0"):
+        if inside is None or _zero_outside(read.load):
             return x
+        other = read.load.other
         assert isinstance(other, Const), other
         rest = splat(em, REGISTER[other.dtype], literal(other.dtype, other.value), n)
-        return em.op(f"select <{n} x i1> {inside}, {t.vector} {x}, {t.vector} {rest}", "x")
+        ok = self._mask(em, inside)
+        return em.op(f"select <{n} x i1> {ok}, {t.vector} {x}, {t.vector} {rest}", "x")
 
-    def _active(self, em: Emitter, some: str, active: str | None, runs: int) -> str | None:
-        """The lanes of one of two runs."""
-        if runs == 1 or active is None:
-            return active if runs == 1 else some
-        return em.op(f"and <{self.t.lanes} x i1> {some}, {active}", "some")
+    def _put_together(
+        self, em: Emitter, read: _Read, pieces: tuple[_Piece, ...], shift: str, inside: str | None
+    ) -> str:
+        """A vector from its pieces: `step` vectors of memory, of which every step-th element."""
+        t = self.t
+        loaded = ["zeroinitializer"] * read.step
+        for p in pieces:
+            bits = p.lanes
+            if inside is not None:
+                bits = em.op(f"and i32 {bits}, {inside}", "bits")
+            place = flow.offset(em, p.base, shift, t.type)
+            for v in range(read.step):
+                there = flow.offset(em, place, str(v * t.lanes), t.type)
+                loaded[v] = vectors.load_more(em, t, there, self._mask(em, bits, v), loaded[v])
+        if read.step == 1:
+            return loaded[0]
+        order = ", ".join(f"i32 {i * read.step}" for i in range(t.lanes))
+        both = f"{t.vector} {loaded[0]}, {t.vector} {loaded[1]}"
+        return em.op(f"shufflevector {both}, <{t.lanes} x i32> <{order}>", "x")
 
     def _inside(
-        self, em: Emitter, read: _Read, state: _State, place: str, straight: bool
+        self, em: Emitter, read: _Read, state: _State, numbers: list[str], at: str
     ) -> str | None:
-        """The lanes whose indices are in the tensor; None: all are."""
-        n, out = self.t.lanes, None
-        count = len(read.checks)
-        for i, check in enumerate(read.checks):
-            at = 1 + i + (count if straight else 0)
-            word = flow.offset(em, place, str(at), "i64")
-            kind, shares = ("i32", state.near) if straight else ("i64", state.shares)
-            line = splat(em, kind, em.op(f"load {kind}, ptr {word}", "line"), n)
-            size = self.cx.uniform(check.size).text
-            if straight and flow.const(size) is None:
-                size = em.op(f"trunc i64 {size} to i32", "size")
-            index = em.op(f"add <{n} x {kind}> {shares[i]}, {line}", "index")
-            ok = em.op(f"icmp ult <{n} x {kind}> {index}, {splat(em, kind, size, n)}", "ok")
-            out = ok if out is None else em.op(f"and <{n} x i1> {out}, {ok}", "ok")
+        """The lanes (bits) whose indices are in the tensor; None: all are."""
+        out = None
+        for check, masks, number in zip(read.checks, state.masks, numbers, strict=True):
+            place = flow.offset(em, masks, at if check.axes is None else number, "i32")
+            bits = em.op(f"load i32, ptr {place}", "bits")
+            out = bits if out is None else em.op(f"and i32 {out}, {bits}", "inside")
         return out
 
 
@@ -324,9 +424,3 @@ class _Window:
 def _bound(cx: Windows, g: Group, index: str) -> Iterator[None]:
     with cx.scope(), cx.bound(g.var, index, g.extent):
         yield
-
-
-def _both(em: Emitter, a: str, b: str) -> str:
-    if a == "true" or b == "true":
-        return b if a == "true" else a
-    return em.op(f"and i1 {a}, {b}", "both")
