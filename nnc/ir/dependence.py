@@ -24,9 +24,12 @@ from nnc.ir.scalar import SCALARS
 from nnc.lang.types import is_float
 
 
-def depends(y: Node, x: Node) -> bool:
-    """Whether a derivative of y with respect to x can be other than zero."""
-    return y in active([y], [x])
+def depends(y: Node, x: Node, without: Node | None = None) -> bool:
+    """Whether a derivative of y with respect to x can be other than zero (`without`: by a way that
+    does not pass this node)."""
+    found = {x} if is_float(x.type.dtype) else set()
+    _spread([n for n in toposort([y]) if n is not without], found)
+    return y in found
 
 
 def active(roots: Iterable[Node], wrt: Iterable[Node]) -> set[Node]:

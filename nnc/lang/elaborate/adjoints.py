@@ -119,7 +119,7 @@ def with_adjoint(
     In index notation arguments and results are tensors over the index names that the arguments
     use, so that one derivative serves all elements.
     """
-    outer = ranges_of_call(cx, _tensor_arguments(cx, frame), frame.dims, False)
+    outer = ranges_of_call(cx, _tensor_arguments(cx, frame), frame.dims)
     lifted = Lifted(cx, outer, span)
     inputs = _arguments(lifted, frame)
     given = dict(frame.vars)

@@ -16,6 +16,7 @@ from nnc.lang.elaborate.builtins import call
 from nnc.lang.elaborate.clauses import where_clauses
 from nnc.lang.elaborate.context import Active, Context, Frame
 from nnc.lang.elaborate.declared import kind_of, opaque_type
+from nnc.lang.elaborate.element_gradients import prepare
 from nnc.lang.elaborate.externs import call_extern
 from nnc.lang.elaborate.matching import bind_argument
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
@@ -302,6 +303,8 @@ def _inline(b: Binding, fn: Function) -> Value:
 def _result(cx: Context, func: ast.FuncDef, b: Binding) -> Value:
     if isinstance(func, ast.ExternDef):
         return call_extern(cx, b.frame, func, b.call.span)
+    if cx.ranges:
+        prepare(cx, b.frame, func, b.call.bang)
     cx.execute(func.body)
     return finish(cx, func)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -406,12 +406,16 @@ class Context:
 
         return Tensor(TensorType(dtype, shape), at, None, (), origins)
 
-    def guarded(self, body: Expr) -> Expr:
-        """A hoisted value keeps the laziness of the branches that it stands in."""
-        if not self.conds:
+    def guarded(self, body: Expr, over: Collection[str] | None = None) -> Expr:
+        """A hoisted value keeps the laziness of the branches that it stands in (`over`: of those
+        whose conditions use these loop variables only)."""
+        conds = self.conds
+        if over is not None:
+            conds = [c for c in conds if not self.ranges.keys() & names([c]) - {*over}]
+        if not conds:
             return body
-        cond = self.conds[0]
-        for c in self.conds[1:]:
+        cond = conds[0]
+        for c in conds[1:]:
             cond = Op("bool", "and", (cond, c))
         zero = Const(body.dtype, False if body.dtype == "bool" else 0)
         return Select(body.dtype, cond, body, zero)

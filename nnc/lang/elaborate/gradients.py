@@ -11,6 +11,7 @@ from nnc.lang.elaborate.arguments import take
 from nnc.lang.elaborate.arith import lift, module_tree, settle
 from nnc.lang.elaborate.broadcasting import typed
 from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.element_gradients import Wanted, items_of
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import (
     Function,
@@ -101,12 +102,52 @@ def grad(cx: Context, e: ast.Call) -> Value:
     if not is_float(y.dtype):
         raise fail("E0604", f"{y.dtype} has no gradient", y_ast.span, str(y.type))
     if cx.ranges:
-        help = "of all elements at once: `s = total(f(x))`, then `grad(s, x)` has one for each"
-        raise fail("E0901", "`grad` inside index notation is not compiled yet", e.span, help=help)
+        found = [_grad_of_each(cx, y, i, e, zero) for i in items_of(x_ast)]
+        return Tuple(tuple(found)) if isinstance(x_ast, ast.ListLit) else found[0]
     y = cx.materialized(y, y_ast.span)
     if isinstance(x_ast, ast.ListLit):
         return Tuple(tuple(_grad_one(cx, y, i, e, zero) for i in x_ast.items))
     return _grad_one(cx, y, x_ast, e, zero)
+
+
+def _grad_of_each(cx: Context, y: Tensor, x: ast.Expr, e: ast.Call, zero: bool) -> Value:
+    """In index notation; there `x[i]` may stand for a variable."""
+
+    def checked(node: Node, wrt: list[Node]) -> None:
+        if not zero and not any(depends(node, w) for w in wrt):
+            raise _independent(cx, x, e, node)
+        _bounded(node, wrt, e)
+        _transparent(node, wrt, e)
+
+    gradient = Wanted(cx, y, e.span, checked)
+    base = cx.tensor(cx.eval(x.value)) if isinstance(x, ast.Index) else None
+    if isinstance(x, ast.Index) and isinstance(base, Tensor) and is_float(base.dtype):
+        if cx.generic:
+            return cx.eval(x)
+        found = gradient.by_part(x, base, lambda other: _again(cx, e.args[0].value, x, other))
+        if found is not None:
+            return found
+    current = _by(cx, x)
+    if cx.generic:
+        return current
+    if isinstance(current, Tensor):
+        return gradient.by(current)
+    leaves = {
+        k: v for k, v in current.leaves.items() if isinstance(v, Tensor) and is_float(v.dtype)
+    }
+    return Tree(dict(zip(leaves, gradient.by_all([*leaves.values()]), strict=True)), current.of)
+
+
+def _again(cx: Context, y: ast.Expr, x: ast.Index, other: Tensor) -> Tensor:
+    """y once more, with another value of the variable x."""
+    saved, counters, checks = dict(cx.frame.vars), dict(cx.counters), len(cx.checks)
+    if isinstance(x.value, ast.Name):
+        cx.frame.vars[x.value.id] = other
+    value = settle(cx, Operand(cx.eval(y), y.span), "a scalar")
+    assert isinstance(value, Tensor), value
+    cx.frame.vars, cx.counters = saved, counters
+    del cx.checks[checks:]
+    return value
 
 
 def _named(e: ast.Expr) -> bool:
@@ -125,16 +166,18 @@ def _by(cx: Context, e: ast.Expr) -> Tree | Tensor:
     if isinstance(current, Unknown):
         raise Poisoned
     part = isinstance(e, ast.Index) and isinstance(current, Tensor)
+    if isinstance(current, Tensor) and not is_float(current.dtype):
+        text = typed(current, e.span)
+        raise fail("E0604", f"{current.dtype} has no gradient", e.span, text)
     if not _named(e) or part:
         help = "give the expression a name first, and use that name for the loss"
+        if cx.ranges:
+            help = _name_first(cx, e)
         if isinstance(e, ast.Tuple):
             help = f"several stand in a list: `[{', '.join(i.span.text for i in e.items)}]`"
         raise fail("E0605", "`grad` is by a variable", e.span, "an expression", help=help)
     if isinstance(x, Stored) and cx.store[x.key].kind == "state":
         raise fail("E0604", f"`{e.span.text}` is a state, which has no gradient", e.span)
-    if isinstance(current, Tensor) and not is_float(current.dtype):
-        text = typed(current, e.span)
-        raise fail("E0604", f"{current.dtype} has no gradient", e.span, text)
     if isinstance(current, WeakTensor):
         text = f"`{e.span.text}` has no dtype of its own, so nothing depends on it"
         help = f"give it one where it is defined: `{e.span.text} = f32(...)`"
@@ -142,6 +185,15 @@ def _by(cx: Context, e: ast.Expr) -> Tree | Tensor:
     if not isinstance(current, Tree | Tensor):
         raise fail("E0604", f"{describe(current)} has no gradient", e.span)
     return current
+
+
+def _name_first(cx: Context, e: ast.Expr) -> str:
+    """In index notation: the statement that gives an expression a name."""
+    name = next((n for n in "tuvwz" if cx.lookup(n) is None), "t")
+    rows = [(n, b.vars[0]) for n, b in cx.frame.binders.items() if len(b.vars) == 1]
+    left = ", ".join(f"{n}:{cx.ranges[v]}" for n, v in rows)
+    read = ", ".join(n for n, _ in rows)
+    return f"name it first, `{name}[{left}] = {e.span.text}`, and use `{name}[{read}]`"
 
 
 def _grad_one(cx: Context, y: Tensor, x: ast.Expr, e: ast.Call, zero: bool) -> Value:

@@ -7,11 +7,11 @@ is then read at them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nnc.diagnostics import Span
-from nnc.ir.expr import Expr, Idx, Load, names
+from nnc.ir.expr import Expr, Idx, Load, loads, names
 from nnc.ir.graph import Axis, Compute, Node
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.context import Context
@@ -19,16 +19,20 @@ from nnc.lang.elaborate.values import Over, Tensor, Value, of_node
 from nnc.lang.types import DType, TensorType
 
 
-def used_ranges(cx: Context, bodies: list[Expr]) -> tuple[Axis, ...]:
-    """The index names in force that expressions use, as axes."""
+def used_ranges(cx: Context, bodies: Sequence[Expr]) -> tuple[Axis, ...]:
+    """The index names in force that expressions use, as axes; with checked reads also those of the
+    lazy branches that they stand in."""
     used = names(bodies)
+    if cx.conds and any(e.check is not None for b in bodies for e in loads(b)):
+        used |= names(cx.conds)
     return tuple(Axis(v, n) for v, n in cx.ranges.items() if v in used)
 
 
 def over_ranges(cx: Context, body: Expr, outer: tuple[Axis, ...], span: Span) -> Compute:
     """An expression in index notation as a tensor over the index names."""
-    guarded = cx.guarded(body)
     kind = TensorType(body.dtype, tuple(a.extent for a in outer))
+    guarded = cx.guarded(body, {a.var for a in outer})
+    assert not cx.ranges.keys() & names([guarded]) - {a.var for a in outer}, (body, outer)
     return Compute(type=kind, span=cx.at(span), axes=outer, body=guarded, regions=cx.regions)
 
 
@@ -44,31 +48,26 @@ def at_ranges(node: Node, outer: tuple[Axis, ...]) -> Tensor:
     return replace(Tensor(TensorType(dtype, shape), at), over=Over(node, outer))
 
 
-def own_index(cx: Context, t: Tensor) -> tuple[Idx, ...]:
-    """Fresh loop variables for the axes of a tensor."""
+def own_index(cx: Context, shape: Sequence[Dim]) -> tuple[Idx, ...]:
+    """Fresh loop variables for axes."""
     taken: list[str] = []
-    for _ in t.shape:
+    for _ in shape:
         taken.append(cx.fresh_var("a", taken))
     return tuple(Idx(Dim.of(v)) for v in taken)
 
 
 def ranges_of(cx: Context, tensors: list[Tensor]) -> tuple[Axis, ...]:
     """The index names in force that elements of these tensors use."""
-    return used_ranges(cx, [t.at(own_index(cx, t)) for t in tensors])
+    return used_ranges(cx, [t.at(own_index(cx, t.shape)) for t in tensors])
 
 
 def ranges_of_call(
-    cx: Context, given: Mapping[str, Value], dims: Mapping[str, Dim], effects: bool
+    cx: Context, given: Mapping[str, Value], dims: Mapping[str, Dim]
 ) -> tuple[Axis, ...]:
-    """The index names that a call in index notation depends on, by its arguments.
-
-    Random numbers (`effects`) are others for each index: then all.
-    """
-    if effects:
-        return tuple(Axis(v, n) for v, n in cx.ranges.items())
+    """The index names that a call in index notation depends on, by its arguments."""
     tensors = [t for v in given.values() if isinstance(t := cx.tensor(v), Tensor)]
     bodies: list[Expr] = [Idx(d) for d in dims.values()]
-    return used_ranges(cx, [*bodies, *(t.at(own_index(cx, t)) for t in tensors)])
+    return used_ranges(cx, [*bodies, *(t.at(own_index(cx, t.shape)) for t in tensors)])
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Lifted:
             return node
         if t.over is not None and t.over.outer == self.outer and not self.cx.conds:
             return t.over.node
-        own = own_index(self.cx, t)
+        own = own_index(self.cx, t.shape)
         axes = tuple(Axis(str(i.dim.name), n) for i, n in zip(own, t.shape, strict=True))
         return over_ranges(self.cx, t.at(own), (*self.outer, *axes), self.span)
 

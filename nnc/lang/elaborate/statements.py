@@ -12,6 +12,7 @@ from nnc.lang.elaborate.branches import returns
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.control import run_assert, run_for, run_if, run_while
 from nnc.lang.elaborate.definitions import define
+from nnc.lang.elaborate.element_gradients import over_names
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.probes import run_probe
 from nnc.lang.elaborate.results import returned
@@ -187,6 +188,8 @@ def _store(cx: Context, target: ast.Expr, value: Value, stmt: Span | None = None
 
 def _set(cx: Context, name: str, value: Value, span: Span) -> None:
     frame = cx.frame
+    if frame.wrt and cx.ranges:
+        value = over_names(cx, frame, name, value, span)
     if name in frame.vars:
         frame.older.setdefault(name, []).append(frame.vars[name])
     frame.vars[name] = value
