@@ -158,8 +158,9 @@ def optimise(graph: Graph) -> Graph:
     """Runs the Graph passes, verifying after each."""
     verify(graph, "elaborate")
     for name, run in GRAPH_PASSES:
-        graph = run(graph)
-        verify(graph, name)
+        before, graph = graph, run(graph)
+        if graph is not before:
+            verify(graph, name)
     return graph
 
 

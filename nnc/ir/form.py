@@ -93,6 +93,23 @@ def _uses(token: Hashable, numbers: set[int]) -> bool:
     raise AssertionError(token)
 
 
+def head_of(form: Form) -> Hashable:
+    """What the last of its expressions is: `load`, `const`, the dtype of an `Op`, ..."""
+    root: tuple[Hashable, ...] = form.key[form.key[-1]]  # type: ignore[call-overload]
+    return root[0]
+
+
+def names_of(form: Form) -> frozenset[str]:
+    """Dims and loop variables in its expressions."""
+    found = form.memo.get("names")
+    if found is None:
+        dims = (t[2] for t in form.key if isinstance(t, tuple) and t[0] == "idx")
+        found = frozenset(n for d in dims for n in d.names)
+        form.memo["names"] = found
+    assert isinstance(found, frozenset)
+    return found
+
+
 def formed(roots: Sequence[Expr]) -> Formed:
     """Of expressions of one node."""
     work = _Work()
@@ -191,41 +208,69 @@ def emptied(roots: Sequence[Expr], of: Formed) -> tuple[Expr, ...]:
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a pass makes of a form: expressions over its slots and their form; None: the same."""
+class _Sample:
+    roots: tuple[Expr, ...]
+    slots: tuple[Slot, ...]
+    given: Formed
 
-    roots: tuple[Expr, ...] | None
-    formed: Formed | None = None
+
+def keep_sample(roots: Sequence[Expr], of: Formed) -> None:
+    """Keeps expressions with their form, as a pattern for others of it (see `instance`)."""
+    if "sample" not in of.form.memo:
+        slots = tuple(Slot(t.type, i) for i, t in enumerate(of.tensors))
+        empty = _moved(roots, dict(zip(of.tensors, slots, strict=True)), {}, {})
+        of.form.memo["sample"] = _Sample(empty, slots, of.without_tensors())
+
+
+def has_sample(of: Formed) -> bool:
+    """Whether `instance` can be asked."""
+    return "sample" in of.form.memo
+
+
+def instance(of: Formed) -> tuple[Expr, ...]:
+    """The expressions of a form of which a sample is kept, over the tensors of `of`."""
+    sample = of.form.memo["sample"]
+    assert isinstance(sample, _Sample), of
+    given = sample.given
+    checks = {id(a): b for a, b in zip(given.checks, of.checks, strict=True)}
+    numbers = dict(zip(given.numbers, of.numbers, strict=True))
+    tensors: dict[Tensor, Tensor] = dict(zip(sample.slots, of.tensors, strict=True))
+    return _moved(sample.roots, tensors, numbers, checks)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a pass makes of a form: another one, over slots of the first; None: the same."""
+
+    made: Formed | None
     given: Formed | None = None  # that of which it was made, for its numbers and checks
 
     @staticmethod
     def of(roots: tuple[Expr, ...] | None, given: Formed) -> Result:
+        """`roots`: over the slots of `given`."""
         if roots is None:
             return Result(None)
-        return Result(roots, formed(roots), given.without_tensors())
+        made = formed(roots)
+        keep_sample(roots, made)
+        return Result(made, given.without_tensors())
 
     @staticmethod
     def over(roots: Sequence[Expr], given: Formed) -> Result:
         """Of expressions over the tensors of `given`, with its checks."""
-        empty = emptied(roots, given)
-        return Result(empty, formed(empty), given.without_tensors())
+        return Result.of(emptied(roots, given), given)
 
-    def at(self, of: Formed) -> tuple[tuple[Expr, ...], Formed]:
-        """The result for another instance of the form."""
-        assert self.roots is not None and self.formed is not None and self.given is not None
-        tensors: dict[Tensor, Tensor] = {}
-        for t in self.formed.tensors:
-            assert isinstance(t, Slot), t
-            tensors[t] = of.tensors[t.number]
-        checks = {id(a): b for a, b in zip(self.given.checks, of.checks, strict=True)}
-        numbers = dict(zip(self.given.numbers, of.numbers, strict=True))
-        own = Formed(
-            self.formed.form,
-            tuple(tensors.values()),
-            tuple(numbers.get(n, n) for n in self.formed.numbers),
-            tuple(checks.get(id(c), c) for c in self.formed.checks),
+    def at(self, of: Formed) -> Formed:
+        """The result for another instance of the form; its expressions: `instance`."""
+        made, given = self.made, self.given
+        assert made is not None and given is not None
+        checks = {id(a): b for a, b in zip(given.checks, of.checks, strict=True)}
+        numbers = dict(zip(given.numbers, of.numbers, strict=True))
+        return Formed(
+            made.form,
+            tuple([of.tensors[t.number] for t in made.tensors]),  # type: ignore[attr-defined]
+            tuple([numbers.get(n, n) for n in made.numbers]),
+            tuple([checks.get(id(c), c) for c in made.checks]),
         )
-        return _moved(self.roots, tensors, numbers, checks), own
 
 
 def _moved(

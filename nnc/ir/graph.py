@@ -12,8 +12,8 @@ from functools import cached_property
 from operator import is_
 
 from nnc.diagnostics import NOWHERE, Span
-from nnc.ir.expr import Expr, Tensor, names, subst
-from nnc.ir.form import Formed, formed, reloaded
+from nnc.ir.expr import Expr, Tensor, subst
+from nnc.ir.form import Formed, formed, has_sample, instance, keep_sample, names_of, reloaded
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.types import TensorType
 
@@ -92,6 +92,17 @@ class Constant(Value):
     data: tuple[float | int | bool, ...]
 
 
+class _Body:
+    """The body of a node that was made from its form: found when somebody looks at it."""
+
+    def __get__(self, node: Compute | None, owner: type[Compute]) -> Expr:
+        if node is None:
+            raise AttributeError  # so that the field has no default
+        (body,) = instance(node.formed)
+        node.__dict__["body"] = body
+        return body
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Compute(Value):
     """The one tensor operation: `out[axes] = op over raxes of body` (op "": nothing is reduced).
@@ -104,7 +115,7 @@ class Compute(Value):
     axes: tuple[Axis, ...]
     raxes: tuple[Axis, ...] = ()
     op: str = ""
-    body: Expr
+    body: Expr = _Body()  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -300,6 +311,11 @@ class Graph:
     def roots(self) -> tuple[Node, ...]:
         return (*self.results, *(w.value for w in self.writes))
 
+    @cached_property
+    def order(self) -> tuple[Node, ...]:
+        """All nodes but those of the bodies of loops, operands first."""
+        return tuple(toposort(self.roots))
+
 
 def operands(node: Node) -> tuple[Node, ...]:
     """The nodes that are computed before this one: those it reads, then `after`; each once."""
@@ -336,11 +352,11 @@ def _used_names(node: Node) -> frozenset[str]:
         out |= d.names
     bound: tuple[Axis, ...] = ()
     match node:
-        case Compute(axes=axes, raxes=raxes, body=body):
-            out |= names([body])
+        case Compute(axes=axes, raxes=raxes):
+            out |= names_of(node.formed.form)
             bound = (*axes, *raxes)
-        case Update(axes=bound, target=target, value=value, guard=guard):
-            out |= names([*target, value, *(() if guard is None else (guard,))])
+        case Update(axes=bound):
+            out |= names_of(node.formed.form)
         case External(sizes=sizes):
             out = out.union(*(d.names for d in sizes))
         case Loop(var=var, trip=trip):
@@ -357,20 +373,21 @@ def toposort(
 
     `reads`: the operands of a node, if they are others than `operands`.
     """
-    reads = reads or operands
     done: set[Node] = set()
     order: list[Node] = []
-    stack: list[tuple[Node, bool]] = [(r, False) for r in reversed(list(roots))]
+    stack = list(roots)
+    stack.reverse()
     while stack:
-        node, ready = stack.pop()
-        if node in done:
-            continue
-        if ready:
+        node = stack[-1]
+        if node not in done:
+            before = node.needs if reads is None else reads(node)
+            if missing := [o for o in before if o not in done]:
+                missing.reverse()
+                stack += missing
+                continue
             done.add(node)
             order.append(node)
-        else:
-            stack.append((node, True))
-            stack.extend((o, False) for o in reversed(reads(node)) if o not in done)
+        stack.pop()
     return order
 
 
@@ -386,10 +403,13 @@ def users(roots: Iterable[Node]) -> dict[Node, list[Node]]:
 
 def replace_operands(node: Node, new: Callable[[Node], Node]) -> Node:
     """The node over other operands (itself when nothing changed)."""
+    if type(node) is Compute and not node.after:
+        return _reload(node, new)
     if all(new(o) is o for o in operands(node)):
         return node
     if node.after:
-        node = replace(node, after=tuple(dict.fromkeys(map(new, node.after))))
+        after = tuple(dict.fromkeys(map(new, node.after)))
+        node = revised(node, after=after)
     match node:
         case Compute():
             return _reload(node, new)
@@ -486,6 +506,13 @@ def with_exprs(node: Formula, roots: Sequence[Expr], form: Formed | None) -> For
     return made
 
 
+def with_form(node: Formula, of: Formed) -> Formula:
+    """The node with the expressions of a form of which a sample is kept."""
+    if isinstance(node, Compute):
+        return _formed_like(node, of)
+    return with_exprs(node, instance(of), of)
+
+
 def with_base(node: Formula, base: Node) -> Update:
     """An update of another tensor."""
     assert isinstance(node, Update), node
@@ -494,13 +521,42 @@ def with_base(node: Formula, base: Node) -> Update:
     return made
 
 
+def revised(node: Node, **fields: object) -> Node:
+    """The node with other fields than those that say what it computes."""
+    if not isinstance(node, Compute):
+        return replace(node, **fields)  # type: ignore[arg-type]
+    made: Compute = object.__new__(Compute)
+    made.__dict__.update(node.__dict__ | fields)
+    made.__dict__.pop("needs", None)
+    return made
+
+
+HEAD = ("type", "span", "name", "regions", "after", "axes", "raxes", "op")
+
+
+def _formed_like(node: Compute, of: Formed) -> Compute:
+    made: Compute = object.__new__(Compute)
+    known = node.__dict__
+    made.__dict__.update({name: known[name] for name in HEAD})
+    made.__dict__["formed"] = of
+    return made
+
+
 def _reload(node: Formula, new: Callable[[Node], Node]) -> Formula:
-    old = node.formed.tensors
-    tensors: list[Tensor] = [new(t) for t in old]  # type: ignore[arg-type]
-    if all(map(is_, old, tensors)):
+    of = node.formed
+    tensors: list[Tensor] = [new(t) for t in of.tensors]  # type: ignore[arg-type]
+    if all(map(is_, of.tensors, tensors)):
         return node
-    roots = reloaded(exprs_of(node), dict(zip(old, tensors, strict=True)))
-    return with_exprs(node, roots, node.formed.over(tensors))
+    form = of.over(tensors)
+    if form is None or isinstance(node, Update):
+        roots = reloaded(exprs_of(node), dict(zip(of.tensors, tensors, strict=True)))
+        return with_exprs(node, roots, form)
+    if not has_sample(of):
+        keep_sample(exprs_of(node), of)
+    made = _formed_like(node, form)
+    if "used" in node.__dict__:
+        made.__dict__["used"] = node.used
+    return made
 
 
 def transform(graph: Graph, fn: Callable[[Node], Node]) -> Graph:
@@ -510,7 +566,7 @@ def transform(graph: Graph, fn: Callable[[Node], Node]) -> Graph:
     """
     new: dict[Node, Node] = {}
 
-    for node in toposort(graph.roots):
+    for node in graph.order:
         if isinstance(node, Loop):
             init, after = (tuple(new[n] for n in some) for some in (node.init, node.after))
             moved = replace(node, init=init, after=after)
@@ -537,12 +593,12 @@ def with_roots(graph: Graph, roots: list[Node]) -> Graph:
 
 
 def nodes(graph: Graph) -> Iterator[Node]:
-    yield from toposort(graph.roots)
+    yield from graph.order
 
 
 def all_nodes(graph: Graph) -> list[Node]:
     """The nodes of the graph and of the bodies of its loops; a body stands before its loop."""
-    return with_bodies(toposort(graph.roots))
+    return with_bodies(graph.order)
 
 
 def with_bodies(order: Iterable[Node]) -> list[Node]:

@@ -46,7 +46,7 @@ def expanded(graph: Graph) -> Graph:
     """The graph without Grad: it can be differentiated again, `Stop` and `Custom` still stand."""
     graph = asked_regions(graph)
     expansion = _Expansion(Fresh())
-    expansion.block(toposort(graph.roots), graph.facts, {})
+    expansion.block(graph.order, graph.facts, {})
     return tidy(with_roots(graph, [expansion.new[r] for r in graph.roots]))
 
 

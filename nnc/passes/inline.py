@@ -35,6 +35,7 @@ from nnc.ir.graph import (
     users,
     with_base,
     with_exprs,
+    with_form,
     with_roots,
 )
 from nnc.ir.scalar import SCALARS, cast
@@ -142,7 +143,7 @@ class _Inliner:
             memo[key] = Result.over(made, order)
             return with_exprs(node, made, None)
         assert isinstance(found, Result), found
-        return with_exprs(node, *found.at(order))
+        return with_form(node, found.at(order))
 
     def outline(self, node: Compute | Update) -> tuple[Formed, Hashable]:
         """What the new expressions hold, and what they depend on besides."""

@@ -71,6 +71,8 @@ def _checking(order: list[Node]) -> list[Node]:
             out.append(node)
         if not isinstance(node, Compute | Update):
             continue
+        if not node.formed.checks and not (isinstance(node, Update) and node.check is not None):
+            continue
         raxes = node.raxes if isinstance(node, Compute) else ()
         extents = {a.var: a.extent for a in (*node.axes, *raxes)}
         keys = [k for e in exprs_of(node) for k in _check_keys(e, extents)]

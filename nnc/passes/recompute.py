@@ -27,6 +27,7 @@ from nnc.ir.graph import (
     operands,
     renamed,
     replace_operands,
+    revised,
     toposort,
     transform,
     with_outs,
@@ -58,7 +59,7 @@ def ask(graph: Graph, places: Collection[Span]) -> Graph:
 def _marked_again(graph: Graph, fn: Callable[[Region], Region | None]) -> Graph:
     def one(node: Node) -> Node:
         found = tuple(r for r in map(fn, node.regions) if r is not None)
-        return node if found == node.regions else replace(node, regions=found)
+        return node if found == node.regions else revised(node, regions=found)
 
     some = any(fn(r) is not r for n in all_nodes(graph) for r in n.regions)
     return transform(graph, one) if some else graph
@@ -192,7 +193,7 @@ class Recomputation:
         moved = replace_operands(node, get)
         if isinstance(node, Part):
             return replace(moved) if moved is node else moved
-        return replace(moved, regions=self._regions(path, node), after=after)
+        return revised(moved, regions=self._regions(path, node), after=after)
 
     def _regions(self, path: Path, node: Node) -> Path:
         """Marks of their own, for the gradient of the gradient."""
@@ -258,7 +259,7 @@ def marked(parts: Sequence[Node], regions: Path, known: Iterable[Node]) -> list[
     for node in toposort(parts, lambda n: () if n in new else operands(n)):
         if node not in new:
             moved = replace_operands(node, new.__getitem__)
-            new[node] = replace(moved, regions=(*regions, *moved.regions))
+            new[node] = revised(moved, regions=(*regions, *moved.regions))
     return [new[p] for p in parts]
 
 
@@ -267,7 +268,7 @@ def settled(graph: Graph) -> Graph:
     if not any(n.after for n in all_nodes(graph)):
         return graph
     new: dict[Node, Node] = {}
-    _settle(toposort(graph.roots), set(toposort(graph.roots, lambda n: n.read)), new)
+    _settle(graph.order, set(toposort(graph.roots, lambda n: n.read)), new)
     return with_roots(graph, [new[r] for r in graph.roots])
 
 
@@ -276,7 +277,7 @@ def _settle(block: Sequence[Node], real: set[Node], new: dict[Node, Node]) -> No
     for node in block:
         kept = tuple(a for a in node.after if a in real)
         if len(kept) < len(node.after):
-            node, old = replace(node, after=kept), node
+            node, old = revised(node, after=kept), node
         else:
             old = node
         if isinstance(node, Loop):

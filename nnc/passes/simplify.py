@@ -12,7 +12,7 @@ from operator import is_
 
 from nnc.ir.bounds import axis_ranges, demands, loop_facts, turn_facts
 from nnc.ir.expr import Const, Expr, Idx, Load, children, walk, with_children
-from nnc.ir.form import Result, emptied
+from nnc.ir.form import Result, emptied, head_of, names_of
 from nnc.ir.graph import (
     Axis,
     Compute,
@@ -27,8 +27,8 @@ from nnc.ir.graph import (
     all_nodes,
     exprs_of,
     replace_operands,
-    toposort,
     with_exprs,
+    with_form,
     with_roots,
 )
 from nnc.ir.share import Interner, node_key
@@ -42,7 +42,7 @@ def simplify(graph: Graph) -> Graph:
     while True:
         graph = tidy(graph)
         work = _Simplifier(graph)
-        work.block(toposort(graph.roots), Around(graph.facts))
+        work.block(graph.order, Around(graph.facts))
         graph = tidy(with_roots(graph, [work.new[r] for r in graph.roots]))
         if not work.again:
             return graph
@@ -139,20 +139,21 @@ def _node(node: Node, around: Around, fixed: set[Node], kept: bool) -> Node:
 def _formula(node: Compute | Update, around: Around, fixed: set[Node]) -> Compute | Update:
     """The node with the rules applied to its expressions: to those of one form once."""
     raxes = node.raxes if isinstance(node, Compute) else ()
-    of, axes, roots = node.formed, (*node.axes, *raxes), exprs_of(node)
+    of, axes = node.formed, (*node.axes, *raxes)
     if any(_seen_through(t) for t in of.tensors):  # type: ignore[arg-type]
+        roots = exprs_of(node)
         made = _exprs(roots, axes, around, fixed)
         same = all(map(is_, made, roots))
         return node if same else with_exprs(node, made, None)
     key = ("simplified", around, axes, of.telling)
     found = of.form.memo.get(key)
     if found is None:
-        empty = emptied(roots, of)
+        empty = emptied(exprs_of(node), of)
         made = _exprs(empty, axes, around, set())
         same = all(map(is_, made, empty))
         found = of.form.memo[key] = Result.of(None if same else made, of)
     assert isinstance(found, Result)
-    return node if found.roots is None else with_exprs(node, *found.at(of))
+    return node if found.made is None else with_form(node, found.at(of))
 
 
 def _seen_through(node: Node) -> bool:
@@ -160,10 +161,10 @@ def _seen_through(node: Node) -> bool:
     match node:
         case Constant(data=data):
             return len(data) == 1
-        case Compute(op="", body=Const()):
+        case Compute(op="") if head_of(node.formed.form) == "const":
             return True
-        case Compute(op="", body=Load() as whole):
-            return any("." in n for i in whole.index if isinstance(i, Idx) for n in i.dim.names)
+        case Compute(op="") if head_of(node.formed.form) == "load":
+            return any("." in n for n in names_of(node.formed.form))
     return False
 
 
@@ -173,7 +174,10 @@ def _seen_through(node: Node) -> bool:
 def copy(node: Node) -> Node | None:
     """y[i, j] = x[i, j] is x"""
     match node:
-        case Compute(op="", body=Load(other=None, check=None) as body):
+        case Compute(op="") if head_of(node.formed.form) == "load":
+            body = node.body
+            if not isinstance(body, Load) or body.other is not None or body.check is not None:
+                return None
             bare = [e.dim.name if isinstance(e, Idx) else None for e in body.index]
             if bare == [a.var for a in node.axes] and body.tensor.type == node.type:
                 return body.tensor  # type: ignore[return-value]
@@ -183,7 +187,7 @@ def copy(node: Node) -> Node | None:
 def sum_of_zeros(node: Node) -> Node | None:
     """sum[k] 0 = 0"""
     match node:
-        case Compute(op="sum", body=Const() as body) if is_zero(body):
+        case Compute(op="sum") if head_of(node.formed.form) == "const" and is_zero(node.body):
             return replace(node, op="", raxes=())
     return None
 

@@ -24,7 +24,6 @@ from nnc.ir.graph import (
     Stop,
     Update,
     operands,
-    toposort,
 )
 from nnc.ir.printer import print_expr, print_node
 from nnc.ir.scalar import SCALARS
@@ -73,9 +72,7 @@ def verify(graph: Graph, after: str) -> None:
     _assert_acyclic(graph, after)
     for text in _graph_faults(graph):
         raise AssertionError(f"after {after}: {text} in {graph.name}")
-    _verify_block(
-        toposort(graph.roots), _Scope(graph, frozenset(graph.dims), graph.facts), set(), after
-    )
+    _verify_block(graph.order, _Scope(graph, frozenset(graph.dims), graph.facts), set(), after)
 
 
 def _verify_block(order: Iterable[Node], scope: _Scope, met: set[Node], after: str) -> None:

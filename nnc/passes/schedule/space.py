@@ -9,7 +9,7 @@ from functools import cached_property
 
 from nnc.ir.bounds import axis_ranges, demands, loop_facts, prove, simplify_dim
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, rewrite, walk
-from nnc.ir.form import Result
+from nnc.ir.form import Result, instance
 from nnc.ir.graph import Axis, Compute, Update
 from nnc.lang.dims import (
     ONE,
@@ -71,7 +71,7 @@ def space(node: Compute | Update, facts: Facts) -> Space:
         made = _space(node, facts)
         found = _Made(made.axes, made.raxes, made.op, Result.over(made.exprs, of))
         of.form.memo[key] = found
-    body, *rest = found.exprs.at(of)[0]
+    body, *rest = instance(found.exprs.at(of))
     guard = rest.pop() if isinstance(node, Update) and node.guard is not None else None
     made = Space(found.axes, found.raxes, found.op, tuple(rest), body, guard)
     node.__dict__["_space"] = (facts, made)
