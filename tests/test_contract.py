@@ -26,6 +26,12 @@ EPS = {"f32": 2.0**-24, "f64": 2.0**-53}
 TARGETS = {"avx512": host()} if host().isa == "avx512" else {}
 TARGETS |= {i: x86(i) for i in ("avx2", "portable") if i == "portable" or host().isa != "portable"}
 
+if host().matrix:
+    without = ",".join(f for f in host().features.split(",") if not f.startswith("+amx"))
+    WORD_TARGETS = {**TARGETS, "vectors": replace(host(), features=without)}
+else:
+    WORD_TARGETS = TARGETS
+
 SIZES = ("m", "n", "k", "ar", "ac", "br", "bc", "cr", "cc")
 PARAMETERS = (
     "ptr %a, ptr %b, ptr %c, ptr %bias, ptr %scratch, "
@@ -129,7 +135,7 @@ def store(case: Case, target: Target, t: tiles.Tile) -> leaf.Store:
 
 
 def module(case: Case) -> str:
-    target = TARGETS[case.isa]
+    target = WORD_TARGETS[case.isa]
     t = tiles.tile(case.dtype, target)
     m, n, k = map(str, case.constant) if case.constant else ("%m", "%n", "%k")
     em = Emitter()
@@ -155,7 +161,7 @@ def module(case: Case) -> str:
 
 @cache
 def compiled(case: Case) -> tuple[object, object]:
-    target = TARGETS[case.isa]
+    target = WORD_TARGETS[case.isa]
     symbols(case.dtype, target)
     if "half" in case.a + case.b:
         symbols(leaf.support_kind(case.dtype, "bf16"), target)
@@ -189,7 +195,7 @@ def laid(alloc, values: np.ndarray, layout: str) -> tuple[np.ndarray, int, int]:
 def run(case: Case, sizes: tuple[int, int, int], threads: int = 1, side: str = "end") -> np.ndarray:
     """Runs the parts of all threads one after another; checks what may be written; returns C."""
     m, n, k = sizes
-    np_type, target = (NUMPY | WORDS)[case.dtype], TARGETS[case.isa]
+    np_type, target = (NUMPY | WORDS)[case.dtype], WORD_TARGETS[case.isa]
     f, prepack = compiled(case)
     rng = np.random.default_rng(m * 1000003 + n * 1009 + k)
     a, b = (values(rng, shape, np_type) for shape in ((m, k), (k, n)))
@@ -311,11 +317,11 @@ def test_blocks_and_threads_give_equal_bits(isa: str, dtype: str) -> None:
             assert (run(Case(dtype, isa, b=b), sizes, 2) == want).all()
 
 
-@pytest.mark.parametrize("isa", TARGETS)
+@pytest.mark.parametrize("isa", WORD_TARGETS)
 @pytest.mark.parametrize("dtype", WORDS)
 def test_words_of_bytes(isa: str, dtype: str) -> None:
     """Exact on every target, for all bytes, layouts and threads."""
-    sizes = [*ragged(tiles.tile(dtype, TARGETS[isa])), (1, 37, 400)]
+    sizes = [*ragged(tiles.tile(dtype, WORD_TARGETS[isa])), (1, 37, 400)]
     layouts = [x for x in LAYOUTS if not any("computed" in y or y == "scalar" for y in x)]
     for number, size in enumerate(sizes):
         for a, b in layouts:
@@ -445,6 +451,16 @@ def test_tiles_of_words_fit_the_registers(dtype: str) -> None:
     text = "\n".join((*tiles.kernel_declarations(t, target), tiles.definitions(t, target)))
     text = assembly(text, target, level=0)
     assert "vpdpbusd" in text and "pmul" not in text
+    assert not STACK_TRAFFIC.findall(text)
+
+
+@pytest.mark.parametrize("dtype", WORDS)
+def test_rows_of_words_use_the_matrix_unit(dtype: str) -> None:
+    target = replace(x86("avx512"), features="+avx512vnni,+amx-tile,+amx-int8")
+    t = tiles.tile(dtype, target)
+    text = "\n".join((*tiles.kernel_declarations(t, target), tiles.definitions(t, target)))
+    text = assembly(text, target, level=0)
+    assert {"dot4": "tdpbusd", "dot4r": "tdpbsud"}[dtype] in text
     assert not STACK_TRAFFIC.findall(text)
 
 

@@ -45,6 +45,12 @@ class Target:
         return self.isa == "avx512" and "+avx512vnni" in self.features.split(",")
 
     @property
+    def matrix(self) -> bool:
+        """Whether there is a unit that multiplies tiles of bytes (AMX), and a way to ask for it."""
+        there = {"+amx-tile", "+amx-int8"} <= set(self.features.split(","))
+        return self.vnni and there and "linux" in self.triple
+
+    @property
     def vector_registers(self) -> int:
         return 32 if self.isa == "avx512" or self.triple.startswith("aarch64") else 16
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nnc.codegen import matrix
 from nnc.codegen.emit import Emitter
 from nnc.codegen.integers import dot4
 from nnc.codegen.target import DTYPE_BYTES, LLVM_TYPE, Target
@@ -58,6 +59,7 @@ class Tile:
     rows: int
     registers: int
     parts: int = 1
+    vector_rows: int = 0  # above it the matrix unit works; 0: there is none
 
     @property
     def size(self) -> int:
@@ -108,6 +110,8 @@ def tile(dtype: str, target: Target) -> Tile:
     lanes, registers = target.lanes(dtype), target.vector_registers
     if dtype in ("dot4", "dot4r") and not target.vnni:
         return Tile(dtype, lanes, _ROWS_OF_WORDS[target.isa], registers, 2)
+    if dtype in ("dot4", "dot4r") and target.matrix:
+        return Tile(dtype, lanes, matrix.ROWS, registers, vector_rows=_ROWS[target.isa])
     return Tile(dtype, lanes, _ROWS[target.isa], registers)
 
 
@@ -348,6 +352,8 @@ done:
 
 def kernel_text(t: Tile, target: Target, height: int, vectors: int) -> str:
     """One micro-kernel, without declarations."""
+    if 0 < t.vector_rows < height:
+        return matrix.kernel(kernel_name(t, height, vectors), t.dtype, height, vectors)
     return _Kernel(t, target, height, vectors).text()
 
 
@@ -358,7 +364,8 @@ def definitions(t: Tile, target: Target) -> str:
         for h in range(1, t.rows + 1)
         for v in sorted(set(t.vectors(h)))
     )
-    return "\n".join((*kernels, _tables(t), _GRID))
+    unit = matrix.definitions(t.dtype, t.a_row, t.vector_rows) if t.vector_rows else ""
+    return "\n".join((*kernels, unit, _tables(t), _GRID))
 
 
 def kernel_declarations(t: Tile, target: Target) -> tuple[str, ...]:
@@ -367,7 +374,8 @@ def kernel_declarations(t: Tile, target: Target) -> tuple[str, ...]:
         quads = f"<{4 * t.lanes} x i8>"
         name = f"@llvm.x86.avx512.vpdpbusd.512({t.vector}, {quads}, {quads})"
         halves, pairs = f"<{2 * t.lanes} x i16>", _pairs(target)
-        line = (f"declare {t.vector} {name}",) if target.vnni else ()
+        line: tuple[str, ...] = (f"declare {t.vector} {name}",) if target.vnni else ()
+        line += matrix.declarations(t.dtype) if t.vector_rows else ()
         if not target.vnni and pairs is not None:
             line = (f"declare {t.vector} {pairs}({halves}, {halves})",)
     else:
