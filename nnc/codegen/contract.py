@@ -17,7 +17,9 @@ contractions of a process share (compile it once, keep its object, without LLVM'
 * `store(em, row, col, value, mask)` emits the epilogue and the store of the vector of columns col,
   col + 1, ... of a row. It is called once for whole vectors and once for the masked edge, within
   loops, and its code runs exactly once for every element, after the sum is complete (zero for
-  k = 0). It may emit blocks. Within a tile, rows vary fastest.
+  k = 0). It may emit blocks. Within a tile, rows vary fastest: `columns(em, col, count, mask,
+  body)`, if there is one, calls `body` once for each version of the code for the vector of columns
+  from col on (`count` of them are stored), with what stores a row of it.
 * `scratch` points to `scratch_bytes(dtype, target)` bytes for this thread alone, aligned to 64.
 * A and B are read where they lie (see `Strided`, `Computed`, `Packed`); they must not overlap what
   `store` writes. Weights used again and again are worth packing once, by `emit_prepack`. A computed
@@ -50,10 +52,12 @@ from nnc.codegen.tiles import Tile
 
 __all__ = [
     "OVERSHOOT",
+    "Columns",
     "Computed",
     "Contraction",
     "Packed",
     "Ready",
+    "StoreRow",
     "Strided",
     "declarations",
     "emit_contraction",
@@ -72,6 +76,8 @@ _IN_PLACE = 256  # rows up to which packing B costs more than reading it in plac
 _ALIASING = 8192  # if its rows are no multiple of so many bytes apart: those share cache sets
 
 Store = Callable[[Emitter, str, str, str, str | None], None]
+StoreRow = Callable[[Emitter, str, str], None]  # (em, row, value)
+Columns = Callable[[Emitter, str, str, str | None, Callable[[StoreRow], None]], None]
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ class Contraction:
     nt: str = "%nt"
     ready: Ready | None = None
     begin: tuple[str, str] = ("0", "0")  # column and k of `ready` that are 0 here
+    columns: Columns | None = None
 
 
 @dataclass(frozen=True)
@@ -435,22 +442,29 @@ class _Emission:
         em, t = self.em, self.t
         lanes = str(t.lanes)
 
-        def columns(at: str, mask: str | None) -> None:
-            with flow.loop(em, "0", part.size) as i:
-                place = flow.offset(em, sums, flow.add(em, flow.mul(em, i, width), at), t.type)
-                value = em.op(f"load {t.vector}, ptr {place}", "sum")
-                row, col = flow.add(em, part.start, i), flow.add(em, j0, at)
-                self.c.store(em, row, col, value, mask)
+        def columns(at: str, count: str, mask: str | None) -> None:
+            col = flow.add(em, j0, at)
+
+            def rows(store: StoreRow) -> None:
+                with flow.loop(em, "0", part.size) as i:
+                    place = flow.offset(em, sums, flow.add(em, flow.mul(em, i, width), at), t.type)
+                    value = em.op(f"load {t.vector}, ptr {place}", "sum")
+                    store(em, flow.add(em, part.start, i), value)
+
+            if self.c.columns is None:
+                rows(lambda em, row, value: self.c.store(em, row, col, value, mask))
+            else:
+                self.c.columns(em, col, count, mask, rows)
 
         whole = flow.div(em, valid, lanes)
         with flow.loop(em, "0", whole) as v:
-            columns(flow.mul(em, v, lanes), None)
+            columns(flow.mul(em, v, lanes), lanes, None)
         n = flow.const(self.c.n)
         if n is not None and n % t.lanes == 0:
             return
         rest = flow.rem(em, valid, lanes)
         with flow.when(em, flow.compare(em, "ne", rest, "0")):
-            columns(flow.mul(em, whole, lanes), vectors.lane_mask(em, t, rest))
+            columns(flow.mul(em, whole, lanes), rest, vectors.lane_mask(em, t, rest))
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,25 @@ each group is read by strides; any other is computed where it is packed, the ind
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
 from nnc.codegen import contract, flow, pack, tiles
 from nnc.codegen.emit import Emitter
 from nnc.codegen.guards import ALWAYS, Guard
-from nnc.codegen.memory import strides
+from nnc.codegen.memory import flat, strides
 from nnc.codegen.reductions import Reductions
 from nnc.codegen.registers import computes_in
 from nnc.codegen.scopes import Value
 from nnc.codegen.windows import Group, Windows
 from nnc.ir.expr import Expr, Idx, Load, Op, loads
 from nnc.ir.graph import Axis
-from nnc.ir.loop import REVERSED, SLAB, Buffer, Contract, For, Reduce, Stmt
+from nnc.ir.loop import REVERSED, SLAB, Buffer, Contract, For, Reduce, Stmt, Store
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.lang.types import DType
 
+_Rows = Callable[[contract.StoreRow], None]
 _LONG = 1024  # assumed for sizes known at run time only
 _TINY = 1 << 12  # multiplications: fewer are done by plain loops
 
@@ -161,6 +162,7 @@ class Leaves(Reductions, Windows):
             nt,
             ready,
             ("0", "0") if c.part is None else self.starts(c),
+            self.columns(c, m, n),
         )
         contract.emit_contraction(self.em, done)
 
@@ -267,19 +269,84 @@ class Leaves(Reductions, Windows):
     # ---- epilogue -------------------------------------------------------------------------------
 
     def epilogue(self, c: Contract, m: Group, n: Group) -> contract.Store:
-        dtype = c.a.dtype
-        lanes = self.target.lanes(dtype)
-
         def store(em: Emitter, i: str, j: str, value: str, mask: str | None) -> None:
-            with (
-                self.inside_tile(m, i),
-                self.bound(n.var, j, n.extent),
-                self.along(n, lanes, mask),
-            ):
-                self.variables[c.name] = Value(value, dtype, lanes, self.depth)
-                self.block(c.epilogue)
+            with self.scope(), self.bound(n.var, j, n.extent):
+                self.store_row(c, m, n, i, value, mask)
 
         return store
+
+    def store_row(
+        self, c: Contract, m: Group, n: Group, i: str, value: str, mask: str | None
+    ) -> None:
+        """The epilogue for a vector along n, whose first index is bound."""
+        dtype = c.a.dtype
+        lanes = self.target.lanes(dtype)
+        with self.inside_tile(m, i), self.along(n, lanes, mask):
+            self.variables[c.name] = Value(value, dtype, lanes, self.depth)
+            self.block(c.epilogue)
+
+    def columns(self, c: Contract, m: Group, n: Group) -> contract.Columns:
+        """What depends on the columns alone stands before the rows. Vectors that are within a run
+        of the result's memory (the map of one picture) have code of their own."""
+        run = self.longest_run(c, n)
+
+        def version(em: Emitter, g: Group, mask: str | None, body: _Rows) -> None:
+            with self.scope():
+                body(lambda em, i, value: self.store_row(c, m, g, i, value, mask))
+
+        def columns(em: Emitter, j: str, count: str, mask: str | None, body: _Rows) -> None:
+            if run is None:
+                with self.scope(), self.bound(n.var, j, n.extent):
+                    version(em, n, mask, body)
+                return
+            length = self.uniform(run.extent).text
+            at = flow.rem(em, j, length)
+            within = flow.compare(em, "sle", flow.add(em, at, count), length)
+            number = flow.div(em, j, length)
+            with (
+                flow.when(em, within),
+                self.scope(),
+                self.within(n, run, number),
+                self.bound(run.var, at, run.extent),
+            ):
+                version(em, run, mask, body)
+            beyond = flow.negate(em, within)
+            with flow.when(em, beyond), self.scope(), self.bound(n.var, j, n.extent):
+                version(em, n, mask, body)
+
+        return columns
+
+    def longest_run(self, c: Contract, n: Group) -> Group | None:
+        """The last axes of n along which all results lie one after the other, if not all of n."""
+        stores = [s for s in c.epilogue if isinstance(s, Store)]
+        for first in range(len(n.axes)):
+            run = n if not first else Group(f"{n.var}.run", n.axes[first:])
+            with self.within(n, run, "0"):
+                if all(self.is_run(s, run) for s in stores):
+                    return run if first else None
+        return None
+
+    def is_run(self, s: Store, run: Group) -> bool:
+        affine = self.merged(self.collapsed(flat(s.buffer, s.index)))
+        form = affine.linear_in(run.var)
+        return form is not None and form[0] == ONE
+
+    @contextmanager
+    def within(self, n: Group, run: Group, number: str) -> Iterator[None]:
+        """Axes of n before those of the run are the digits of a number, those of the run its."""
+        if run is n:
+            yield
+            return
+        before = self.groups, self.split
+        outer = n.axes[: len(n.axes) - len(run.axes)]
+        self.groups = {k: v for k, v in self.groups.items() if k != n.var} | {run.var: run.axes}
+        self.split = {k: v for k, v in self.split.items() if all(k != a.var for a in n.axes)}
+        self.split = self.split | digits(Dim.of(run.var), run.axes)
+        ranges = {a.var: self.ranges[a.var] for a in outer}
+        with self.indices(Value(number, "i64", 1, self.depth), outer):
+            yield
+        self.ranges |= ranges
+        self.groups, self.split = before
 
 
 def digits(index: Dim, axes: tuple[Axis, ...]) -> dict[str, Dim]:
