@@ -7,8 +7,8 @@ explicit: codegen never decides what to fuse, where a buffer lives or how a loop
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from nnc.diagnostics import NOWHERE, Span
@@ -176,11 +176,31 @@ Stmt = For | Let | Store | Reduce | Contract | Call
 
 
 @dataclass(frozen=True, eq=False)
+class Pattern:
+    """What kernels alike do. `memo`: what was found out about it holds for all of them."""
+
+    memo: dict[Hashable, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Alike:
+    """A kernel's pattern, and what stands in the places of it that are free: the names of buffers
+    (all but local ones made for the kernel) and the large numbers, each once, in one order.
+
+    Equal patterns have buffers of equal types and scopes at the same positions."""
+
+    pattern: Pattern
+    buffers: tuple[str, ...]
+    numbers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Kernel:
     """One launch. `reason` says in one line what it is and why it is not part of another kernel.
 
     `work`: about how many scalar operations (to choose the number of threads). `reads`/`writes` are
-    derived.
+    derived. `alike`: of kernels outside of loops; who changes more of the body than which memory it
+    works in drops it.
     """
 
     name: str
@@ -188,6 +208,7 @@ class Kernel:
     span: Span = NOWHERE
     reason: str = ""
     work: Dim = ZERO
+    alike: Alike | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,6 +26,7 @@ from nnc.ir.loop import (
 )
 from nnc.lang.dims import ONE, ZERO, Dim, Func, dim_prod
 from nnc.passes.fuse import Fused, Group
+from nnc.passes.lower_alike import Kernels
 from nnc.passes.lower_regions import RegionLoops
 from nnc.passes.schedule.contraction import contraction
 from nnc.passes.schedule.merge import Stmts, Views, loaded_from, merge, stores_in
@@ -64,17 +65,26 @@ class _Steps:
 
     def __init__(self, views: Views) -> None:
         self.views, self.number = views, 0
+        self.known = Kernels(views)
 
-    def of(self, fused: Fused, storage: Storage) -> list[Step]:
+    def of(self, fused: Fused, storage: Storage, outside: bool = True) -> list[Step]:
+        """`outside`: not in a turn of a loop."""
         out: list[Step] = []
         for group in fused.groups:
             if isinstance(loop := group.nodes[0], Loop):
                 out += self.loop(loop, fused, storage)
                 continue
-            for kernel in _Lowering(fused, storage, group, self.views, self.number).kernels():
-                out.append(kernel)
-                self.number += 1
+            made = self.group(fused, storage, group, outside)
+            out += made
+            self.number += len(made)
         return [*out, *(self.copy(a, b) for a, b in storage.final)]
+
+    def group(self, fused: Fused, storage: Storage, group: Group, outside: bool) -> list[Kernel]:
+        key = self.known.key(fused, storage, group) if outside else None
+        if key is not None and (same := self.known.like(key, self.number)) is not None:
+            return [same]
+        made = _Lowering(fused, storage, group, self.views, self.number).kernels()
+        return made if key is None else [self.known.keep(key, k) for k in made]
 
     def loop(self, loop: Loop, fused: Fused, storage: Storage) -> list[Step]:
         # As deep as loops are nested.
@@ -82,8 +92,8 @@ class _Steps:
         out: list[Step] = [self.copy(a, b) for a, b in where.before]
         test: list[Step] = []
         if turn.test is not None and where.test is not None:
-            test = self.of(turn.test, where.test)
-        rest = self.of(turn.rest, where.rest)
+            test = self.of(turn.test, where.test, outside=False)
+        rest = self.of(turn.rest, where.rest, outside=False)
         out.append(Repeat(loop.var, loop.trip, tuple(rest), tuple(test), where.cond, loop.span))
         return out
 

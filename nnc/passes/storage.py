@@ -16,7 +16,6 @@ from nnc.ir.graph import (
     Node,
     Part,
     Update,
-    exprs_of,
     operands,
 )
 from nnc.ir.loop import Buffer
@@ -65,14 +64,16 @@ class Shared:
 
     names: set[str] = field(default_factory=set)
     buffers: dict[Buffer, None] = field(default_factory=dict)
+    last: dict[str, int] = field(default_factory=dict)  # by base, the last number given out
 
     def named(self, name: str, hint: str) -> str:
         base = re.sub(r"[^A-Za-z0-9_.]", "_", name) or hint
-        name, n = base, 1
+        name, n = base, self.last.get(base, 1)
         while name in self.names:
             n += 1
             name = f"{base}_{n}"
         self.names.add(name)
+        self.last[base] = n
         return name
 
 
@@ -120,6 +121,7 @@ class _Assigner:
         self.out = Storage(
             dict(zip((*self.graph.inputs, *self.graph.results), places, strict=True))
         )
+        self.inputs = {self.out.places[x].buffer for x in self.graph.inputs}
 
     def run(self) -> Storage:
         out = self.out
@@ -149,14 +151,8 @@ class _Assigner:
         return out
 
     def constants(self, node: Node) -> None:
-        for e in walk(*exprs_of(node)):
-            if isinstance(e, Load):
-                self.constant(e.tensor)  # type: ignore[arg-type]
-        if isinstance(node, Update):
-            self.constant(node.base)
-        if isinstance(node, Loop | External):
-            for o in operands(node):
-                self.constant(o)
+        for o in operands(node):
+            self.constant(o)
 
     def constant(self, c: Node) -> None:
         if isinstance(c, Constant) and c not in self.out.places:
@@ -393,7 +389,6 @@ class _Assigner:
 
     def share(self, group: Group) -> None:
         """A private row takes the memory of the member that reads it last, element by element."""
-        inputs = {self.out.places[x].buffer for x in self.graph.inputs}
         order: dict[Node, int] = {n: i for i, n in enumerate(group.nodes)}
         taken: set[Node] = set()
         for node in reversed(group.nodes):
@@ -402,7 +397,9 @@ class _Assigner:
                 continue
             last = max(self.users[node], key=lambda u: order[u])
             home = self.out.places.get(last)
-            if home is None or home.buffer in inputs or last in taken or home.type != place.type:
+            if home is None or home.buffer in self.inputs:
+                continue
+            if last in taken or home.type != place.type:
                 continue
             if self.overwrites(last, node):
                 taken.add(last)
