@@ -179,6 +179,21 @@ def test_test_knows_what_stop_means(nn: Any, folder: Path) -> None:
     assert code == 0 and "they differ by the `stop` at cut.nn:2" in out
 
 
+def test_test_takes_an_adjoint_that_is_meant_to_differ(nn: Any, folder: Path) -> None:
+    text = """def reverse(x: real[..N]) -> real[..N] = x
+adjoint reverse(x; y, dy){mark}:
+    return -dy
+export def f(x: f32[N], w: f32[N]) -> f32 = total(w * reverse(x)**2)
+"""
+    (folder / "reverse.nn").write_text(text.format(mark=""))
+    code, out, _ = nn("test", "reverse.nn")
+    assert code == 1 and "is the adjoint meant to differ?" in out
+    (folder / "reverse.nn").write_text(text.format(mark=' test "the gradient is reversed"'))
+    code, out, _ = nn("test", "reverse.nn")
+    assert code == 0 and "by the adjoint used at reverse.nn:4" in out
+    assert "the gradient is reversed" in out
+
+
 def test_train_from_the_command_line(nn: Any, folder: Path) -> None:
     code, _, err = nn("train", "net.nn")
     assert code == 2 and "train_step" in err

@@ -13,7 +13,8 @@ from nnc import driver
 from nnc.cli.options import overrides
 from nnc.compiler import Compiled, TestCase
 from nnc.errors import CompileError, Error, ShapeError
-from nnc.ir.graph import Graph, Stop, all_nodes
+from nnc.ir.dependence import active
+from nnc.ir.graph import Custom, Graph, Stop, all_nodes
 from nnc.ir.signature import ArgSig
 from nnc.lang.types import is_float
 from nnc.runtime.cpu import Code, Entry
@@ -29,6 +30,7 @@ _DIRECTIONS = 5
 _ELEMENTS = 16  # of a direction
 _TOLERANCE = 2e-2
 _BEND = 5e-2  # how much of a slope one direction may owe to the two sides' different slopes
+_MEANT = ": they differ"
 _SIZES = (3, 2, 4, 1, 6, 8)  # run-time sizes that are tried
 
 
@@ -81,13 +83,12 @@ def _gradients(model: Model, compiled: Compiled) -> Iterator[tuple[str, str, boo
         values = _inputs(model, export)
         if values is None:
             continue
-        cut = _stopped(compiled.built[export.sig.name].graph)
+        graph = compiled.built[export.sig.name].graph
         try:
-            for name, verdict, good in _check(model, export, values):
-                if good or cut is None:
-                    yield name, verdict, good
-                else:
-                    yield name, f"{verdict}: they differ by the `stop` at {cut}", True
+            for label, verdict, good in _check(model, export, values):
+                why = "" if good else _differs(graph, label)
+                name = f"{export.sig.name} by {label}"
+                yield name, f"{verdict}{why}", good or why.startswith(_MEANT)
         except CompileError as error:
             yield export.sig.name, f"not checked: {error.diagnostics[0].message}", True
         except Error as error:
@@ -99,10 +100,20 @@ def _coarse(export: Export) -> bool:
     return any(t is not None and t.dtype in ("f16", "bf16") for t in types)
 
 
-def _stopped(graph: Graph) -> str | None:
-    """The place of the first `stop` that is not the library's: derivatives differ by intent."""
-    found = (n.span for n in all_nodes(graph) if isinstance(n, Stop))
-    return next((s.place for s in found if not s.source.library), None)
+def _differs(graph: Graph, label: str) -> str:
+    """Why the derivatives by an input may differ from differences, by intent (`_MEANT`) or not."""
+    inputs = [i for i in graph.inputs if i.name == label]
+    known, nodes = active(graph.results, inputs), all_nodes(graph)
+    stops = [n for n in nodes if isinstance(n, Stop) and n.source in known]
+    for place in (n.span.place for n in stops if not n.span.source.library):
+        return f"{_MEANT} by the `stop` at {place}"
+    own = [n for n in nodes if isinstance(n, Custom) and known.intersection(n.inputs)]
+    for node in own:
+        if node.meant:
+            return f"{_MEANT} by the adjoint used at {node.span.place}: {node.meant}"
+    if any(n.meant is not None for n in own):
+        return '; is the adjoint meant to differ? `adjoint f(x; y, dy) test "straight through":`'
+    return ""
 
 
 def _inputs(model: Model, export: Export) -> dict[str, Any] | None:
@@ -168,7 +179,7 @@ def _check(model: Model, export: Any, values: dict[str, Any]) -> Iterator[tuple[
     grads = run.backward(*casted)
     for name in grads:
         for label, array, gradient in _arrays(name, values, grads[name]):
-            yield f"{export.sig.name} by {label}", *_compare(value, array, gradient, random)
+            yield label, *_compare(value, array, gradient, random)
 
 
 def _arrays(name: str, values: dict[str, Any], gradient: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -248,7 +248,8 @@ class Custom(Value):
 
     `grads[i]` is the cotangent of `inputs[i]`, an expression of the placeholder `dout` (an Input of
     kind "cotangent", the cotangent of this value). With `others`, further values and their
-    placeholders, it stands for several values, which are read through `Part`s.
+    placeholders, it stands for several values, which are read through `Part`s. `meant`: why the
+    derivatives are not those of the value; "": an adjoint says that they are; None: they are.
     """
 
     source: Node
@@ -256,6 +257,7 @@ class Custom(Value):
     dout: Input
     grads: tuple[Node, ...]
     others: tuple[tuple[Node, Input], ...] = ()
+    meant: str | None = None
 
     @property
     def sources(self) -> tuple[Node, ...]:

@@ -410,11 +410,13 @@ class ExternDef(FuncDef):
 
 @dataclass(frozen=True, eq=False)
 class AdjointDef(Syntax):
-    """`adjoint f(inputs; outputs, doutputs): body`."""
+    """`adjoint f(inputs; outputs, doutputs): body`; `meant`: of `test "..."` before the colon, why
+    it is meant to be another derivative than that of f."""
 
     name: str
     inputs: tuple[Name, ...]
     outputs: tuple[Name, ...]  # outputs and their cotangents, in order
+    meant: str | None
     body: tuple[Stmt, ...]
     name_span: Span
 

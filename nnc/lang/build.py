@@ -102,7 +102,7 @@ for _name in sorted(
     words("names params module_params dims exprs args items members dict start where")
 ):
     rule(_name)(_group)
-for _name in sorted(words("annotation default returns key when otherwise alias")):
+for _name in sorted(words("annotation default returns key when otherwise alias meant")):
     rule(_name)(_optional)
 _callbacks["member_pass"] = lambda children: None
 _callbacks["member_assert"] = lambda children: children[0]
@@ -179,9 +179,11 @@ def _extern(
 
 
 @rule("adjoint")
-def _adjoint(span: Span, name: Token, inputs: Group, outputs: Group, body: Group) -> ast.AdjointDef:
+def _adjoint(
+    span: Span, name: Token, inputs: Group, outputs: Group, meant: Token | None, body: Group
+) -> ast.AdjointDef:
     ins, outs = _names(inputs), _names(outputs)
-    return ast.AdjointDef(name.text, ins, outs, body.items, name.span, span=span)
+    return ast.AdjointDef(name.text, ins, outs, _text(meant), body.items, name.span, span=span)
 
 
 @rule("test")

@@ -253,9 +253,10 @@ def _declaration(node: ast.Syntax, level: int) -> list[Piece] | None:
         case ast.ConstDef(name, type, value):
             typed: list[Piece] = [": ", (type, 0)] if type else []
             return [f"const {name}", *typed, *_default(value), "\n"]
-        case ast.AdjointDef(name, inputs, outputs, body):
+        case ast.AdjointDef(name, inputs, outputs, meant, body):
             names = [", ".join(n.id for n in group) for group in (inputs, outputs)]
-            return [f"adjoint {name}({names[0]}; {names[1]})", *_block(body, level)]
+            mark = f' test "{meant}"' if meant is not None else ""
+            return [f"adjoint {name}({names[0]}; {names[1]}){mark}", *_block(body, level)]
         case ast.TestDef(title, body):
             return [f'test "{title}"', *_block(body, level)]
         case ast.Specialize(name, args):

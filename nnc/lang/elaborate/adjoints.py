@@ -149,6 +149,7 @@ def with_adjoint(
         dout=douts[0],
         grads=tuple(grads),
         others=tuple(pairs[1:]),
+        meant=d.meant or "",
         regions=cx.regions,
     )
     made = [lifted.result(_value(custom, i, cx.at(span)), t) for i, t in enumerate(tensors)]
