@@ -30,6 +30,7 @@ from nnc.ir.graph import (
     with_roots,
 )
 from nnc.lang.dims import Dim, Facts
+from nnc.passes.distribute import distribute
 from nnc.passes.hoist import hoist
 from nnc.passes.loops import Fresh, copied, index_in, tidy, union
 from nnc.passes.recompute import NONE, Recomputation, asked_regions, contiguous, marked
@@ -72,6 +73,7 @@ class _Expansion:
     fresh: Fresh
     new: dict[Node, Node] = field(default_factory=dict)
     found: dict[Node, list[Node]] = field(default_factory=dict)
+    parts: dict[Loop, list[Node]] = field(default_factory=dict)  # the results of loops
 
     def block(self, order: Iterable[Node], facts: Facts, env: Mapping[str, Dim]) -> None:
         """The nodes of one scope; as deep as loops are nested. `env`: new names of turns."""
@@ -87,6 +89,8 @@ class _Expansion:
                         self._sweep(node, grads[node.y, node.seed], facts)
                 case Part(source=Grad() as source, index=index):
                     new[node] = self.found[source][index]
+                case Part(source=Loop() as source, index=index):
+                    new[node] = replace(self.parts[source][index], name=node.name)
                 case Loop():
                     new[node] = self._loop(node, facts, env)
                 case _:
@@ -106,14 +110,18 @@ class _Expansion:
             self.found[g] = [next(parts) for _ in g.wrt]
 
     def _loop(self, node: Loop, facts: Facts, env: Mapping[str, Dim]) -> Loop:
-        """The loop over a variable of its own; what it need not compute in turn before it."""
+        """The loop over a variable of its own, the last one where it becomes several; what need not
+        be computed in turn stands before."""
         loop = replace(node, var=self.fresh(node.var))
         self.new.update((c, c) for c in node.carries)
         env = {**env, node.var: Dim.of(loop.var)}
         self.block(node.body, turn_facts(loop, facts), env)
         moved = with_outs(loop, [self.new[o] for o in node.outs])
         init, after = (tuple(self.new[n] for n in some) for some in (node.init, node.after))
-        return hoist(replace(moved, init=init, after=after))
+        last, self.parts[node] = distribute(
+            hoist(replace(moved, init=init, after=after)), self.fresh
+        )
+        return last
 
 
 def gradients(

@@ -28,7 +28,7 @@ def hoist(loop: Loop) -> Loop:
     for node in free:
         if node in near or node in dear:
             assert isinstance(node, Compute), node
-            stacks[node] = _all_turns(node, loop, inside, stacks)
+            stacks[node] = all_turns(node, loop, inside, stacks)
     new: dict[Node, Node] = {}
 
     def get(node: Node) -> Node:
@@ -68,7 +68,7 @@ def _is_recurrent(loop: Loop, free: dict[Node, None]) -> bool:
     return any(n not in free for n in slow)
 
 
-def _all_turns(node: Compute, loop: Loop, inside: set[Node], stacks: dict[Node, Node]) -> Compute:
+def all_turns(node: Compute, loop: Loop, inside: set[Node], stacks: dict[Node, Node]) -> Compute:
     """The node with the turns as its first axis."""
     axis = axis_of(loop, (*node.axes, *node.raxes))
     outward = Outward(loop.var, axis, inside, stacks.__getitem__)
