@@ -43,7 +43,7 @@ from nnc.lang.types import TensorType
 from nnc.passes.adjoint import Guard, Term
 from nnc.passes.gather import solve
 from nnc.passes.loops import Fresh
-from nnc.passes.turns import Outward, axis_of, direct, is_dear, slice_of
+from nnc.passes.turns import Outward, axis_of, direct, is_dear, is_view, slice_of
 from nnc.passes.vjp import Reader, Share, fill, is_zero, name_of, node_of, read, total
 
 Shares = list[Node | Share]
@@ -174,7 +174,8 @@ class _Turn:
         chosen = dict.fromkeys(n for n in needed if is_dear(n))
         for node in needed:
             mine = [o for o in operands(node) if o in chosen and readers[o] == [node]]
-            if mine and not is_dear(node) and sum(map(size, mine)) >= size(node):
+            worth = not is_dear(node) and not is_view(node)  # a view gains nothing over its source
+            if mine and worth and sum(map(size, mine)) >= size(node):
                 chosen = {n: None for n in (*chosen, node) if n not in mine}
         saved |= chosen
         met = _reached(roots, lambda n: n in saved, ahead | back)

@@ -32,6 +32,11 @@ def is_dear(node: Node) -> bool:
     return True
 
 
+def is_view(node: Node) -> bool:
+    """Whether a value is another one in another order."""
+    return isinstance(node, Compute) and not node.op and isinstance(node.body, Load)
+
+
 def direct(node: Node, inside: set[Node]) -> Load | None:
     """The read of an outside tensor that a node of the turn is, element by element."""
     match node:
