@@ -1,9 +1,9 @@
 """A recurrent loop of several layers becomes one loop for each, one behind the other.
 
-`h0 = cell(x[t], h0); h1 = cell(h0, h1); yield h1 @ out`: h1 does not feed h0, so a first loop computes
-h0 of all turns and a second one reads them (loop distribution). What is then computed from the
-first loop's values alone, `h0 @ w`, is one contraction for all turns (`nnc.passes.hoist`), and so is
-what no turn needs, `h1 @ out`. Each loop reads fewer weights in a turn: they stay in the cache.
+`h0 = cell(x[t], h0); h1 = cell(h0, h1); yield h1 @ out`: h1 does not feed h0, so a first loop
+computes h0 of all turns and a second one reads them (loop distribution). What is then computed from
+the first loop's values alone, `h0 @ w`, is one contraction for all turns (`nnc.passes.hoist`), and
+so is what no turn needs, `h1 @ out`. Each loop reads fewer weights: they stay in the cache.
 
 That is done only where a contraction with a tensor that no turn changes is gained, and the values
 of all turns that must be kept for it are not many more than it makes.
@@ -96,10 +96,13 @@ class _Cut:
 
 def _over(loop: Loop, carried: Sequence[int], yields: Sequence[Node]) -> Loop:
     """The loop with some of its carries and other yields."""
-    some = {
-        name: tuple(getattr(loop, name)[i] for i in carried) for name in ("carries", "init", "next")
-    }
-    out = replace(loop, yields=tuple(yields), **some)
+    out = replace(
+        loop,
+        carries=tuple(loop.carries[i] for i in carried),
+        init=tuple(loop.init[i] for i in carried),
+        next=tuple(loop.next[i] for i in carried),
+        yields=tuple(yields),
+    )
     return replace(out, type=out.results[0])
 
 
@@ -150,7 +153,7 @@ class _Turn:
         return out
 
     def candidates(self) -> dict[int, None]:
-        """Sets of carries from which a contraction is computed, and nothing else that is carried."""
+        """Sets of carries such that a contraction is computed from these alone."""
         found = (n for n in self.loop.body if self.depends[n] and self.has_weight(n))
         return dict.fromkeys(self.below(self.depends[n]) for n in found)
 
@@ -218,4 +221,3 @@ def _below(roots: Sequence[Node], inside: set[Node]) -> set[Node]:
             out.add(node)
             stack += operands(node)
     return out
-

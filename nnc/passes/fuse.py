@@ -88,7 +88,7 @@ def fuse(graph: Graph, body: bool = False) -> Fused:
     found = find_regions(graph)
     graph = found.graph
     first = launch(graph, body)
-    fuser = _Fuser(graph, first, found)
+    fuser = _Fuser(graph, first, found, body)
     for node in together(first.order, [r.nodes for r in found.regions]):
         fuser.place(node)
     groups = tuple(g.close() for g in fuser.groups)
@@ -181,8 +181,8 @@ class _Open:
 
 
 class _Fuser:
-    def __init__(self, graph: Graph, first: Launch, found: Found) -> None:
-        self.graph, self.refused = graph, found.refused
+    def __init__(self, graph: Graph, first: Launch, found: Found, body: bool) -> None:
+        self.graph, self.refused, self.body = graph, found.refused, body
         self.region: dict[Node, Region] = {n: r for r in found.regions for n in r.nodes}
         self.region_group: dict[Region, _Open] = {}
         self.groups: list[_Open] = []
@@ -193,6 +193,7 @@ class _Fuser:
         self.last_check = -1
         self.target = {w.value: w.target for w in graph.writes}
         self.reader: dict[Node, _Open] = {}  # the latest group of rows that reads a tensor
+        self.alike: dict[tuple[Dim, ...], _Open] = {}  # the latest group of rows of such extents
 
     def place(self, node: Node) -> None:
         """Puts a node into the best group, or into one of its own."""
@@ -223,6 +224,8 @@ class _Fuser:
         self.note_check(node, group)
         if group.kind == "rows":
             self.reader |= {o: group for o in operands(node) if o.type.elements != ONE}
+            if not s.raxes:
+                self.alike[_extents(s)] = group
 
     def place_alone(self, node: Loop | External) -> None:
         kind = "loop" if isinstance(node, Loop) else "external"
@@ -249,6 +252,8 @@ class _Fuser:
         candidates = [self.groups[first]] if first >= 0 else []
         near = {g.number: g for o in operands(node) if (g := self.reader.get(o)) is not None}
         candidates += [near[n] for n in sorted(near, reverse=True) if n > first]
+        if self.body and (g := self.alike.get(_extents(s))) is not None and g.number > first:
+            candidates.append(g)  # every turn would pay for another kernel
         for g in candidates:
             if (
                 len(g.nodes) >= MAX_MEMBERS
@@ -271,9 +276,20 @@ class _Fuser:
             other = self.group_of.get(user)
             if user is not node and (other is None or other.number > g.number):
                 return False
-            if other is g and (user is g.nodes[0] or user.raxes):  # type: ignore[union-attr]
+            if other is g and (user.raxes or not self.reads_own(user, target, g)):  # type: ignore[union-attr]
                 return False
         return True
+
+    def reads_own(self, user: Node, target: Node, g: _Open) -> bool:
+        """Whether a member of a group reads a tensor at the element that it computes only."""
+        if user is not g.nodes[0]:
+            return True
+        s = self.spaces[user]
+        own = [Dim.of(a.var) for a in s.axes]
+        reads = (e for e in walk(*s.exprs) if isinstance(e, Load) and e.tensor is target)
+        return g.kind == "rows" and all(
+            [i.dim for i in e.index if isinstance(i, Idx) and i.dim != ZERO] == own for e in reads
+        )
 
     def joins(self, node: Compute, s: Space, g: _Open) -> bool:
         if g.kind == "contraction":
@@ -354,6 +370,10 @@ class _Fuser:
             if not (isinstance(i, Idx) and i.dim.name == a.var and a.extent == b.extent):
                 return r
         return min(len(s.axes), len(member.axes))
+
+
+def _extents(s: Space) -> tuple[Dim, ...]:
+    return tuple(a.extent for a in s.axes)
 
 
 def _row_reads(s: Space) -> set[Tensor]:

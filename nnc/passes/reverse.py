@@ -59,6 +59,7 @@ Sweep = Callable[
     tuple[dict[Node, Node], dict[Node, Shares]],
 ]
 X = TypeVar("X")
+STACKED = 4  # elements of a turn kept for one of a sum that every turn would read and write
 TYPICAL = 64  # what a size of which nothing is known counts as
 
 
@@ -347,7 +348,7 @@ class _Backward:
         way = solve(load, (axis, *axes), self.turn.facts)
         if way is None or axis not in way.raxes or not cost:
             return True
-        return len(way.raxes) > 1 and cost <= size(share.load.tensor)  # type: ignore[arg-type]
+        return len(way.raxes) > 1 and cost <= STACKED * size(share.load.tensor)  # type: ignore[arg-type]
 
     def _slice(self, tensor: Node, share: Share) -> _Slices | None:
         """The part of the tensor that only this turn reads."""

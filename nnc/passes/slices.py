@@ -6,6 +6,7 @@ gradients become updates of one tensor, slice by slice. (`-0.0 + 0.0` elsewhere 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, loads, subst
@@ -22,6 +23,7 @@ from nnc.ir.graph import (
 from nnc.ir.scalar import add
 from nnc.lang.dims import ONE, Dim, Facts, prove_nonneg
 from nnc.lang.types import TensorType
+from nnc.passes.schedule.space import SHORT
 
 
 def slices(graph: Graph) -> Graph:
@@ -79,6 +81,11 @@ class _Slices:
         if not sparse:
             return node
         rest = [e for e in terms if e not in sparse]
+        found = [self.waiting[e.tensor] for e in sparse]  # type: ignore[index]
+        if (whole := _whole(node, found)) is not None:
+            for e in rest:
+                whole = add(e, whole)
+            return replace(node, body=whole)
         base: Node = _zeros(node)
         if len(rest) == 1 and _same_element(rest[0], node):
             assert isinstance(rest[0], Load)
@@ -88,8 +95,8 @@ class _Slices:
             for e in rest[1:]:
                 body = add(body, e)
             base = replace(node, body=body)
-        for e in sparse:
-            base = _written(base, self.waiting[e.tensor])  # type: ignore[index]
+        for one in found:
+            base = _written(base, one)
         return base
 
 
@@ -115,6 +122,33 @@ def _same_element(e: Expr, node: Compute) -> bool:
         and [i.dim if isinstance(i, Idx) else None for i in e.index]
         == [Dim.of(a.var) for a in node.axes]
     )
+
+
+def _whole(node: Compute, found: Sequence[_Slice]) -> Expr | None:
+    """Element-wise slices that are all of a short axis: for each index the value there."""
+    if any(one.part.op for one in found):
+        return None
+    arms: dict[tuple[int, int], Expr] = {}
+    for one in found:
+        fixed = [(d, k) for d, i in enumerate(one.target) if (k := _number(i)) is not None]
+        if len(fixed) != 1:
+            return None
+        own = (Idx(Dim.of(a.var)) for d, a in enumerate(node.axes) if d != fixed[0][0])
+        value = Load(one.part.type.dtype, one.part, tuple(own))
+        arms[fixed[0]] = add(arms[fixed[0]], value) if fixed[0] in arms else value
+    ((d, _), *_) = arms
+    extent = node.axes[d].extent.const
+    if extent is None or extent > SHORT or sorted(arms) != [(d, k) for k in range(extent)]:
+        return None
+    at, out = Idx(Dim.of(node.axes[d].var)), arms[d, 0]
+    for k in range(1, extent):
+        here = Op("bool", "eq", (at, Idx(Dim.of(k))))
+        out = Select(out.dtype, here, arms[d, k], out)
+    return out
+
+
+def _number(e: Expr) -> int | None:
+    return e.dim.const if isinstance(e, Idx) else None
 
 
 def _zeros(node: Compute) -> Compute:

@@ -11,6 +11,7 @@ from nnc.ir.loop import For, Reduce, Stmt
 from nnc.lang.dims import Dim, dim_min, dim_prod
 from nnc.passes.schedule.contraction import unit_stride
 from nnc.passes.schedule.merge import Stmts, Views, exprs_in, merge, substitute
+from nnc.passes.schedule.space import told_apart
 
 CHUNK = 1024  # elements of a long vector loop that one thread takes at a time
 REDUCED_CHUNK = 64  # the same where every element is a reduction or a serial loop
@@ -34,6 +35,11 @@ def nest(
     """
     used = set() if taken is None else taken
     used |= {a.var for a in (*axes, *serial)}
+    turns = () if serial else told_apart(axes, exprs_in(stmts))
+    if len(turns) < len(axes) or not parallel:
+        axes = [a for a in axes if a not in turns]
+        for a in reversed(turns):
+            stmts = (For(a, "unroll", stmts),)
     axes, stmts, _ = merge(axes, stmts, (), views, used)
     used |= {a.var for a in axes}
     stmts = tuple(_reduction(s, axes, views, used) for s in stmts)
@@ -77,7 +83,7 @@ def _lane(axes: Sequence[Axis], stmts: Stmts) -> Axis | None:
 
     (Then reductions run over the lanes along an axis of their own: `row_lane`.)
     """
-    if not axes or any(isinstance(s, For) for s in stmts):
+    if not axes or any(isinstance(s, For) and s.kind != "unroll" for s in stmts):
         return None
     reductions = [s for s in stmts if isinstance(s, Reduce)]
     if any(axes[-1].var in a.extent.names for r in reductions for a in r.axes):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -23,6 +23,8 @@ from nnc.lang.dims import (
     dim_min,
     polynomial_quotient,
 )
+
+SHORT = 8  # a constant extent of so many: loops whose turns differ are unrolled
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,29 @@ def _space(node: Compute | Update, facts: Facts) -> Space:
     else:
         index = tuple(Idx(Dim.of(a.var)) for a in node.axes)
         raw = Space(node.axes, node.raxes, node.op, index, node.body)
-    return _split(_drop_units(_first_only(_shortened(simplify(raw, facts), facts))), facts)
+    made = _split(_drop_units(_first_only(_shortened(simplify(raw, facts), facts))), facts)
+    return made if made.raxes or isinstance(node, Update) else _told_apart_last(made)
+
+
+def told_apart(axes: Sequence[Axis], exprs: Iterable[Expr]) -> list[Axis]:
+    """The short axes at whose indices different things are computed: `a if k == 0 else b`."""
+    short = {a.var: a for a in axes if (a.extent.const or SHORT + 1) <= SHORT}
+    out: dict[Axis, None] = {}
+    for e in walk(*exprs) if short else ():
+        match e:
+            case Select(cond=Op(fn="eq", args=(Idx(dim=p), Idx(dim=q)))):
+                name = next(iter(p.names | q.names), "")
+                if name in short and (p.is_const or q.is_const) and not (p - q - name).names:
+                    out[short[name]] = None
+    return list(out)
+
+
+def _told_apart_last(s: Space) -> Space:
+    """Such axes inside all others: the values that they choose from are computed once."""
+    last = told_apart(s.axes, (s.body,))
+    if not last or len(last) == len(s.axes):
+        return s
+    return replace(s, axes=(*(a for a in s.axes if a not in last), *last))
 
 
 def _first_only(s: Space) -> Space:
