@@ -40,6 +40,7 @@ from nnc.ir.graph import (
 )
 from nnc.ir.scalar import SCALARS, cast
 from nnc.lang.dims import ONE, ZERO, Dim, Facts, Range, dim_prod, prove_nonneg
+from nnc.lang.types import DTYPES
 
 CHEAP = frozenset(("add", "sub", "mul", "neg", "min", "max", "fma", "abs", "sign", "floor", "cast"))
 CHEAP |= {"ceil", "round", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isfinite"}
@@ -265,6 +266,8 @@ class _Inliner:
             return True
         if not new.axes and len(exprs) <= MAX_SHARED and all(e.check is None for e in loads):
             return True  # a number of its own: computed once in every kernel that needs it
+        if len(sites) > 1 and _narrows(new, loads):
+            return False
         once = len(sites) == 1 and len(exprs) <= MAX_ONCE and _once(node, sites[0][0], facts)
         view = isinstance(new.body, Load) and new.body.check is None
         if node in self.source and not view:
@@ -275,6 +278,13 @@ class _Inliner:
         # Random numbers and the like: a function of scalars is computed again, not stored.
         small = len(exprs) <= MAX_SHARED and all(not e.index for e in loads)
         return bool(new.axes) and small and all(_once(node, user, facts) for user, _ in sites)
+
+
+def _narrows(new: Compute, loads: list[Load]) -> bool:
+    """Whether it is of fewer bytes than what it is made from: less goes through memory."""
+    large = [e for e in loads if len(e.index) == len(new.axes) > 0]
+    own = DTYPES[new.type.dtype].bytes
+    return any(DTYPES[e.dtype].bytes > own for e in large)
 
 
 def _shared(node: Compute) -> Compute:

@@ -1,16 +1,17 @@
 """Contractions with a parameter computed on bytes: activations of 8 bits without sign, weights of 8
 bits with, sums of 32 bits.
 
-`y[n, o] = sum[i] x[n, i] * w[o, i]` becomes three nodes (`p` stands for the parameter's name):
+`y[n, o] = sum[i] x[n, i] * w[o, i]` becomes four nodes (`p` stands for the parameter's name):
 
-    q[n, k]   = four x[n, 4*k + j] as bytes round(x * p.input[0] + p.input[1]), a word
+    u[n, i]   = the byte round(x[n, i] * p.input[0] + p.input[1])
+    q[n, k]   = four u[n, 4*k + j], a word
     s[n, o]   = sum[k] dot4(q[n, k], p.int8[o, k])
     y[n, o]   = f32(s[n, o] - p.offset[o]) * p.scale[o]
 
 `p.input` holds 1 / (the step of x) and the byte that stands for 0, `p.scale` the step of x times
 that of the output channel's weights, `p.offset` the byte of 0 times the sum of the channel's
 weights. They are inputs like the parameter itself: the code knows no number of them. Where `x` is
-read with `else 0`, `q` holds the zeros around it, so that the sum has no condition.
+read with `else 0`, `q` holds the bytes of 0 around it, so that the sum has no condition.
 """
 
 from __future__ import annotations
@@ -199,19 +200,21 @@ def quantized(graph: Graph, names: Collection[str], inputs: Inputs) -> Graph:
     `inputs` gives the input of a name and type; the graph's list of inputs is left as it is.
     """
     new: dict[Node, Node] = {}
+    bytes_: dict[Node, Compute] = {}  # by what they are of: the ranges of one value are equal
     for node in toposort(graph.roots):
         made = replace_operands(node, new.__getitem__)
         found = site(made) if isinstance(made, Compute) else None
         if found is not None and found.weight.name in names:
-            made = _rewritten(found, inputs)
+            made = _rewritten(found, inputs, bytes_)
         new[node] = made
     return with_roots(graph, [new[r] for r in graph.roots])
 
 
-def _rewritten(s: Site, inputs: Inputs) -> Node:
+def _rewritten(s: Site, inputs: Inputs, bytes_: dict[Node, Compute]) -> Node:
     node, name = s.node, s.weight.name
     given = {k: inputs(f"{name}.{k}", t) for k, t in s.leaves.items()}
-    low, words = _words(s, given["input"])
+    made = bytes_.setdefault(s.source, _bytes(s, given["input"]))
+    low, words = _words(s, given["input"], made)
     var = s.index[s.packed]
     raxes = tuple(Axis(a.var, words.type.shape[s.at]) if a.var == var else a for a in node.raxes)
     moved = [Idx(i.dim - low[d]) for d, i in enumerate(s.x.index) if isinstance(i, Idx)]
@@ -232,7 +235,7 @@ def _named(node: Node, what: str) -> str:
     return f"{node.name}.{what}" if node.name else what
 
 
-def _words(s: Site, given: Input) -> tuple[list[Dim], Compute]:
+def _words(s: Site, given: Input, made: Compute) -> tuple[list[Dim], Compute]:
     """The activations as words, and where each axis of them begins."""
     source, shape = s.source, s.source.type.shape
     margins = _margins(s.node, s.x) if s.x.other is not None else None
@@ -246,8 +249,8 @@ def _words(s: Site, given: Input) -> tuple[list[Dim], Compute]:
         index = [Dim.of(a.var) + low[d] for d, a in enumerate(axes)]
         index[s.at] = Dim.of(axes[s.at].var) * WORD + j
         inside = margins is None and (length % WORD == 0 or j < length % WORD)
-        other = None if inside else Const("f32", 0.0)
-        return _byte(Load("f32", source, tuple(map(Idx, index)), other), given)
+        other = None if inside else _byte(Const("f32", 0.0), given)
+        return Op("i32", "cast", (Load("u8", made, tuple(map(Idx, index)), other),))
 
     body: Expr = element(0)
     for j in range(1, WORD):
@@ -256,9 +259,22 @@ def _words(s: Site, given: Input) -> tuple[list[Dim], Compute]:
     return low, Compute(
         type=TensorType("i32", tuple(a.extent for a in axes)),
         span=s.node.span,
-        name=_named(source, "bytes"),
+        name=_named(source, "words"),
         axes=axes,
         body=body,
+    )
+
+
+def _bytes(s: Site, given: Input) -> Compute:
+    """The activations as bytes: a quarter of what they are when they go through memory."""
+    axes = tuple(Axis(f"$q{d}", n) for d, n in enumerate(s.source.type.shape))
+    x = Load("f32", s.source, tuple(Idx(Dim.of(a.var)) for a in axes))
+    return Compute(
+        type=TensorType("u8", s.source.type.shape),
+        span=s.node.span,
+        name=_named(s.source, "bytes"),
+        axes=axes,
+        body=_byte(x, given),
     )
 
 
@@ -268,4 +284,4 @@ def _byte(x: Expr, given: Input) -> Expr:
     y: Expr = Op("f32", "add", (Op("f32", "mul", (x, step)), zero))
     y = Op("f32", "round", (y,))
     y = Op("f32", "min", (Op("f32", "max", (y, Const("f32", 0.0))), Const("f32", 255.0)))
-    return Op("i32", "cast", (y,))
+    return Op("u8", "cast", (y,))
