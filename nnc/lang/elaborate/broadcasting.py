@@ -9,7 +9,15 @@ from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import fail
-from nnc.lang.elaborate.values import Operand, Origins, Tensor, Value, Weak, WeakTensor
+from nnc.lang.elaborate.strides import stride_help
+from nnc.lang.elaborate.values import (
+    Operand,
+    Origins,
+    Tensor,
+    Value,
+    Weak,
+    WeakTensor,
+)
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DTYPES, DType, TensorType, is_float
 
@@ -213,7 +221,9 @@ def _no_join(
         _axis_text(vb, axis, ob.span),
         [Label(oa.span, _axis_text(va, axis, ob.span))],
         [f"axis {axis}: {unequal(cx, sa[axis], sb[axis])}"],
-        help=_transpose_help(oa, ob, sa, sb) or _product_help(fn, oa, ob, sa, sb),
+        help=_transpose_help(oa, ob, sa, sb)
+        or _product_help(fn, oa, ob, sa, sb)
+        or stride_help(cx, va, vb, axis),
         whole=_around(oa.span, ob.span, span),
     )
 

@@ -169,6 +169,7 @@ def call_function(cx: Context, fn: Function, e: ast.Call, given: Sequence[Given]
         train=None if cx.generic else bool(cx.frame.train or e.bang),
         path=_path(cx, fn),
         real=owner.inst.real if owner is not None else cx.frame.real,
+        made=_made_at(cx, owner),
     )
     b = Binding(cx, func, frame, e, [], name)
     try:
@@ -178,6 +179,15 @@ def call_function(cx: Context, fn: Function, e: ast.Call, given: Sequence[Given]
             raise Poisoned from None
         raise
     return _opaque(b) if cx.generic else _inline(b, fn)
+
+
+def _made_at(cx: Context, owner: Module | None) -> Span | None:
+    """The declaration of a sub-module in the module that is being checked."""
+    inst = cx.frame.module
+    if inst is None or owner is None:
+        return None
+    found = (m for m in inst.defn.members if isinstance(m, ast.MemberDecl))
+    return next((m.name_span for m in found if m.name == owner.name), None)
 
 
 def _match(b: Binding, pairs: Sequence[tuple[ast.Param, Given | None]]) -> None:

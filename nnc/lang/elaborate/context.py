@@ -75,6 +75,7 @@ class Frame:
     half: dict[str, Span] = field(default_factory=dict)  # assigned in one branch of an `if` only
     looped: dict[str, Span] = field(default_factory=dict)  # assigned in a run-time loop only
     older: dict[str, list[Value]] = field(default_factory=dict)  # values that `=` has replaced
+    made: Span | None = None  # where the sub-module that is called is declared
     outer: tuple[Axis, ...] = ()  # with `wrt`: the index names that the call depends on
     wrt: frozenset[str] = frozenset()  # called in index notation: what `grad` in it is by
 

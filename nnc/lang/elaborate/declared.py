@@ -19,6 +19,7 @@ from nnc.lang.elaborate.values import (
     ModuleType,
     Origin,
     Origins,
+    Tensor,
     Tree,
     TreeParam,
     Tuple,
@@ -92,7 +93,7 @@ def opaque_type(cx: Context, t: ast.TypeExpr, span: Span, name: str) -> Value:
             shape = shape_of(cx, dims or ())
             node = Input(type=TensorType(real, shape), span=span, name=name)
             place = result_place(t, span, cx.frame)
-            origins = result_origins(cx.frame, dims or ())
+            origins = result_origins(cx.frame, dims or (), shape)
             return replace(of_node(node, (), origins), place=place)
         case ast.TensorTypeExpr(name="dim"):
             return integer(Dim.of(name))
@@ -129,8 +130,10 @@ def opaque_tree(name: str, of: Instance | TreeParam) -> Tree:
     )
 
 
-def result_origins(frame: Frame, dims: Sequence[ast.Expr]) -> Origins:
-    """Where the sizes of a result come from, as far as the arguments say it."""
+def result_origins(
+    frame: Frame, dims: Sequence[ast.Expr], shape: tuple[Dim, ...] = ()
+) -> Origins:
+    """Where the sizes of a result (`shape`) come from, as far as the arguments say it."""
     out: list[Origin | None] = []
     for d in dims:
         match d:
@@ -142,7 +145,23 @@ def result_origins(frame: Frame, dims: Sequence[ast.Expr]) -> Origins:
                 out.append(frame.dim_spans.get(name))
             case _:
                 out.append(None)
-    return tuple(out)
+    sizes = (*shape, *([None] * (len(out) - len(shape))))
+    return tuple(o or _size_origin(frame, d) for o, d in zip(out, sizes, strict=False))
+
+
+def _size_origin(frame: Frame, size: Dim | None) -> Origin | None:
+    """A size that an argument has comes from there, another from the sub-module that is called."""
+    if size is None or size.const is not None or frame.func is None:
+        return None
+    given = [v for p in frame.func.params if isinstance(v := frame.vars.get(p.name), Tensor)]
+    for v in given:
+        for axis, n in enumerate(v.shape):
+            if n == size and (origin := v.origin(axis)) is not None:
+                return origin
+    if frame.made is None or frame.owner is None:
+        return None
+    word = "strided by" if "//" in str(size) else "a size made by"
+    return Origin(f"{word} {frame.owner.name}", frame.made, whole=True)
 
 
 def shape_of(cx: Context, dims: Sequence[ast.Expr]) -> tuple[Dim, ...]:

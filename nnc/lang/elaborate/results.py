@@ -148,7 +148,7 @@ def _tensor(cx: Context, value: Value, t: ast.TensorTypeExpr, says: str, span: S
     if not cx.ranges:
         tensor = cx.materialized(tensor, span)
     place = result_place(t, cx.calls[-1].span if cx.calls else t.span, cx.frame)
-    origins = result_origins(cx.frame, t.dims or ())
+    origins = result_origins(cx.frame, t.dims or (), tensor.shape)
     return replace(tensor, letters=(), origins=origins, place=place)
 
 
