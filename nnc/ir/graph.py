@@ -406,7 +406,7 @@ def users(roots: Iterable[Node]) -> dict[Node, list[Node]]:
 def replace_operands(node: Node, new: Callable[[Node], Node]) -> Node:
     """The node over other operands (itself when nothing changed)."""
     if type(node) is Compute and not node.after:
-        return _reload(node, new)
+        return reread(node, new)
     if all(new(o) is o for o in operands(node)):
         return node
     if node.after:
@@ -414,9 +414,9 @@ def replace_operands(node: Node, new: Callable[[Node], Node]) -> Node:
         node = revised(node, after=after)
     match node:
         case Compute():
-            return _reload(node, new)
+            return reread(node, new)
         case Update(base=base):
-            made = _reload(node, new)
+            made = reread(node, new)
             return made if new(base) is base else with_base(made, new(base))
         case Grad(y=y, wrt=wrt, seed=seed):
             seed = None if seed is None else new(seed)
@@ -544,7 +544,8 @@ def _formed_like(node: Compute, of: Formed) -> Compute:
     return made
 
 
-def _reload(node: Formula, new: Callable[[Node], Node]) -> Formula:
+def reread(node: Formula, new: Callable[[Node], Node]) -> Formula:
+    """The node with loads from other tensors (`base` and `after` stay)."""
     of = node.formed
     tensors: list[Tensor] = [new(t) for t in of.tensors]  # type: ignore[arg-type]
     if all(map(is_, of.tensors, tensors)):

@@ -22,6 +22,7 @@ from nnc.lang.elaborate.matching import bind_argument
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.places import place, stored_tree, without_bang
 from nnc.lang.elaborate.reductions import REDUCTIONS, reduce_indexed
+from nnc.lang.elaborate.replay import replayed
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.shape_matching import solve_pending
 from nnc.lang.elaborate.translation import translated
@@ -303,9 +304,10 @@ def _inline(b: Binding, fn: Function) -> Value:
     try:
         with cx.in_frame(b.frame):
             adjoint = fn.unit.adjoints.get(func.name) if fn.owner is None else None
+            run = partial(_result, cx, func, b)
             if adjoint is None:
-                return _result(cx, func, b)
-            return with_adjoint(cx, b.frame, adjoint, partial(_result, cx, func, b), b.call.span)
+                return replayed(b, run)
+            return with_adjoint(cx, b.frame, adjoint, run, b.call.span)
     finally:
         cx.calls.pop()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -142,6 +142,8 @@ class Context:
     root: str = ""  # the path of the module whose method is exported
     probes: dict[str, Node] = field(default_factory=dict)  # of `probe p`: path -> value
     asserted: list[tuple[Node, ast.Assert]] = field(default_factory=list)
+    replays: dict[Hashable, object] = field(default_factory=dict)  # see elaborate.replay
+    leaf_names: dict[Hashable, tuple[str, ...]] = field(default_factory=dict)  # of instances
     # wired by elaborate.engine, so that the rooms need not import each other
     lookup: Callable[[str], Value | None] = field(init=False)
     eval: Callable[[ast.Expr], Value] = field(init=False)
