@@ -43,7 +43,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
-from nnc.codegen import flow, pack, tiles, vectors
+from nnc.codegen import flow, matrix, pack, tiles, vectors
 from nnc.codegen import row as single
 from nnc.codegen.emit import Emitter
 from nnc.codegen.pack import OVERSHOOT, Computed, Operand, Packed, Strided, Window
@@ -413,7 +413,10 @@ class _Emission:
         strip = flow.mul(
             em, flow.sub(em, part.start, rows.start), flow.round_up(em, columns.size, panel)
         )
-        with flow.stepping(em, "0", columns.size) as step:
+        with (
+            matrix.ready(em, t.dtype, part.size, t.vector_rows),
+            flow.stepping(em, "0", columns.size) as step,
+        ):
             j = step.index
             left = flow.sub(em, columns.size, j)
             is_wide = flow.compare(em, "sge", left, wide)

@@ -1,8 +1,11 @@
 """Register tiles of words of four bytes by x86's matrix unit (AMX): up to 32 rows at once.
 
+    void nnrt_matrix_<dtype>_begin(height)
     void nnrt_matrix_<dtype>(a, b, b_k, kc, tile, add, height, vectors)
+    void nnrt_matrix_<dtype>_end()
 
-is a micro-kernel as `nnc.codegen.tiles` has them, of height 15 to 32 and one or two vectors. Steps
+are a micro-kernel as `nnc.codegen.tiles` has them, of height 15 to 32 and one or two vectors, and
+what stands around the kernels of one height (it takes as long as several steps of k). Steps
 of 16 words of k go through the unit, what is left of k through the vector kernels; integers wrap,
 so the bits are the same. The unit is asked of the system once in a process; where that is refused
 the vector kernels do it all.
@@ -10,6 +13,10 @@ the vector kernels do it all.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from nnc.codegen import flow
 from nnc.codegen.emit import Emitter
 
 ROWS = 32
@@ -87,7 +94,7 @@ def _variant(dtype: str, low: bool, wide: bool) -> str:
   br i1 %{name}.more, label %{name}.run, label %{name}.done
 {name}.done:
   {_sums("tilestored", low, wide)}
-  br label %release
+  br label %finish
 """
 
 
@@ -144,6 +151,30 @@ done:
   ret void
 }}
 
+define void @nnrt_matrix_{dtype}_begin(i64 %height) nounwind {{
+entry:
+  %granted = call i1 @nnrt_matrix_{dtype}_granted()
+  br i1 %granted, label %matrix, label %done
+matrix:
+  %number = sub i64 %height, 1
+  %config = getelementptr [64 x i8], ptr @nnrt_matrix_{dtype}_set_up, i64 %number
+  call void @llvm.x86.ldtilecfg(ptr %config)
+  br label %done
+done:
+  ret void
+}}
+
+define void @nnrt_matrix_{dtype}_end() nounwind {{
+entry:
+  %granted = call i1 @nnrt_matrix_{dtype}_granted()
+  br i1 %granted, label %matrix, label %done
+matrix:
+  call void @llvm.x86.tilerelease()
+  br label %done
+done:
+  ret void
+}}
+
 define void @nnrt_matrix_{dtype}({_PARAMETERS}) nounwind {{
 entry:
   %steps = udiv i64 %kc, {_STEP}
@@ -165,17 +196,13 @@ matrix:
   %tile.right = getelementptr i8, ptr %tile, i64 64
   %below.right = getelementptr i8, ptr %below, i64 64
   %fresh = icmp eq i32 %add, 0
-  %number = sub i64 %height, 1
-  %config = getelementptr [64 x i8], ptr @nnrt_matrix_{dtype}_set_up, i64 %number
-  call void @llvm.x86.ldtilecfg(ptr %config)
   %low = icmp ugt i64 %height, {_STEP}
   %wide = icmp eq i64 %vectors, 2
   %low.bit = select i1 %low, i32 2, i32 0
   %wide.bit = zext i1 %wide to i32
   %which = or i32 %low.bit, %wide.bit
   switch i32 %which, label %v11 [ i32 0, label %v00 i32 1, label %v01 i32 2, label %v10 ]
-{variants}release:
-  call void @llvm.x86.tilerelease()
+{variants}finish:
   %rest = urem i64 %kc, {_STEP}
   %over = icmp ne i64 %rest, 0
   br i1 %over, label %tail, label %done
@@ -192,6 +219,28 @@ done:
   ret void
 }}
 """
+
+
+def outer_declarations(dtype: str) -> tuple[str, ...]:
+    """Lines for a module that calls the kernels."""
+    return (
+        f"declare void @nnrt_matrix_{dtype}_begin(i64)",
+        f"declare void @nnrt_matrix_{dtype}_end()",
+    )
+
+
+@contextmanager
+def ready(em: Emitter, dtype: str, height: str, vector_rows: int) -> Iterator[None]:
+    """Code inside calls kernels of one height."""
+    if not vector_rows:
+        yield
+        return
+    high = flow.compare(em, "sgt", height, str(vector_rows))
+    with flow.when(em, high):
+        em.line(f"call void @nnrt_matrix_{dtype}_begin(i64 {height})")
+    yield
+    with flow.when(em, high):
+        em.line(f"call void @nnrt_matrix_{dtype}_end()")
 
 
 def kernel(name: str, dtype: str, height: int, vectors: int) -> str:

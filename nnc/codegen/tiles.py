@@ -389,6 +389,7 @@ def kernel_declarations(t: Tile, target: Target) -> tuple[str, ...]:
 def declarations(t: Tile) -> tuple[str, ...]:
     """Lines for a module that refers to them."""
     return (
+        *(matrix.outer_declarations(t.dtype) if t.vector_rows else ()),
         f"@nnrt_tiles_{t.dtype} = external constant [{t.rows} x [3 x ptr]]",
         f"@nnrt_wide_{t.dtype} = external constant [{t.rows} x i64]",
         "declare { i64, i64 } @nnrt_grid(i64, i64, i64)",

@@ -130,9 +130,7 @@ def opaque_tree(name: str, of: Instance | TreeParam) -> Tree:
     )
 
 
-def result_origins(
-    frame: Frame, dims: Sequence[ast.Expr], shape: tuple[Dim, ...] = ()
-) -> Origins:
+def result_origins(frame: Frame, dims: Sequence[ast.Expr], shape: tuple[Dim, ...] = ()) -> Origins:
     """Where the sizes of a result (`shape`) come from, as far as the arguments say it."""
     out: list[Origin | None] = []
     for d in dims:
