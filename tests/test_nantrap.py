@@ -98,6 +98,22 @@ def test_nothing_is_written(m: nnc.Model) -> None:
     assert not np.array_equal(net["enc.weight"], before["enc.weight"])
 
 
+def test_the_gradient_of_the_step_before(m: nnc.Model) -> None:
+    net = m.VAE.init(seed=0)
+    opt = m.SGD(net).init()
+    y = np.zeros(20, np.int32)
+    m.train_step(net, opt, X, y, 0.0)
+    net["logvar.weight"][...] *= 400
+    text = trapped(m.train_step, net, opt, X, y, 0.0)
+    net["logvar.weight"][...] /= 400
+    grads = m.VAE.init(seed=0)
+    moved = m.SGD(grads).init()
+    m.train_step(grads, moved, X, y, 1.0)
+    names = ("logvar.weight", "logvar.bias")
+    size = max((float(np.linalg.norm(net[n] - grads[n])), n) for n in names)
+    assert f"|grad| of net.{size[1]} was {size[0]:.2g} on the step before" in text
+
+
 def test_infinities_that_are_meant(m: nnc.Model) -> None:
     x = X[:5, :4].copy()
     assert np.allclose(m.attend(x).sum(1), 1)

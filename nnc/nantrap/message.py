@@ -34,7 +34,13 @@ def turns_of(sight: Sight, turns: tuple[int, ...]) -> dict[str, int]:
     return {loop.var: t for loop, t in zip(sight.loops, turns, strict=True)}
 
 
-def message(fault: Fault, values: Mapping[Node, Array], dims: Mapping[str, int]) -> str:
+def message(
+    fault: Fault,
+    values: Mapping[Node, Array],
+    dims: Mapping[str, int],
+    more: Sequence[str] = (),
+) -> str:
+    """The report; `more`: its last lines."""
     node, at = fault.sight.node, fault.sight.node.span
     if isinstance(node, Input) and node.kind in ("arg", "param", "state"):
         shown = f"{_number(fault.value)} at {_index(node, fault.index)}"
@@ -51,7 +57,7 @@ def message(fault: Fault, values: Mapping[Node, Array], dims: Mapping[str, int])
         notes.insert(0, f"in {here.place}: {' '.join(here.text.split())}")
     if node.name.startswith("d."):
         notes.insert(0, "in the gradient of this expression")
-    return quoted(_diagnostic(here.own, shown, notes))
+    return quoted(_diagnostic(here.own, shown, [*notes, *more]))
 
 
 def _diagnostic(at: Span, shown: str, notes: Sequence[str]) -> Diagnostic:

@@ -22,8 +22,21 @@ from nnc import compiler
 from nnc.codegen.target import host
 from nnc.compiler import Cache
 from nnc.diagnostics import Span
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, walk
-from nnc.ir.graph import Axis, Compute, Graph, Loop, Node, Part, Update, all_nodes, operands
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, as_dtype, walk
+from nnc.ir.graph import (
+    Axis,
+    Compute,
+    Grad,
+    Graph,
+    Input,
+    Loop,
+    Node,
+    Part,
+    Update,
+    all_nodes,
+    operands,
+    toposort,
+)
 from nnc.ir.signature import Variant
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.elaborated import Built
@@ -69,22 +82,34 @@ class Trap:
         self.graph = compiler.optimise(built.graph)
 
     @cached_property
+    def gradients(self) -> dict[str, Node]:
+        """|gradient| by the inputs, where the program asks for it: name -> norm."""
+        return gradient_norms(self.built.graph)
+
+    @cached_property
     def variant(self) -> Variant:
-        """Its further result: whether anything watched is not finite."""
-        tainted, last = _tainted(self.graph), _last(self.graph)
+        """Its further results: whether anything watched is not finite, then the `gradients`."""
+        n = len(self.built.graph.results)
+        norms = (*self.built.graph.results, *self.gradients.values())
+        whole = compiler.optimise(replace(self.built.graph, results=norms))
+        plain = replace(whole, results=whole.results[:n])
+        tainted, last, own = _tainted(plain), _last(plain), {*all_nodes(plain)}
 
         def look(node: Node, made: Node) -> list[Node]:
             how = NAN if node in tainted else ANY
-            seen = _float(node) and how in last.get(node, (NAN, ANY))
+            seen = _float(node) and how in last.get(node, (NAN, ANY)) and node in own
             return [_flag(made, how)] if seen else []
 
-        graph, sights = observed(self.graph, look)
-        n = len(self.graph.results)
-        flags = [_any(s.shown) for s in sights]
-        return self._compiled(replace(graph, results=graph.results[:n]), [_either(flags)], "trap")
+        graph, sights = observed(whole, look)
+        norms = graph.results[n : n + len(self.gradients)]
+        more = [_either([_any(s.shown) for s in sights]), *norms]
+        return self._compiled(replace(graph, results=graph.results[:n]), more, "trap")
 
-    def fault(self, run: Run, dims: Mapping[str, int]) -> str | None:
-        """What happened, as text. None when nothing was made that is not finite."""
+    def fault(self, run: Run, dims: Mapping[str, int], before: Sequence[float] = ()) -> str | None:
+        """What happened, as text. None when nothing was made that is not finite.
+
+        `before`: the `gradients` of the call before.
+        """
         found = self._first(run)
         if found is None:
             return None
@@ -95,7 +120,17 @@ class Trap:
         index = tuple(int(i) for i in np.unravel_index(int(np.argmax(bad)), array.shape))
         here = {n: a[turns[: a.ndim - n.type.rank]] for n, a in values.items()}
         fault = Fault(sight, turns, index, float(array[index]))
-        return message(fault, here, {**dims, **turns_of(sight, turns)})
+        sizes = {**dims, **turns_of(sight, turns)}
+        return message(fault, here, sizes, self._blown(sight.node, before))
+
+    def _blown(self, node: Node, before: Sequence[float]) -> list[str]:
+        """The gradient that the nearest parameters had on the call before."""
+        known = dict(zip(self.gradients, before, strict=False))
+        near = _nearest(node, set(known))
+        layer = near.rpartition(".")[0] if near else ""
+        some = [n for n in known if near and n.rpartition(".")[0] == layer]
+        name = max(some, key=lambda n: known[n], default=None)
+        return [f"|grad| of {name} was {known[name]:.2g} on the step before"] if name else []
 
     def _first(self, run: Run) -> tuple[Sight, tuple[int, ...], str] | None:
         """The value that was first not finite: value, turns of the loops around, what it is.
@@ -149,6 +184,44 @@ class Trap:
 
     def _compiled(self, graph: Graph, more: Sequence[Node], what: str) -> Variant:
         return compiler.widened(self.built, graph, more, what, host(), self._cache)
+
+
+# ---- gradients of the step before ---------------------------------------------------------------
+
+
+def gradient_norms(graph: Graph) -> dict[str, Node]:
+    """The norms of the gradients by inputs that a graph takes (outside of loops)."""
+    out: dict[str, Node] = {}
+    for part in toposort(graph.roots):
+        if isinstance(part, Part) and isinstance(part.source, Grad):
+            by = part.source.wrt[part.index]
+            if isinstance(by, Input):
+                out[by.name] = _norm(part)
+    return out
+
+
+def _norm(node: Node) -> Node:
+    axes = tuple(Axis(f"$n{k}", n) for k, n in enumerate(node.type.shape))
+    load = Load(node.type.dtype, node, tuple(Idx(Dim.of(a.var)) for a in axes))
+    wide = as_dtype(load, "f64")
+    kind = TensorType("f64")
+    square = Op("f64", "mul", (wide, wide))
+    total = Compute(type=kind, span=node.span, axes=(), raxes=axes, op="sum", body=square)
+    return Compute(
+        type=kind, span=node.span, axes=(), body=Op("f64", "sqrt", (Load("f64", total, ()),))
+    )
+
+
+def _nearest(node: Node, names: set[str]) -> str | None:
+    """The first of these inputs on the way back from a value."""
+    seen, row = {node}, [node]
+    while row:
+        for n in row:
+            if isinstance(n, Input) and n.name in names:
+                return n.name
+        row = [s for s in dict.fromkeys(s for n in row for s in _sources(n)) if s not in seen]
+        seen.update(row)
+    return None
 
 
 # ---- what is watched ----------------------------------------------------------------------------

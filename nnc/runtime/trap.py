@@ -25,14 +25,15 @@ Run = Callable[[Variant], tuple[Array, ...]]
 class Watch(Protocol):
     """What the compiler knows of one export.
 
-    `variant`: with one further result, whether anything was not finite; `fault`: what it was, by
-    repeating the call in other variants (None: nothing was made that is not finite).
+    `variant`: with further results, whether anything was not finite, then norms of gradients;
+    `fault`: what it was, by repeating the call in other variants, and after which norms (None:
+    nothing was made that is not finite).
     """
 
     @property
     def variant(self) -> Variant: ...
 
-    def fault(self, run: Run, dims: Mapping[str, int]) -> str | None: ...
+    def fault(self, run: Run, dims: Mapping[str, int], before: Sequence[float]) -> str | None: ...
 
 
 class Trapped(Widened):
@@ -43,9 +44,12 @@ class Trapped(Widened):
         self.watch = watch
         self.count = 0
         self._raised = False
+        self._norms: tuple[float, ...] = ()
 
     def _note(self, more: tuple[Array, ...]) -> None:
         self._raised = bool(more[0])
+        if not self._raised:
+            self._norms = tuple(float(n) for n in more[1:])
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         call = self.bind(args, kwargs)
@@ -65,7 +69,9 @@ class Trapped(Widened):
         back()
         text = _given(self, call)
         if text is None:
-            text = self.watch.fault(lambda v: self._again(v, call, back), call.plan.sizes.env)
+            text = self.watch.fault(
+                lambda v: self._again(v, call, back), call.plan.sizes.env, self._norms
+            )
         if text is None:  # infinities that were meant
             return super().call(*call.values)
         self.mark_written(call.values)
