@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import traceback
 from pathlib import Path
@@ -624,3 +626,14 @@ def test_every_dtype_passes(tmp_path: Any) -> None:
     if nnc.runtime.memory.numpy_dtype("bf16") == np.uint16:
         with pytest.raises(nnc.DtypeError, match=r"view\(np.uint32\) >> 16"):
             model.bf16_(ones(2), 1.0)
+
+
+def test_a_process_ends_while_workers_still_wait(tmp_path: Path) -> None:
+    """They wait in code that must not be unloaded before them."""
+    file = tmp_path / "m.nn"
+    file.write_text("export def f(x: f32[N, N]) -> f32[N, N] = x @ x\n")
+    text = "import nnc, numpy as np, sys; m = nnc.load(sys.argv[1], threads=2)\n"
+    text += "x = np.ones((300, 300), np.float32); [m.f(x) for _ in range(5)]"
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", text, str(file)], check=False)
+        assert done.returncode == 0

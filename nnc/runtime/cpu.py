@@ -34,6 +34,7 @@ def install(support: Support) -> None:
         if support.name in _shared:
             return
         loaded = _loaded(support.data)
+        loaded.stay()  # workers spin in it when the interpreter ends
         _symbols.update({n: loaded.symbols[n] for n in (*support.functions, *support.tables)})
         _shared[support.name] = loaded
 

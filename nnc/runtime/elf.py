@@ -127,6 +127,10 @@ class Loaded:
         found = [s for s in self._object.symbols if s.section in self._places]
         self.symbols = {s.name: self._address(s) for s in found}
 
+    def stay(self) -> None:
+        """Keeps it in memory to the very end of the process, after Python has thrown all away."""
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._memory))
+
     def _layout(self) -> tuple[int, ...]:
         """Places everything; returns where code, constants and data end."""
         at, ends = 0, []
