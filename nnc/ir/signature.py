@@ -41,7 +41,8 @@ class ModuleSig:
     `args`: the arguments that differ from the defaults and every tree argument, in the reader's
     words (`{"P": "MLP"}`, `{"L": "2"}`); `trees`: those that name another module type -> its `id`.
     `init`: the symbol of the hidden export that computes all leaves (results in leaf order) from
-    (seed: i64, step: i64), or "" when there are no leaves.
+    (seed: i64, step: i64), or "" when there are no leaves. `absent`: keys of params whose condition
+    (`when`) does not hold, and where the reader's text says so.
     """
 
     id: str
@@ -53,6 +54,7 @@ class ModuleSig:
     init: str = ""
     place: str = ""
     slots: tuple[Slot, ...] = ()
+    absent: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

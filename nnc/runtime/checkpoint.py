@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -91,18 +91,33 @@ def fit(entries: Mapping[str, Entry], wanted: Mapping[str, Wanted], rules: Rules
     return Fit(found, missing, bad, tuple(unused), tuple(twice))
 
 
+@dataclass(frozen=True)
+class Owner:
+    """Whose tensors are loaded, for messages: `` `MLP` (mlp.nn:5)``.
+
+    `call`: how the call that loads begins; `absent`: keys that it does not have, and why.
+    """
+
+    name: str
+    call: str = "load(path"
+    absent: Mapping[str, str] = field(default_factory=dict)
+
+    def reason(self, key: str) -> str:
+        return f"   {self.absent[key]}" if key in self.absent else ""
+
+
 def load(
     path: str | Path,
     wanted: Mapping[str, Wanted],
-    owner: str,
+    owner: Owner | str,
     rename: Mapping[str, str] | None = None,
     skip: Sequence[str] = (),
 ) -> dict[str, str]:
     """Fills the arrays of `wanted` from the file, all or none; returns the file's metadata.
 
-    `owner` is how messages call the model: `` `MLP` (mlp.nn:5)``. LoadError E0701 when the file
-    does not fit.
+    LoadError E0701 when the file does not fit; there the model is called `owner`.
     """
+    owner = owner if isinstance(owner, Owner) else Owner(owner)
     rules = _rules(rename, skip)
     with tensorfile.opened(path) as (file, header):
         match = fit(header.entries, wanted, rules)
@@ -169,7 +184,7 @@ def _misfit(
     wanted: Mapping[str, Wanted],
     rules: Rules,
     match: Fit,
-    owner: str,
+    owner: Owner,
 ) -> str:
     better = _better(entries, wanted, rules, match)
     rows = [
@@ -177,12 +192,18 @@ def _misfit(
         *_limited(
             f"shape    {k}   file {entries[n]}, model {wanted[k].entry}" for k, n in match.different
         ),
-        *_limited(f"unused   {shown(n)[1:-1]} {entries[n]}" for n in _unexplained(match, better)),
+        *_limited(
+            f"unused   {shown(n)[1:-1]} {entries[n]}{owner.reason(n)}"
+            for n in _unexplained(match, better)
+        ),
         *_limited(f"twice    {k}   several tensors of the file get this name" for k in match.twice),
     ]
-    text = [f"E0701: {path} does not fit {owner}; nothing was loaded", *(f"   {r}" for r in rows)]
+    text = [
+        f"E0701: {path} does not fit {owner.name}; nothing was loaded",
+        *(f"   {r}" for r in rows),
+    ]
     if better is not None:
-        text.append(f"   help: {_spelled(better)}")
+        text.append(f"   help: {_spelled(owner, better)}")
     return "\n".join(text)
 
 
@@ -220,13 +241,13 @@ def _limited(rows: object) -> list[str]:
     return [*out[:_ROWS], f"         ... and {more} more"] if more > 0 else out
 
 
-def _spelled(rules: Rules) -> str:
-    parts = ["path"]
+def _spelled(owner: Owner, rules: Rules) -> str:
+    parts = [owner.call]
     if rules.rename:
         parts.append("rename={" + ", ".join(f'"{a}": "{b}"' for a, b in rules.rename.items()) + "}")
     if rules.skip:
         parts.append("skip=[" + ", ".join(f'"{s}"' for s in rules.skip) + "]")
-    return f"load({', '.join(parts)})"
+    return f"{', '.join(parts)})"
 
 
 def _better(

@@ -189,7 +189,8 @@ class Module(Store):
 
         `rename={"norm": "bn"}` changes the file's keys, `skip=["fc.*"]` leaves keys alone.
         """
-        checkpoint.load(path, self.tensors(), self._owner(), rename, skip)
+        owner = checkpoint.Owner(self._owner(), absent=self.sig.absent)
+        checkpoint.load(path, self.tensors(), owner, rename, skip)
         self.version += 1
 
     def copy(self) -> Module:

@@ -93,7 +93,10 @@ def _load_slot(module: Module, slot: Slot, path: str | Path) -> None:
     }
     part = slot.prefix.rstrip(".") or "the module"
     owner = f'weights("{slot.name}") of `{part}`' + (f" ({slot.place})" if slot.place else "")
-    checkpoint.load(path, tensors, owner, slot.rename, slot.skip)
+    n = len(slot.prefix)
+    absent = {k[n:]: why for k, why in module.sig.absent.items() if k.startswith(slot.prefix)}
+    named = checkpoint.Owner(owner, f'weights("{slot.name}"', absent)
+    checkpoint.load(path, tensors, named, slot.rename, slot.skip)
 
 
 class Constructor:

@@ -12,6 +12,7 @@ from nnc.ir.signature import ArgSig, ExportSig, ResultSig
 from nnc.lang import ast
 from nnc.lang.elaborate.abi import Abi, argument, determined, module_arg
 from nnc.lang.elaborate.attempts import attempt, deep_recursion
+from nnc.lang.elaborate.check_notes import explained
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.lang.elaborate.engine import Overrides, context
@@ -207,7 +208,7 @@ def _assemble(cx: Context, func: ast.FuncDef, frame: Frame, abi: Abi, result: Va
         tuple(shown),
         isinstance(result, Tuple),
         dims,
-        tuple(cx.checks),
+        explained(cx.checks, [*frame.vars.values(), *([frame.owner] if frame.owner else [])]),
         func.doc or "",
         f"{func.span.source.name}:{func.span.line}",
         signature_text(func, next((a for a in abi.args if frame.owner is not None), None)),

@@ -15,7 +15,7 @@ from nnc.lang.elaborate.initial import initial
 from nnc.lang.elaborate.members import leaves
 from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.randoms import rng_inputs
-from nnc.lang.elaborate.slots import slots
+from nnc.lang.elaborate.slots import absent, slots
 from nnc.lang.elaborate.values import Instance, Tensor
 from nnc.lang.units import Loader, Unit
 
@@ -71,6 +71,7 @@ def _module(cx: Context, inst: Instance) -> tuple[ModuleSig, Graph | None]:
         symbol if stored else "",
         f"{inst.defn.span.source.name}:{inst.defn.span.line}",
         tuple(slots(inst)),
+        dict(absent(inst)),
     )
     return sig, graph if stored else None
 
