@@ -26,6 +26,7 @@ from nnc.lang.types import DType
 
 _Rows = Callable[[contract.StoreRow], None]
 _LONG = 1024  # assumed for sizes known at run time only
+_NEXT_TILE = 128  # bytes of a row to the columns of the next tile
 _TINY = 1 << 12  # multiplications: fewer are done by plain loops
 
 
@@ -283,7 +284,9 @@ class Leaves(Reductions, Windows):
         lanes = self.target.lanes(dtype)
         with self.inside_tile(m, i), self.along(n, lanes, mask):
             self.variables[c.name] = Value(value, dtype, lanes, self.depth)
+            self.ahead = _NEXT_TILE
             self.block(c.epilogue)
+            self.ahead = 0
 
     def columns(self, c: Contract, m: Group, n: Group) -> contract.Columns:
         """What depends on the columns alone stands before the rows. Vectors that are within a run

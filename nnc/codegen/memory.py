@@ -150,6 +150,7 @@ class Memory(Guards):
         mask = None if guard.mask is None else guard.mask.text
         if place.offsets is None:
             with self.at(depth):
+                self._fetch_ahead(place.pointer)
                 return self._load_vector(dtype, safe, mask)
         offsets = place.offsets.text
         if guard.scalar is not None:
@@ -159,6 +160,12 @@ class Memory(Guards):
                 offsets = self.em.op(f"select i1 {guard.scalar.text}, {ty} {offsets}, {ty} {zero}")
         with self.at(depth):
             return self._gather(dtype, safe, offsets, mask)
+
+    def _fetch_ahead(self, pointer: Value) -> None:
+        """Rows of a tile lie far apart: no hardware foresees what its next columns read."""
+        if self.ahead and pointer.depth == self.depth:
+            place = self.em.op(f"getelementptr i8, ptr {pointer.text}, i64 {self.ahead}", "ahead")
+            self.em.line(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 3, i32 1)")
 
     def native_mask(self, dtype: DType) -> bool:
         """Whether masked accesses of this dtype are instructions."""

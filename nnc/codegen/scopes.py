@@ -83,6 +83,7 @@ class Scopes:
         self.split: dict[str, Dim] = {}  # variables of a merged axis in terms of the merged one
         self.vector: str | None = None
         self.lanes = 1
+        self.ahead = 0  # bytes from what is read to what is read next, for prefetches
 
     # ---- scopes ---------------------------------------------------------------------------------
 
