@@ -118,3 +118,72 @@ def test_groups_and_transposed_windows() -> None:
     ):
         graph = found[name].graph
         compare(graph, dims, sample(graph, dims, np.random.default_rng(1)))
+
+
+THIN = """
+export def depthwise(x: {t}[B, C, H, W], w: {t}[C, {k}, {k}]) -> {t}[B, C, Y, X]
+        where Y = (H + 2*{p} - {d}*({k} - 1) - 1)//{s} + 1, X = (W + 2*{p} - {d}*({k} - 1) - 1)//{s} + 1:
+    y[b, c, i:Y, j:X] = sum[u, v](
+        x[b, c, i*{s} + u*{d} - {p}, j*{s} + v*{d} - {p} else {other}] * w[c, u, v])
+    return max(y, 0)
+
+export def few(x: {t}[B, 3*G, H, W], w: {t}[2*G, 3, {k}, {k}]) -> {t}[B, 2*G, Y, X]
+        where Y = (H + 2*{p} - {d}*({k} - 1) - 1)//{s} + 1, X = (W + 2*{p} - {d}*({k} - 1) - 1)//{s} + 1:
+    y[b, (g:G, o:2), i:Y, j:X] = sum[c:3, u, v](
+        x[b, g*3 + c, i*{s} + u*{d} - {p}, j*{s} + v*{d} - {p} else {other}] * w[g*2 + o, c, u, v])
+    return y
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [(2, 5, 7, 7), (1, 37, 9, 18), (3, 2, 20, 33)])
+def test_few_rows(kind: str, size: tuple[int, ...]) -> None:
+    """One filter, or two, for each channel."""
+    text = THIN.format(t="f32", other="0", **KINDS[kind])
+    b, c, h, w = size
+    for name, graph in ((n, x.graph) for n, x in built(text).items()):
+        dims = {"B": b, "H": h, "W": w} | ({"C": c} if name == "depthwise" else {"G": c})
+        compare(graph, dims, sample(graph, dims, np.random.default_rng(c)))
+
+
+@pytest.mark.parametrize("other", ["1.5", "inf"])
+def test_few_rows_of_doubles(other: str) -> None:
+    for graph in (
+        x.graph for x in built(THIN.format(t="f64", other=other, **KINDS["stem"])).values()
+    ):
+        dims = {"B": 2, "C": 6, "G": 3, "H": 11, "W": 10}
+        dims = {n: dims[n] for n in graph.dims}
+        compare(graph, dims, sample(graph, dims, np.random.default_rng(5)), 1e-11)
+
+
+def test_gradients_of_few_rows() -> None:
+    text = (
+        THIN.format(t="f32", other="0", **KINDS["strided"])
+        + """
+export def gradients(x: f32[B, C, H, W], w: f32[C, 3, 3]) -> (f32[B, C, H, W], f32[C, 3, 3]):
+    loss = sum(depthwise(x, w)**2)
+    return grad(loss, x), grad(loss, w)
+"""
+    )
+    graph = built(text)["gradients"].graph
+    dims = {"B": 2, "C": 7, "H": 13, "W": 18}
+    compare(graph, dims, sample(graph, dims, np.random.default_rng(7)))
+
+
+def test_filters_of_sequences() -> None:
+    text = """
+    export def blur(x: f32[N], w: f32[5]) -> f32[N]:
+        y[i:N] = sum[u](x[i + u - 2 else 0] * w[u])
+        return y
+    export def causal(x: f32[B, D, T], w: f32[D, 4], s: f32[B, T]) -> f32[B, D, T]:
+        y[b, d, t:T] = sum[u](x[b, d, t + u - 3 else 0] * s[b, t + u - 3 else 0] * w[d, u])
+        return exp(y)
+    export def last(x: f32[B, T, D], w: f32[4, D]) -> f32[B, T, D]:
+        y[b, t:T, d] = sum[u](x[b, t + u - 3, d else 0] * w[u, d])
+        return y
+    """
+    for name, b in built(dedent(text)).items():
+        for n in (1, 15, 70, 700):
+            dims = {"N": n, "B": 2, "D": 9, "T": n} if name == "blur" else {"B": 2, "D": 9, "T": n}
+            dims = {k: dims[k] for k in b.graph.dims}
+            compare(b.graph, dims, sample(b.graph, dims, np.random.default_rng(n)))

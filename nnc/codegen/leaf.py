@@ -80,6 +80,8 @@ class Leaves(Reductions, Windows):
 
     def tiled(self, c: Contract) -> None:
         """Batches outside, each one contraction by register tiles."""
+        if self.direct(c):
+            return
         self.contractions |= {kind(c)}
         groups = [group(x, axes) for x, axes in zip("mnk", (c.m, c.n, c.k), strict=True)]
         with self.merged_axes(groups):
@@ -166,6 +168,9 @@ class Leaves(Reductions, Windows):
             self.columns(c, m, n),
         )
         contract.emit_contraction(self.em, done)
+
+    def direct(self, c: Contract) -> bool:
+        raise NotImplementedError
 
     def starts(self, c: Contract) -> tuple[str, str]:
         raise NotImplementedError

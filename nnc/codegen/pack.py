@@ -381,12 +381,13 @@ def _transposed(em: Emitter, t: Tile, lines: _Lines, row: str, mask: str, stage:
 # ---- by tables --------------------------------------------------------------------------------
 
 
-def _table(t: Tile, em: Emitter, stage: str) -> str:
+def table_of(t: Tile, em: Emitter, stage: str) -> str:
+    """Room for a table of lines."""
     return flow.offset(em, stage, str(t.lanes**2 * t.size), "i8")
 
 
 @contextmanager
-def _lines_of(
+def lines_of(
     em: Emitter, t: Tile, x: Tabled, table: str, start: str, count: str
 ) -> Iterator[tuple[str, str]]:
     """Tables of at most LINES lines of start .. start + count: the first (from start), how many."""
@@ -397,7 +398,7 @@ def _lines_of(
         yield first, some
 
 
-def _either(em: Emitter, lanes: Lanes, body: Callable[[int], None]) -> None:
+def either(em: Emitter, lanes: Lanes, body: Callable[[int], None]) -> None:
     """`body` for vectors of one piece, of two, of `PIECES`, of any number."""
     below = "0"
     for pieces in (1, 2, PIECES):
@@ -442,7 +443,7 @@ def _tabled(
 ) -> None:  # fmt: skip
     """Vectors at each line; `lines`, `lanes`: the first one and how many. place(lane)(line), both
     from the first: where the vector goes."""
-    table = _table(t, em, stage)
+    table = table_of(t, em, stage)
 
     def vector(at: str, mask: str, first: str, some: str) -> None:
         prepared = x.prepare(em, flow.add(em, lanes[0], at), mask, table, some)
@@ -454,16 +455,16 @@ def _tabled(
                 value = x.fetch(em, prepared, flow.add(em, lines[0], line), table, i, pieces)
                 put(em, t, value, to, where(line), t.vector)
 
-        _either(em, prepared, each)
+        either(em, prepared, each)
 
-    with _lines_of(em, t, x, table, *lines) as (first, some):
+    with lines_of(em, t, x, table, *lines) as (first, some):
         _vectors(em, t, lanes[1], lambda at, mask: vector(at, mask, first, some))
 
 
 def _transpose_tabled_panels(
     em: Emitter, t: Tile, b: Window, x: Tabled, to: str, gap: str, stage: str
 ) -> None:
-    table, panel, width = _table(t, em, stage), str(t.panel), str(t.lanes)
+    table, panel, width = table_of(t, em, stage), str(t.panel), str(t.lanes)
 
     def square(lanes: Lanes, k: str, first: str, some: str, j: str) -> None:
         last = flow.sub(em, some, "1")
@@ -475,7 +476,7 @@ def _transpose_tabled_panels(
                 value = x.fetch(em, lanes, line, table, i, pieces)
                 put(em, t, value, stage, flow.mul(em, o, width), t.vector)
 
-            _either(em, lanes, one)
+            either(em, lanes, one)
         places = [flow.offset(em, stage, str(o * t.lanes), t.type) for o in range(t.lanes)]
         columns = flow.add(em, first, j)
         base = flow.mul(em, flow.div(em, columns, panel), gap)
@@ -490,5 +491,5 @@ def _transpose_tabled_panels(
         with flow.loop(em, "0", some, width) as j:
             square(lanes, k, first, some, j)
 
-    with _lines_of(em, t, x, table, b.col, b.cols) as (first, some):
+    with lines_of(em, t, x, table, b.col, b.cols) as (first, some):
         _vectors(em, t, b.rows, lambda k, mask: vector(k, mask, first, some))

@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from nnc.codegen import contract, flow, tiles
-from nnc.codegen.leaf import Leaves, group
+from nnc.codegen.leaf import group
 from nnc.codegen.loops import stores
 from nnc.codegen.registers import computes_in
 from nnc.codegen.scopes import Value
+from nnc.codegen.thin import Thin
 from nnc.ir.expr import subst
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Contract, For, Stmt
@@ -41,8 +42,8 @@ def contracts(body: Iterable[Stmt]) -> Iterator[Contract]:
                 stack.extend(reversed(inner))
 
 
-class Regions(Leaves):
-    """Leaves, and contractions inside of loops."""
+class Regions(Thin):
+    """Thin leaves too, and contractions inside of loops."""
 
     def start(self) -> None:
         super().start()

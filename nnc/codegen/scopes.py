@@ -247,10 +247,13 @@ class Scopes:
     @contextmanager
     def bound(self, name: str, text: str, extent: Dim) -> Iterator[None]:
         """`name` stands for a loop variable of this level, within 0 .. extent - 1."""
+        outer = self.names.get(name), self.ranges.get(name)
         self.names[name] = Value(text, "i64", 1, self.depth)
         self.ranges[name] = (ZERO, extent - 1)
         yield
         del self.names[name], self.ranges[name]
+        if outer[0] is not None and outer[1] is not None:
+            self.names[name], self.ranges[name] = outer[0], outer[1]
 
     @property
     def inside_names(self) -> frozenset[str]:

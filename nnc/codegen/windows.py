@@ -81,8 +81,9 @@ class _Read:
     load: Load
     line: Dim
     lanes: Dim
+    moving: Dim  # what depends on variables that are known later
     checks: tuple[_Check, ...]
-    base: str  # element that both shares count from
+    base: str  # element that the shares count from
     step: int  # elements from lane to lane within a piece
 
     @property
@@ -110,11 +111,16 @@ class _State:
 class Windows(Expressions):
     """Expressions, and operands by tables."""
 
-    def window(self, e: Expr, line: Group, lanes: Group, t: Tile) -> Tabled | None:
-        """The operand with `lanes` along its vectors; None when no load of it is of this kind."""
+    def window(
+        self, e: Expr, line: Group, lanes: Group, t: Tile, later: frozenset[str] = frozenset()
+    ) -> Tabled | None:
+        """The operand with `lanes` along its vectors; None when no load of it is of this kind.
+
+        `later`: variables that are known only where elements are read.
+        """
         reads, words = [], 0
         for load in loads(e):
-            found = self._shares(load, line, lanes) if load.dtype == t.dtype else None
+            found = self._shares(load, line, lanes, later) if load.dtype == t.dtype else None
             if found is not None and words + found.words <= LINE_WORDS:
                 reads.append(found)
                 words += found.words
@@ -127,7 +133,7 @@ class Windows(Expressions):
         self.lanes = before
         return x
 
-    def _shares(self, e: Load, line: Group, lanes: Group) -> _Read | None:
+    def _shares(self, e: Load, line: Group, lanes: Group, later: frozenset[str]) -> _Read | None:
         buffer = e.tensor
         assert isinstance(buffer, Buffer)
         if e.check is not None or e.dtype not in ("f32", "f64", "i32"):
@@ -143,10 +149,13 @@ class Windows(Expressions):
             mine, across, rest = mine + a * stride, across + b * stride, rest + c * stride
             assert isinstance(i, Idx)
             if e.other is not None and not self.always_inside(i, size):
+                if c.names & later:
+                    return None
                 checks.append(_Check(a, b + c, size, _few(a, line)))
+        moving, _, rest = _parted(rest, later, frozenset()) or (ZERO, ZERO, rest)
         base = self.pointer(buffer, rest, ()).text
         mine, across = self.collapsed(mine), self.collapsed(across)
-        return _Read(e, mine, across, tuple(checks), base, _step(e, across, lanes))
+        return _Read(e, mine, across, moving, tuple(checks), base, _step(e, across, lanes))
 
 
 def _few(share: Dim, line: Group) -> tuple[Axis, ...] | None:
@@ -370,14 +379,15 @@ class _Window:
     ) -> str:  # fmt: skip
         n, t = self.t.lanes, self.t
         inside = self._inside(em, read, state, words[1:], at)
+        shift = flow.add(em, words[0], self.cx.uniform(self.cx.collapsed(read.moving)).text)
         if pieces:
-            x = self._put_together(em, read, state.pieces[:pieces], words[0], inside)
+            x = self._put_together(em, read, state.pieces[:pieces], shift, inside)
         else:
             active = mask
             if inside is not None:
                 there = self._mask(em, self._gathered_bits(em, inside, read.step))
                 active = em.op(f"and <{n} x i1> {there}, {mask}", "active")
-            splatted = splat(em, "i64", words[0], n)
+            splatted = splat(em, "i64", shift, n)
             moved = em.op(f"add <{n} x i64> {state.offsets}, {splatted}", "moved")
             x = self.cx.each(read.load.dtype, read.base, moved, active, n)
         if inside is None or _zero_outside(read.load):

@@ -186,7 +186,9 @@ class _Search:
     def contraction(self, node: Compute) -> Contraction | None:
         if node not in self.found:
             found = contraction(self.space(node)) if node.op == "sum" else None
-            self.found[node] = found if found is not None and found.fn == "mul" else None
+            self.found[node] = (
+                found if found is not None and found.fn == "mul" and found.m else None
+            )
         return self.found[node]
 
     def ends(self, node: Compute) -> bool:

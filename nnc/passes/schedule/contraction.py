@@ -19,6 +19,7 @@ from nnc.passes.schedule.space import Space
 
 DTYPES = ("f32", "f64", "f16", "bf16")
 SHORT = 3  # sums of so many products are not worth a register tile
+LONG = 128  # so many products by a window that all results share: plain reductions
 PROLOGUE = 64  # expressions of an operand
 
 
@@ -70,12 +71,31 @@ def _contraction(s: Space) -> Contraction | None:
     n = tuple(a for a in s.axes if a.var in in_g - in_f)
     batch = tuple(a for a in s.axes if a.var in in_f & in_g)
     length = dim_prod(a.extent for a in s.raxes).const
-    if not m or not n or (length is not None and length <= SHORT):
+    if length is not None and length <= SHORT:
         return None
+    if not m or not n:
+        f, g, n = (f, g, n) if n else (g, f, m)
+        windows = (length or LONG) < LONG and bool(n) and n[-1] is s.axes[-1]
+        return (
+            Contraction(batch, (), n, s.raxes, f, g, masks, fn)
+            if windows and _slides(g, n, s.raxes)
+            else None
+        )
     place = {a.var: i for i, a in enumerate(s.axes)}
     if place[m[-1].var] > place[n[-1].var]:
         m, n, f, g, fn = n, m, g, f, REVERSED[fn]
     return Contraction(batch, m, n, s.raxes, f, g, masks, fn)
+
+
+def _slides(e: Expr, kept: tuple[Axis, ...], reduced: tuple[Axis, ...]) -> bool:
+    """Whether it holds loads through a window: at indices of kept and of reduced variables."""
+    return any(
+        {a.var for a in kept} & i.dim.names and {a.var for a in reduced} & i.dim.names
+        for load in walk(e)
+        if isinstance(load, Load) and load.dtype in ("f32", "f64") and load.dtype == e.dtype
+        for i in load.index
+        if isinstance(i, Idx)
+    )
 
 
 def _vars(e: Expr) -> frozenset[str]:
@@ -98,15 +118,21 @@ def _pair(body: Expr, reduced: frozenset[str]) -> Pair | None:
     parts = [(e, _vars(e)) for e in factors(body)]
     sets = {v for _, v in parts}
     maximal = [v for v in sets if not any(v < w for w in sets)]
+    nested = len(maximal) == 1  # m is empty: the others are one factor
+    if nested:
+        maximal.append(frozenset[str]().union(*sets - {*maximal}))
     if len(maximal) != 2:
         return None
-    maximal.sort(key=lambda v: next(i for i, (_, w) in enumerate(parts) if w == v))
+    if not nested:
+        maximal.sort(key=lambda v: next(i for i, (_, w) in enumerate(parts) if w == v))
     sides: list[Expr | None] = [None, None]
     for e, v in parts:
-        side = 0 if v <= maximal[0] else 1
+        side = 0 if v <= maximal[0] and not (nested and v < maximal[0]) else 1
         old = sides[side]
         sides[side] = e if old is None else Op(e.dtype, "mul", (old, e))
     f, g = sides
+    if nested and g is None:
+        return None
     assert f is not None and g is not None
     return _guarded((f, maximal[0]), (g, maximal[1]), conditions, reduced)
 
