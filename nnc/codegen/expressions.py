@@ -29,6 +29,8 @@ class Expressions(Memory):
         self.variables: dict[str, Value] = {}
         self.groups: dict[str, tuple[Axis, ...]] = {}  # merged axis -> the axes it stands for
         self.touching: dict[Expr, bool] = {}
+        # Buffers to fetch ahead what is loaded from them at the next value of a loop's variable.
+        self.next: tuple[str, frozenset[str]] = ("", frozenset())
 
     def touches(self, root: Expr) -> bool:
         """Whether it holds a load."""
@@ -142,7 +144,11 @@ class Expressions(Memory):
         if ok is not None and ok.text == "false":
             assert e.other is not None
             return (yield e.other, g)
-        loaded = self.read(buffer, self.place(buffer, affine, parts), inner)
+        place = self.place(buffer, affine, parts)
+        loaded = self.read(buffer, place, inner)
+        var, names = self.next
+        if buffer.name in names and place.kind == "unit" and inner.mask is None:
+            self.fetch_ahead(buffer, place, affine, var)
         if e.other is None or ok is None:
             return loaded
         other = yield e.other, (self.narrowed(g, ok, False) if self.touches(e.other) else g)

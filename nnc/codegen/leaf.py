@@ -14,9 +14,9 @@ from nnc.codegen import contract, flow, pack, tiles
 from nnc.codegen.emit import Emitter
 from nnc.codegen.guards import ALWAYS, Guard
 from nnc.codegen.memory import flat, strides
-from nnc.codegen.reductions import Reductions
 from nnc.codegen.registers import computes_in
 from nnc.codegen.scopes import Value
+from nnc.codegen.sweeps import Sweeps
 from nnc.codegen.windows import Group, Windows
 from nnc.ir.expr import Expr, Idx, Load, Op, loads
 from nnc.ir.graph import Axis
@@ -39,8 +39,8 @@ def kind(c: Contract) -> str:
     return c.a.dtype if c.fn == "mul" else c.fn
 
 
-class Leaves(Reductions, Windows):
-    """Reductions, and the contraction leaf."""
+class Leaves(Sweeps, Windows):
+    """Sweeps, and the contraction leaf."""
 
     contractions: frozenset[str] = frozenset()
 

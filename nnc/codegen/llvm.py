@@ -46,6 +46,7 @@ _SMALL_PROGRAM = 1 << 21  # scalar operations, about 30 us: fewer run on one thr
 
 _RUNTIME = """\
 @nn_zeros = internal constant [512 x i8] zeroinitializer, align 64
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 !0 = !{!"branch_weights", i32 1, i32 2000}
 
 define internal void @nn_index_error(ptr %ctx, i64 %site, i64 %value, i64 %extent) noinline cold {
@@ -125,7 +126,9 @@ def _module(symbol: str, parts: Sequence[_Emission], cases: Sequence[Case]) -> M
     if cases:
         dims = general.program.dims
         functions += _dispatch(symbol, dims, cases)
-    math, declares = vecmath.closure({c for p in parts for c in p.calls})
+    math, declares = vecmath.closure(
+        {c for p in parts for c in p.calls}, general.target.isa == "avx512"
+    )
     lines = set(declares).union(*(p.externs for p in parts))
     dtypes = sorted({d for p in parts for d in p.contractions})
     for dtype in dtypes:

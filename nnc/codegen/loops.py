@@ -17,6 +17,8 @@ from nnc.ir.loop import Call, Contract, For, Let, Reduce, Stmt, Store
 from nnc.lang.types import DTYPES, is_float
 
 _CHEAP = 24  # operations: dearer bodies are not repeated four times
+INLINED, LONG = 25, 1000  # instructions of a function of vecmath that is inlined, of others
+_INLINE = {"exp", "log", "tanh", "sigmoid", "expm1", "log1p"}
 _DEAR = MATH | {"random_uniform", "random_normal", "powi", "digamma", "floordiv", "mod"}
 
 
@@ -197,6 +199,10 @@ class Loops(Expressions):
             first, last = self.digits(lo, sizes), self.digits(flow.sub(em, hi, "1"), sizes)
             self.part(nest, sizes, first, last, "true", "true")
 
+    def turn(self, loop: For) -> None:
+        """One turn of the innermost parallel loop."""
+        self.block(loop.body)
+
     def digits(self, x: str, sizes: list[str]) -> list[str]:
         """x as indices of a row-major space."""
         out: list[str] = []
@@ -221,7 +227,7 @@ class Loops(Expressions):
         hi = flow.select(em, at_last, "i64", end, sizes[0])
         with self.counted(lo, hi) as i, self.bound(loop.axis.var, i, loop.axis.extent):
             if len(nest) == 1:
-                self.block(loop.body)
+                self.turn(loop)
                 return
             is_first = conjunction(em, at_first, flow.compare(em, "eq", i, first[0]))
             is_last = conjunction(em, at_last, flow.compare(em, "eq", i, last[0]))
@@ -243,7 +249,18 @@ def written(body: Iterable[Stmt]) -> frozenset[str]:
 
 def cheap(e: Expr) -> bool:
     """Whether repeating the code of `e` four times costs little."""
-    nodes = list(walk(e))
-    calls = any(isinstance(n, Op) and n.fn in _DEAR for n in nodes)
-    weight = sum(6 if isinstance(n, Load) and (n.other or n.check) else 1 for n in nodes)
-    return not calls and weight <= _CHEAP
+    return weight(e) <= _CHEAP
+
+
+def weight(e: Expr) -> int:
+    """About how many instructions `e` is."""
+    return sum(map(_weight, walk(e)))
+
+
+def _weight(e: Expr) -> int:
+    match e:
+        case Op(fn=fn):
+            return INLINED if fn in _INLINE else LONG if fn in _DEAR else 1
+        case Load() if e.other or e.check:
+            return 6
+    return 1

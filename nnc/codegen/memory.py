@@ -217,6 +217,16 @@ class Memory(Guards):
             out = em.op(f"insertelement {ty} {out}, {element} {x}, i64 {i}")
         return out
 
+    def fetch_ahead(self, buffer: Buffer, place: Place, affine: Dim, var: str) -> None:
+        """Asks for what lies here at the next value of a variable; past the end it does nothing."""
+        form = self.merged(affine).linear_in(var)
+        if form is None or form[0] == ZERO:
+            return
+        step = self.uniform(form[0])
+        with self.at(max(place.pointer.depth, step.depth)):
+            at = flow.offset(self.em, place.pointer.text, step.text, MEMORY[buffer.type.dtype])
+            self.em.line(f"call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 3, i32 1)")
+
     # ---- representation -------------------------------------------------------------------------
 
     def to_register(self, dtype: DType, x: str, lanes: int) -> str:

@@ -12,8 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nnc.codegen import flow
-from nnc.codegen.loops import Loops, cheap
+from nnc.codegen.loops import Loops
 from nnc.codegen.registers import computes_in, vtype, wide
 from nnc.codegen.scopes import Value
 from nnc.ir.expr import Op
@@ -24,7 +23,7 @@ from nnc.lang.types import DTYPES, DType, is_float
 
 _COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "any": "or", "all": "and"}
 _LAST = 2**31 - 1  # a position after all others
-_SLOTS = 4
+SLOTS = 4
 
 
 @dataclass(frozen=True)
@@ -80,12 +79,13 @@ class Reductions(Loops):
     """Loops, and the reduction leaf."""
 
     def reduce(self, leaf: Reduce) -> None:
+        """A reduction that every lane does for itself."""
+        assert leaf.vector is None, leaf
         fold = fold_of(leaf.op, leaf.value.dtype)
-        if leaf.vector is None:
-            lanes, state = self.lanes, self.reduce_serial(leaf, fold)
-        else:
-            assert self.vector is None, leaf
-            lanes, state = 1, self.reduce_lanes(leaf, fold)
+        self.finish(leaf, fold, self.reduce_serial(leaf, fold), self.lanes)
+
+    def finish(self, leaf: Reduce, fold: Fold, state: State, lanes: int) -> None:
+        """Names the result."""
         dtype: DType = leaf.value.dtype
         text = state[-1] if fold.positions else state[0]
         if leaf.op in ("any", "all"):
@@ -190,80 +190,7 @@ class Reductions(Loops):
         for d, s, x in zip(fold.parts, slots, state, strict=True):
             self.em.line(f"store {vtype(d, lanes)} {x}, ptr {s}, align 8")
 
-    # ---- lanes ----------------------------------------------------------------------------------
-
-    def reduce_lanes(self, leaf: Reduce, fold: Fold) -> State:
-        axis = next(a for a in leaf.axes if a.var == leaf.vector)
-        outer = tuple(a for a in leaf.axes if a is not axis)
-        lanes = 8 if max(DTYPES[d].bytes for d in fold.parts) == 8 else 16
-        size = axis.extent.const
-        turns = _SLOTS if size is None else -(-size // lanes)
-        few = turns <= _SLOTS and size is not None and (turns == 1 or cheap(leaf.value))
-        slots = [self.slots(fold, lanes) for _ in range(turns if few else _SLOTS)]
-        self.vector, self.lanes = axis.var, lanes
-        if few:
-            assert size is not None
-            self.nest(outer, lambda: self.few_turns(leaf, fold, slots, axis, size))
-        else:
-            ring = tuple(self.alloca(f"[{_SLOTS} x {vtype(d, lanes)}]") for d in fold.parts)
-            self.copy(fold, slots, ring, lanes, True)
-            self.nest(outer, lambda: self.many_turns(leaf, fold, slots, ring, axis))
-            self.copy(fold, slots, ring, lanes, False)
-        self.vector, self.lanes = None, 1
-        return self.tree(fold, [self.read_slots(fold, s, lanes) for s in slots], lanes)
-
-    def few_turns(
-        self, leaf: Reduce, fold: Fold, slots: list[State], axis: Axis, size: int
-    ) -> None:
-        for j, s in enumerate(slots):
-            start = j * self.lanes
-            with self.scope(), self.bound(axis.var, str(start), axis.extent):
-                if size - start >= self.lanes:
-                    self.take(leaf, fold, s, self.lanes, None)
-                else:
-                    self.masked(leaf, fold, s, str(size - start))
-
-    def masked(self, leaf: Reduce, fold: Fold, slots: State, count: str) -> None:
-        with self.edge(count, self.lanes):
-            assert self.guard.mask is not None
-            self.take(leaf, fold, slots, self.lanes, self.guard.mask.text)
-
-    def many_turns(
-        self, leaf: Reduce, fold: Fold, slots: list[State], ring: State, axis: Axis
-    ) -> None:
-        """Four whole vectors a turn when the body is cheap; then vector by vector under a mask."""
-        em, lanes = self.em, self.lanes
-        n = self.uniform(axis.extent).text
-        done = "0"
-        if cheap(leaf.value):
-            stride = str(lanes * _SLOTS)
-            done = flow.sub(em, n, flow.rem(em, n, stride))
-            with flow.when(em, flow.compare(em, "slt", "0", done)):
-                self.copy(fold, slots, ring, lanes, False)
-                with self.counted("0", done, stride) as i:
-                    for j, s in enumerate(slots):
-                        at = flow.add(em, i, str(j * lanes))
-                        with self.scope(), self.bound(axis.var, at, axis.extent):
-                            self.take(leaf, fold, s, lanes, None)
-                self.copy(fold, slots, ring, lanes, True)
-        with self.counted(done, n, str(lanes)) as i:
-            number = em.op(f"and i64 {flow.div(em, i, str(lanes))}, {_SLOTS - 1}", "slot")
-            at_slot = tuple(
-                em.op(f"getelementptr {vtype(d, lanes)}, ptr {r}, i64 {number}", "slot")
-                for d, r in zip(fold.parts, ring, strict=True)
-            )
-            with self.bound(axis.var, i, axis.extent):
-                self.masked(leaf, fold, at_slot, flow.sub(em, n, i))
-
-    def copy(self, fold: Fold, slots: list[State], ring: State, lanes: int, to_ring: bool) -> None:
-        """Between the separate accumulators (in registers) and the array of them."""
-        for j, s in enumerate(slots):
-            at = tuple(
-                self.em.op(f"getelementptr {vtype(d, lanes)}, ptr {r}, i64 {j}")
-                for d, r in zip(fold.parts, ring, strict=True)
-            )
-            source, to = (s, at) if to_ring else (at, s)
-            self.write_slots(fold, to, self.read_slots(fold, source, lanes), lanes)
+    # ---- the end --------------------------------------------------------------------------------
 
     def tree(self, fold: Fold, states: list[State], lanes: int) -> State:
         while len(states) > 1:

@@ -100,9 +100,9 @@ def symbol(fn: str, dtype: str, lanes: int) -> str:
     return f"@nn.{fn}.{dtype}.{lanes}"
 
 
-def _emit(fn: str, dtype: str, lanes: int) -> tuple[str, Body]:
+def _emit(fn: str, dtype: str, lanes: int, scalef: bool) -> tuple[str, Body]:
     """The text of a function, and its body for what it refers to."""
-    body = Body(lanes)
+    body = Body(lanes, scalef)
     kinds = [dtype, "i32" if fn == "powi" else dtype][: FUNCTIONS[fn]]
     arguments = [Vec(body, kind, f"%{name}") for kind, name in zip(kinds, "xy", strict=False)]
     result = _BODIES[fn][dtype](*arguments)
@@ -117,11 +117,13 @@ def _emit(fn: str, dtype: str, lanes: int) -> tuple[str, Body]:
 
 def define(fn: str, dtype: str, lanes: int) -> str:
     """The text of one function; what it calls is in `closure`."""
-    return _emit(fn, dtype, lanes)[0]
+    return _emit(fn, dtype, lanes, False)[0]
 
 
-def closure(requests: Iterable[Request]) -> tuple[str, set[str]]:
+def closure(requests: Iterable[Request], scalef: bool = False) -> tuple[str, set[str]]:
     """The text of the functions and all that they call, each once, and the declares they need.
+
+    `scalef`: with the instruction of AVX-512 that multiplies by powers of two; the same results.
 
     The text is in sorted order and depends on the set of requests only.
     """
@@ -133,7 +135,7 @@ def closure(requests: Iterable[Request]) -> tuple[str, set[str]]:
         request = pending.pop()
         if request in texts:
             continue
-        texts[request], body = _emit(*request)
+        texts[request], body = _emit(*request, scalef)
         declares |= body.declares
         tables |= body.tables
         pending.extend(body.calls)

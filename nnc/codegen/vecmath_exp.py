@@ -26,6 +26,12 @@ def exp_parts(x: Vec, tail: Vec | None = None, single: bool = False) -> tuple[Ve
     |q| < 0.42; x must be clamped to where n fits the exponent. `single`: an f64 x whose result is
     rounded to f32.
     """
+    q, _, n_bits = _exp_parts(x, tail, single)
+    return q, n_bits
+
+
+def _exp_parts(x: Vec, tail: Vec | None = None, single: bool = False) -> tuple[Vec, Vec, Vec]:
+    """`exp_parts` with n as a float too."""
     form = x.format
     shifted = fma(x, form.log2e[0], form.magic)
     n = shifted - form.magic
@@ -33,7 +39,7 @@ def exp_parts(x: Vec, tail: Vec | None = None, single: bool = False) -> tuple[Ve
     if tail is not None:
         r = r + tail
     q = fma(r * r, horner(r, poly.EXP["single" if single else x.kind]), r)
-    return q, shifted.bits()
+    return q, n, shifted.bits()
 
 
 def power_of_two(n_bits: Vec, offset: int) -> Vec:
@@ -60,8 +66,10 @@ def _limits(x: Vec) -> tuple[float, float]:
 
 
 def exp(x: Vec) -> Vec:
-    q, n = exp_parts(clamp(x, *_limits(x)))
-    return scale(q + 1.0, n)
+    q, n, n_bits = _exp_parts(clamp(x, *_limits(x)))
+    if x.body.scalef and x.body.lanes * (4 if x.kind == "f32" else 8) in (32, 64):
+        return x.body.scaled(q + 1.0, n)  # the same bits as `scale`
+    return scale(q + 1.0, n_bits)
 
 
 def expm1(x: Vec) -> Vec:

@@ -78,6 +78,7 @@ class Body:
     """The LLVM function being emitted and what it refers to."""
 
     lanes: int
+    scalef: bool = False  # the target has AVX-512
     emitter: Emitter = field(default_factory=Emitter)
     block: str = "entry"
     calls: set[tuple[str, str, int]] = field(default_factory=set)
@@ -105,6 +106,17 @@ class Body:
         self.declares.add(f"declare {args[0].type} @llvm.{name}.{suffix}({parameters})")
         operands = ", ".join(a.text for a in args)
         return self.op(kind, f"call {args[0].type} @llvm.{name}.{suffix}({operands})")
+
+    def scaled(self, p: Vec, n: Vec) -> Vec:
+        """p * 2**n, rounded once; n is a whole float. For vectors of 32 or 64 bytes only."""
+        bits = self.lanes * (32 if p.kind == "f32" else 64)
+        name = f"@llvm.x86.avx512.mask.scalef.p{'s' if p.kind == 'f32' else 'd'}.{bits}"
+        mask = f"i{max(self.lanes, 8)}"
+        rest = ", i32" if bits == 512 else ""
+        self.declares.add(f"declare {p.type} {name}({p.type}, {p.type}, {p.type}, {mask}{rest})")
+        how = ", i32 4" if bits == 512 else ""  # as rounding is set
+        given = f"{p.text}, {n.text}, {p.text}, {mask} -1{how}"
+        return self.op(p.kind, f"call {p.type} {name}({given})")
 
     def any(self, mask: Vec) -> str:
         """Whether a lane of the mask holds, as an i1 operand."""
