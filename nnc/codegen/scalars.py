@@ -122,7 +122,9 @@ class Scalars(Integers):
         best = self.choose(self.two(compare, dtype, a, b, lanes), a, b, dtype, lanes)
         if _is_number(a):
             return best
-        return self.choose(self.two("fcmp uno", dtype, a, a, lanes), a, best, dtype, lanes)
+        # (`a` in place of a constant would be joined with the choice above: no maxps then.)
+        nan = self.lit(dtype, float("nan"), lanes)
+        return self.choose(self.two("fcmp uno", dtype, a, a, lanes), nan, best, dtype, lanes)
 
     def sign_float(self, dtype: DType, a: str, lanes: int) -> str:
         """Zeros and NaN are their own sign."""

@@ -197,20 +197,23 @@ class Sweeps(Reductions):
         if few:
             assert size is not None
             self.nest(outer, lambda: run.few_turns(size))
+        elif sum(map(weight, w.exprs)) <= _REPEATED:
+            self.nest(outer, run.many_turns)
         else:
-            self.nest_many(run, outer)
+            self.nest_long(run, outer)
         self.vector, self.lanes = None, 1
         for leaf, f, own in zip(w.leaves, folds, slots, strict=True):
             state = self.tree(f, [self.read_slots(f, x, lanes) for x in own], lanes)
             self.finish(leaf, f, state, 1)
 
-    def nest_many(self, run: _Run, outer: tuple[Axis, ...]) -> None:
+    def nest_long(self, run: _Run, outer: tuple[Axis, ...]) -> None:
+        """A long body: one by one under a mask, the accumulators in memory."""
         rings = [
             tuple(self.alloca(f"[{SLOTS} x {vtype(d, run.lanes)}]") for d in f.parts)
             for f in run.folds
         ]
         run.copy(rings, True)
-        self.nest(outer, lambda: run.many_turns(rings))
+        self.nest(outer, lambda: run.long_turns(rings))
         run.copy(rings, False)
 
 
@@ -258,22 +261,30 @@ class _Run:
             else:
                 self.masked(str(start), slots, str(size - start))
 
-    def many_turns(self, rings: list[State]) -> None:
-        """Four whole vectors a turn unless the body is long; then one by one under a mask."""
+    def many_turns(self) -> None:
+        """Four whole vectors a turn; then up to four under a mask."""
         code, em, lanes = self.code, self.code.em, self.lanes
         n = code.uniform(self.sweep.extent).text
-        done = "0"
-        if sum(map(weight, self.sweep.exprs)) <= _REPEATED:
-            stride = str(lanes * SLOTS)
-            done = flow.sub(em, n, flow.rem(em, n, stride))
-            with flow.when(em, flow.compare(em, "slt", "0", done)):
-                self.copy(rings, False)
-                with code.counted("0", done, stride) as i:
-                    for j in range(SLOTS):
-                        with self.at(flow.add(em, i, str(j * lanes))):
-                            self.step([s[j] for s in self.slots], None)
-                self.copy(rings, True)
-        with code.counted(done, n, str(lanes)) as i:
+        stride = str(lanes * SLOTS)
+        done = flow.sub(em, n, flow.rem(em, n, stride))
+        with code.counted("0", done, stride) as i:
+            for j in range(SLOTS):
+                with self.at(flow.add(em, i, str(j * lanes))):
+                    self.step([s[j] for s in self.slots], None)
+        with ExitStack() as stack:
+            for j in range(SLOTS):
+                at = flow.add(em, done, str(j * lanes))
+                left = flow.compare(em, "slt", at, n)
+                if left == "false":
+                    break
+                stack.enter_context(flow.when(em, left))
+                stack.enter_context(code.scope())
+                self.masked(at, [s[j] for s in self.slots], flow.sub(em, n, at))
+
+    def long_turns(self, rings: list[State]) -> None:
+        code, em, lanes = self.code, self.code.em, self.lanes
+        n = code.uniform(self.sweep.extent).text
+        with code.counted("0", n, str(lanes)) as i:
             number = em.op(f"and i64 {flow.div(em, i, str(lanes))}, {SLOTS - 1}", "slot")
             at_slot = [
                 tuple(

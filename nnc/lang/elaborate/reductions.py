@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from math import inf
 
 from nnc.diagnostics import Span
-from nnc.ir.expr import Const, Expr, Op, Select
+from nnc.ir.expr import Const, Expr, Idx, Op, Select
 from nnc.ir.graph import Stop
 from nnc.lang import ast
-from nnc.lang.dims import ONE, Dim, dim_prod
+from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.lang.elaborate.arith import elementwise
 from nnc.lang.elaborate.binders import bind, declare_binders
 from nnc.lang.elaborate.broadcasting import bare, typed
@@ -166,8 +166,20 @@ def _logsumexp(
     log = _log_of_sum(cx, reduce_whole(cx, "sum", e, chosen, keep, span), span)
     if keep:
         return elementwise(cx, "add", [Operand(log, span), Operand(top, span)], span)
-    last = _finite_top(cx, reduce_whole(cx, "max", operand, chosen, False, span), span)
-    return elementwise(cx, "add", [Operand(log, span), Operand(last, span)], span)
+    last = Operand(_without(cx, top, chosen, span), span)
+    return elementwise(cx, "add", [Operand(log, span), last], span)
+
+
+def _without(cx: Context, x: Tensor, axes: Sequence[int], span: Span) -> Tensor:
+    """Of a tensor, the element 0 of some axes."""
+    kept = [a for a in range(len(x.shape)) if a not in axes]
+
+    def body(i: tuple[Expr, ...]) -> Expr:
+        own = iter(i)
+        return x.at(tuple(next(own) if a in kept else Idx(ZERO) for a in range(len(x.shape))))
+
+    shape, origins = [x.shape[a] for a in kept], tuple(x.origin(a) for a in kept)
+    return cx.compute(shape, body, span, origins=origins)
 
 
 def _plain(
