@@ -290,6 +290,38 @@ def test_wrong_npz_files(tmp_path: Path, arrays: dict[str, Any]) -> None:
         data.load(str(path))
 
 
+NAMED = """\
+export def train_step(inout net: Net, tokens: f32[B, 6], label: i32[B], weight: f32[B]) -> f32:
+    loss = mean(weight * (logsumexp(net(tokens), over=1) - picked(net(tokens), label)))
+    net := net - 0.1 * grad(loss, net)
+    return loss
+
+def picked(x: f32[B, C], label: i32[B]) -> f32[B]:
+    y[b] = x[b, label[b]]
+    return y
+
+export def predict(net: Net, tokens: f32[B, 6]) -> i32[B] = argmax(net(tokens), over=1)
+"""
+
+
+def test_arrays_are_found_by_name(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "named.nn").write_text(SOURCE.partition("export")[0] + NAMED)
+    model = nnc.load(tmp_path / "named.nn")
+    given = np.load(place / "blobs.npz")
+    rows = {"label": given["y"], "weight": np.ones(250), "tokens": given["x"], "classes": "abc"}
+    np.savez(tmp_path / "named.npz", **rows)
+    found = data.load(str(tmp_path / "named.npz"))
+    assert found.names == ("label", "weight", "tokens")
+    arrays = dict(roles(model.exports["train_step"], found, {}).samples)
+    assert {a.name: i for a, i in arrays.items()} == {"tokens": 2, "label": 0, "weight": 1}
+    np.savez(tmp_path / "other.npz", image=given["x"], label=given["y"])
+    with pytest.raises(nnc.ArgumentError, match=r"other\.npz has image, label: give one of them"):
+        roles(model.exports["train_step"], data.load(str(tmp_path / "other.npz")), {})
+    options = Options(data=str(tmp_path / "named.npz"), epochs=3, batch=32, out=tmp_path / "a")
+    _, text = run(model, options)
+    assert "accuracy" in text
+
+
 @pytest.mark.parametrize("content", [None, b"", b"PK\x03\x04junk", b"\x93NUMPY", b"text"])
 def test_files_that_are_no_npz(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "a.npz"

@@ -17,11 +17,15 @@ _SPLIT_SEED = 0  # of the shuffle that holds out the last fifth; fixed for ever
 
 @dataclass(frozen=True)
 class Data:
-    """Samples along axis 0. `arrays`: x, then y if there is one; `held_out` likewise."""
+    """Samples along axis 0. `arrays`: x, then y if there is one; `held_out` likewise.
+
+    A file may have others beside or instead of them, `names` is what all are called.
+    """
 
     name: str
     arrays: tuple[Array, ...]
     held_out: tuple[Array, ...]
+    names: tuple[str, ...] = ("x", "y")
 
     @property
     def size(self) -> int:
@@ -29,7 +33,8 @@ class Data:
 
 
 def load(name: str) -> Data:
-    """`digits`, or the path of an `.npz` file with x, y and, if wanted, x_test, y_test."""
+    """`digits`, or the path of an `.npz` file with x, y and, if wanted, x_test, y_test (or arrays
+    that are called like the arguments of the training step)."""
     if name == "digits":
         return digits()
     if name.endswith(".npz"):
@@ -50,36 +55,46 @@ def digits() -> Data:
     return split("digits", (x, found.target.astype(np.int32)))
 
 
-def split(name: str, arrays: tuple[Array, ...]) -> Data:
+def split(name: str, arrays: tuple[Array, ...], names: tuple[str, ...] = ("x", "y")) -> Data:
     """Holds out a fifth, chosen by a shuffle that never changes."""
     count = len(arrays[0])
     order = np.random.default_rng(_SPLIT_SEED).permutation(count)
     kept = count - int(count * HELD_OUT)
     train, test = np.sort(order[:kept]), np.sort(order[kept:])
-    return Data(name, tuple(a[train] for a in arrays), tuple(a[test] for a in arrays))
+    rows = (tuple(a[train] for a in arrays), tuple(a[test] for a in arrays))
+    return Data(name, *rows, names[: len(arrays)])
 
 
 def from_npz(path: Path) -> Data:
     """Arrays of a file; nothing in it is executed. LoadError when it does not fit."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            found = {k: file[k] for k in ("x", "y", "x_test", "y_test") if k in file.files}
-            names = list(file.files)
+            found = {k: file[k] for k in file.files}
     except OSError as error:
         raise LoadError(f"cannot read {path}: {error.strerror or error}") from None
     except (ValueError, zipfile.BadZipFile, EOFError, AttributeError, TypeError) as error:
         raise LoadError(f"{path} is not an .npz file of plain arrays: {error}") from None
-    if "x" not in found:
-        raise LoadError(f"{path} has no array x (it has {', '.join(names) or 'nothing'})")
     _same_count(path, found, "x", "y")
     _same_count(path, found, "x_test", "y_test")
-    arrays = tuple(found[k] for k in ("x", "y") if k in found)
-    if "x_test" not in found:
-        return split(str(path), arrays)
-    held_out = tuple(found[k] for k in ("x_test", "y_test") if k in found)
-    if len(held_out) != len(arrays):
-        raise LoadError(f"{path} has x_test without y_test")
-    return Data(str(path), arrays, held_out)
+    names = _samples(path, found)
+    arrays = tuple(found[k] for k in names)
+    tests = [k for k in names if f"{k}_test" in found]
+    if not tests:
+        return split(str(path), arrays, names)
+    if len(tests) != len(names):
+        lacks = next(k for k in names if k not in tests)
+        raise LoadError(f"{path} has {tests[0]}_test without {lacks}_test")
+    return Data(str(path), arrays, tuple(found[f"{k}_test"] for k in names), names)
+
+
+def _samples(path: Path, found: dict[str, Array]) -> tuple[str, ...]:
+    """The arrays with a row for each sample, x and y first."""
+    rows = [k for k, a in found.items() if a.ndim and len(a) and not k.endswith("_test")]
+    if not {*rows} - {"y"}:
+        raise LoadError(f"{path} has no array x (it has {', '.join(found) or 'nothing'})")
+    order = [*(k for k in ("x", "y") if k in rows), *(k for k in rows if k not in ("x", "y"))]
+    count = len(found[order[0]])
+    return tuple(k for k in order if len(found[k]) == count)
 
 
 def _same_count(path: Path, found: dict[str, Array], a: str, b: str) -> None:

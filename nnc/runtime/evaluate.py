@@ -79,13 +79,23 @@ def _evaluator(
     if own is None:
         raise ArgumentError(f"{export.sig.name} takes modules that the training step does not")
     found = roles(export, data, {})
-    target = data.held_out[1] if len(data.held_out) > 1 else None
+    target = _target(found, data)
     kind = _metric(export.sig, target)
     if metric and metric != kind:
         raise ArgumentError(f"{export.sig.name} gives {kind or 'no metric'}, not {metric}")
     if kind is None:
         raise ArgumentError(f"{export.sig.name} gives nothing to compare with the data\n  {export}")
     return Evaluator(export, found, own, fitted(found, data.held_out), target, kind, batch)
+
+
+def _target(found: Roles, data: Data) -> Array | None:
+    """What results are compared with: y, or the (classes) array that the export does not take."""
+    if "y" in data.names:
+        return data.held_out[data.names.index("y")]
+    taken = {i for _, i in found.samples}
+    free = [a for i, a in enumerate(data.held_out) if i not in taken]
+    free = free if len(free) == 1 else [a for a in free if a.dtype.kind in "iu"]
+    return free[0] if len(free) == 1 else None
 
 
 def _metric(sig: ExportSig, target: Array | None) -> str | None:

@@ -25,7 +25,7 @@ class Roles:
     """How to call one export: argument names by what they are given."""
 
     modules: tuple[ArgSig, ...]
-    samples: tuple[tuple[ArgSig, int], ...]  # (argument, 0 for x or 1 for y)
+    samples: tuple[tuple[ArgSig, int], ...]  # (argument, which of the arrays)
     lr: str | None
     fixed: dict[str, float | int]
 
@@ -55,10 +55,8 @@ def roles(export: Export, data: Data, given: Mapping[str, float | int]) -> Roles
         fixed[arg.name] = value
     for arg in [a for a in export.args if a.kind == "tree" or (a in tensors and a.inout)]:
         raise _unknown(export, arg, "keep it inside the module as `state`")
-    if len(tensors) > len(data.arrays):
-        raise _unknown(export, tensors[len(data.arrays)], f"{data.name} has no more arrays")
     modules = tuple(a for a in export.args if a.kind == "module")
-    return Roles(modules, _samples(tensors, data), lr, fixed)
+    return Roles(modules, _samples(export, tensors, data), lr, fixed)
 
 
 def _rank(arg: ArgSig) -> int:
@@ -87,8 +85,18 @@ def declared_rate(model: Model, export: str) -> float:
     return next((float(a.default) for a in args if a.name == "lr" and a.default is not None), 0.1)
 
 
-def _samples(tensors: Sequence[ArgSig], data: Data) -> tuple[tuple[ArgSig, int], ...]:
-    """By position, but class numbers find the integer argument."""
+def _samples(
+    export: Export, tensors: Sequence[ArgSig], data: Data
+) -> tuple[tuple[ArgSig, int], ...]:
+    """By name; x and y also by position, where class numbers find the integer argument."""
+    if all(a.name in data.names for a in tensors):
+        return tuple((a, data.names.index(a.name)) for a in tensors)
+    for arg in tensors:
+        if arg.name not in data.names and not {*data.names} <= {"x", "y"}:
+            has = ", ".join(data.names)
+            raise _unknown(export, arg, f"{data.name} has {has}: give one of them this name")
+    if len(tensors) > len(data.arrays):
+        raise _unknown(export, tensors[len(data.arrays)], f"{data.name} has no more arrays")
     order = list(range(len(tensors)))
     if len(tensors) == 2 and data.arrays[1].dtype.kind in "iu":
         first, second = (bool(a.type and is_int(a.type.dtype)) for a in tensors)
