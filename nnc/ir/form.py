@@ -227,6 +227,23 @@ def has_sample(of: Formed) -> bool:
     return "sample" in of.form.memo
 
 
+def sample(of: Formed) -> tuple[Expr, ...]:
+    """The expressions of a form of which a sample is kept, over slots."""
+    found = of.form.memo["sample"]
+    assert isinstance(found, _Sample), of
+    return found.roots
+
+
+def sample_loads(of: Formed) -> tuple[tuple[int, Load], ...]:
+    """The loads of the sample, in order, each with the number of its tensor."""
+    found = of.form.memo.get("loads")
+    if found is None:
+        loads = [e for e in walk(*sample(of)) if type(e) is Load]
+        found = tuple((e.tensor.number, e) for e in loads)  # type: ignore[attr-defined]
+        of.form.memo["loads"] = found
+    return found  # type: ignore[return-value]
+
+
 def instance(of: Formed) -> tuple[Expr, ...]:
     """The expressions of a form of which a sample is kept, over the tensors of `of`."""
     sample = of.form.memo["sample"]

@@ -12,8 +12,18 @@ from functools import cached_property
 from operator import is_
 
 from nnc.diagnostics import NOWHERE, Span
-from nnc.ir.expr import Expr, Tensor, subst
-from nnc.ir.form import Formed, formed, has_sample, instance, keep_sample, names_of, reloaded
+from nnc.ir.expr import Expr, Load, Tensor, subst
+from nnc.ir.form import (
+    Formed,
+    formed,
+    has_sample,
+    instance,
+    keep_sample,
+    names_of,
+    reloaded,
+    sample,
+    sample_loads,
+)
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.types import TensorType
 
@@ -506,6 +516,22 @@ def with_exprs(node: Formula, roots: Sequence[Expr], form: Formed | None) -> For
     if form is not None:
         made.__dict__["formed"] = form
     return made
+
+
+def pattern(node: Formula) -> tuple[Expr, ...]:
+    """As `exprs_of`, over slots instead of tensors: the same for all nodes of one form."""
+    if not has_sample(node.formed):
+        keep_sample(exprs_of(node), node.formed)
+    return sample(node.formed)
+
+
+def reads_of(node: Node) -> list[tuple[Node, Load]]:
+    """What a node loads from, and the loads, of its pattern."""
+    if not isinstance(node, Compute | Update):
+        return []
+    pattern(node)
+    tensors = node.formed.tensors
+    return [(tensors[k], e) for k, e in sample_loads(node.formed)]  # type: ignore[misc]
 
 
 def with_form(node: Formula, of: Formed) -> Formula:

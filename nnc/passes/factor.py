@@ -19,7 +19,6 @@ from nnc.ir.graph import (
     Input,
     Node,
     replace_operands,
-    toposort,
     with_roots,
 )
 from nnc.ir.share import node_key
@@ -37,9 +36,9 @@ def factor(graph: Graph) -> Graph:
     new: dict[Node, Node] = {}
     known: dict[Hashable, Compute] = {}
     early: dict[Node, list[Node]] = {}
-    for node in toposort(graph.roots):
+    for node in graph.order:
         moved = replace_operands(node, new.__getitem__)
-        if isinstance(moved, Compute) and not moved.raxes and len(moved.axes) > 1:
+        if isinstance(moved, Compute) and not moved.raxes and len(moved.axes) > 1 and _may(moved):
             for e in _costly(moved):
                 made = _tensor(e, moved)
                 made = known.setdefault(node_key(made), made)
@@ -48,19 +47,29 @@ def factor(graph: Graph) -> Graph:
                     for product in _products(moved):
                         early.setdefault(product, []).append(made)
         new[node] = moved
-    return _before(with_roots(graph, [new[r] for r in graph.roots]), early)
+    factored = with_roots(graph, [new[r] for r in graph.roots])
+    return _before(factored, early) if early else factored
 
 
 def _before(graph: Graph, early: dict[Node, list[Node]]) -> Graph:
     """Computes values of inputs alone before the products whose epilogues read them."""
     new: dict[Node, Node] = {}
-    for node in toposort(graph.roots):
+    for node in graph.order:
         moved = replace_operands(node, new.__getitem__)
         if node in early:
             after = dict.fromkeys((*moved.after, *early[node]))
             moved = replace(moved, after=tuple(after))
         new[node] = moved
     return with_roots(graph, [new[r] for r in graph.roots])
+
+
+def _may(node: Compute) -> bool:
+    form = node.formed.form
+    known = form.memo.get("costly")
+    if known is None:
+        found = (isinstance(t, tuple) and t[1] in COSTLY for t in form.key)
+        known = form.memo["costly"] = any(found)
+    return bool(known)
 
 
 def _costly(node: Compute) -> list[Expr]:

@@ -30,6 +30,8 @@ from nnc.ir.graph import (
     deep,
     exprs_of,
     operands,
+    pattern,
+    reads_of,
     rebuilt,
     transform,
     users,
@@ -95,10 +97,10 @@ class _Inliner:
                 self.pinned |= {*node.init, *node.outs}
             if isinstance(node, External):
                 self.pinned |= set(node.inputs)
-            for load in _loads(node):
-                self.sites.setdefault(load.tensor, []).append((node, load))  # type: ignore[arg-type]
+            for tensor, load in reads_of(node):
+                self.sites.setdefault(tensor, []).append((node, load))
                 if load.check is not None or not all(isinstance(i, Idx) for i in load.index):
-                    self.pinned.add(load.tensor)  # type: ignore[arg-type]
+                    self.pinned.add(tensor)
 
     def visit(self, node: Node) -> None:
         new = self.new[node] = self.rebuild(node)
@@ -189,7 +191,7 @@ class _Inliner:
 
     def inside(self, node: Compute | Update) -> Node:
         """A node of a loop's body with the captures that are inlined substituted."""
-        if not any(load.tensor in self.inlined for load in _loads(node)):
+        if not any(tensor in self.inlined for tensor in node.formed.tensors):
             return node
         memo: dict[object, Expr] = {}
         self.ranges = _ranges(node)
@@ -256,20 +258,20 @@ class _Inliner:
         return True
 
     def worth(self, node: Node, new: Compute) -> bool:
-        facts = self.graph.facts
-        exprs = list(walk(new.body))
+        facts, (body,) = self.graph.facts, pattern(new)
+        exprs = list(walk(body))
         sites = self.sites.get(node, [])
         loads = [e for e in exprs if isinstance(e, Load)]
         if any(user not in self.users for user, _ in sites):  # every turn would do it again
-            return _plain_view(new.body) or (not loads and len(exprs) <= 8 and _cheap(exprs))
-        if isinstance(new.body, Const) or (not loads and len(exprs) <= 8 and _cheap(exprs)):
+            return _plain_view(body) or (not loads and len(exprs) <= 8 and _cheap(exprs))
+        if isinstance(body, Const) or (not loads and len(exprs) <= 8 and _cheap(exprs)):
             return True
         if not new.axes and len(exprs) <= MAX_SHARED and all(e.check is None for e in loads):
             return True  # a number of its own: computed once in every kernel that needs it
         if len(sites) > 1 and _narrows(new, loads):
             return False
         once = len(sites) == 1 and len(exprs) <= MAX_ONCE and _once(node, sites[0][0], facts)
-        view = isinstance(new.body, Load) and new.body.check is None
+        view = isinstance(body, Load) and body.check is None
         if node in self.source and not view:
             user = sites[0][0] if sites else node
             return once and isinstance(user, Compute) and not user.raxes
@@ -289,8 +291,11 @@ def _narrows(new: Compute, loads: list[Load]) -> bool:
 
 def _shared(node: Compute) -> Compute:
     """The node with equal expressions shared; most share them already."""
-    key = node.formed.form.key
-    return node if len(set(key)) == len(key) else replace(node, body=share(node.body))
+    form = node.formed.form
+    known = form.memo.get("shared")
+    if known is None:
+        known = form.memo["shared"] = len(set(form.key)) == len(form.key)
+    return node if known else replace(node, body=share(node.body))
 
 
 def _pattern(xs: Iterable[Hashable]) -> tuple[int, ...]:
@@ -308,10 +313,6 @@ def _ranges(node: Node) -> dict[str, Range]:
 
 def _plain_view(body: Expr) -> bool:
     return isinstance(body, Load) and body.check is None and body.other is None
-
-
-def _loads(node: Node) -> list[Load]:
-    return [e for e in walk(*exprs_of(node)) if isinstance(e, Load)]
 
 
 def _once(node: Node, user: Node, facts: Facts) -> bool:

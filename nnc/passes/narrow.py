@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from nnc.ir.expr import Expr, Idx, Load, rewrite, subst, walk
+from nnc.ir.expr import Expr, Idx, Load, rewrite, subst
 from nnc.ir.graph import (
     Compute,
     Formula,
@@ -21,8 +21,8 @@ from nnc.ir.graph import (
     all_nodes,
     exprs_of,
     operands,
+    reads_of,
     replace_operands,
-    toposort,
     with_exprs,
     with_outs,
     with_roots,
@@ -39,7 +39,7 @@ def narrow(graph: Graph) -> Graph:
     if not fixed:
         return graph
     work = _Narrowing(fixed)
-    work.block(toposort(graph.roots))
+    work.block(graph.order)
     return with_roots(graph, [work.new[r] for r in graph.roots])
 
 
@@ -55,11 +55,20 @@ def _fixed(graph: Graph) -> dict[Node, Fixed]:
                 out[node] = found
         env = _env(node, out.get(node, {}))
         whole |= _read_whole(node)
-        for load in (e for e in walk(*exprs_of(node)) if isinstance(e, Load)):
+        for tensor, load in reads_of(node):
             plain = load.other is None and load.check is None
-            index = tuple(subst(i, env) for i in load.index) if plain else None
-            reads.setdefault(load.tensor, []).append(index)  # type: ignore[arg-type]
+            if not plain or not (env or _is_fixed(load)):
+                reads[tensor] = [None]
+                continue
+            index = tuple(subst(i, env) for i in load.index)
+            reads.setdefault(tensor, []).append(index)
     return out
+
+
+def _is_fixed(load: Load) -> bool:
+    """Whether it is at one index of an axis."""
+    free = (i.dim.names for i in load.index if isinstance(i, Idx))
+    return any(not any(n.startswith("$") for n in names) for names in free)
 
 
 def _common(node: Compute, reads: Sequence[tuple[Expr, ...] | None]) -> Fixed:

@@ -143,6 +143,8 @@ class _Search:
         self.written = {w.value for w in graph.writes}
         self.spaces: dict[Node, Space] = {}
         self.found: dict[Node, Contraction | None] = {}
+        self.known: dict[Node, tuple[Load, ...]] = {}
+        self.names: dict[Load, tuple[tuple[Axis, str], ...] | None] = {}
         self.regions: list[Region] = []
         self.taken: set[Node] = set()
         self.open: dict[Region, list[Node]] = {}  # strips with readers outside
@@ -182,6 +184,22 @@ class _Search:
         if node not in self.spaces:
             self.spaces[node] = space(node, self.graph.facts)
         return self.spaces[node]
+
+    def loads(self, node: Compute) -> tuple[Load, ...]:
+        """The loads of its space."""
+        if node not in self.known:
+            self.known[node] = tuple(_loads(self.space(node).body))
+        return self.known[node]
+
+    def bare(self, e: Load, t: Compute) -> tuple[tuple[Axis, str], ...] | None:
+        """Each axis of a node that is read, and the name that stands for it; None: not all have."""
+        if e not in self.names:
+            s = self.space(t)
+            homes = s.homes()
+            names = [(a, _name(e.index[homes[a.var]]) if a.var in homes else None) for a in s.axes]
+            plain = e.other is None and e.check is None and all(name for _, name in names)
+            self.names[e] = tuple((a, n) for a, n in names if n) if plain else None
+        return self.names[e]
 
     def contraction(self, node: Compute) -> Contraction | None:
         if node not in self.found:
@@ -332,8 +350,8 @@ class _Growth:
                 return False
             if node in self.sides:
                 continue
-            for e in walk(self.s.space(node).body):
-                if isinstance(e, Load) and isinstance(t := e.tensor, Compute):
+            for e in self.s.loads(node):
+                if isinstance(t := e.tensor, Compute):
                     env = self.placed(e, t, self.env[node])
                     if env is not None and self.env.setdefault(t, env) == env:
                         stack.append(t)
@@ -341,19 +359,17 @@ class _Growth:
 
     def placed(self, e: Load, t: Compute, env: Mapping[str, str]) -> dict[str, str] | None:
         """The variables of a node that is read, by the names of the region."""
-        if t in self.s.taken or e.other is not None or e.check is not None:
+        names = None if t in self.s.taken else self.s.bare(e, t)
+        if names is None or len(names) < len(self.rows):
             return None
-        s = self.s.space(t)
-        homes = s.homes()
         out: dict[str, str] = {}
-        for a in s.axes:
-            name = _name(e.index[homes[a.var]]) if a.var in homes else None
-            if name is None or name not in env or a.extent != self.extents[env[name]]:
+        for a, name in names:
+            if name not in env or a.extent != self.extents[env[name]]:
                 return None
             out[a.var] = env[name]
         if len(set(out.values())) != len(out) or not set(out.values()) >= self.rows:
             return None
-        return self.reduced(s, out)
+        return self.reduced(self.s.space(t), out)
 
     def reduced(self, s: Space, env: dict[str, str]) -> dict[str, str]:
         """With the reduced axis of a row as the columns."""
@@ -364,7 +380,7 @@ class _Growth:
 
     def role(self, node: Compute, env: Mapping[str, str]) -> str | None:
         """What a node would be in the region, given its variables."""
-        if node in self.s.written or any(e.check for e in _loads(self.s.space(node).body)):
+        if node in self.s.written or any(e.check for e in self.s.loads(node)):
             return None
         s, c = self.s.space(node), self.s.contraction(node)
         kept = {env[a.var] for a in s.axes if a.var in env}
@@ -460,7 +476,7 @@ class _Growth:
         env: dict[str, str] = {}
         if any(self.roles.get(o) in ("value", "after") for o in operands(node)):
             return self.joins_after(node, s)
-        for e in _loads(s.body):
+        for e in self.s.loads(node):
             if e.tensor not in self.roles:
                 continue
             if self.roles[e.tensor] == "column":

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, loads, subst
+from nnc.ir.form import head_of
 from nnc.ir.graph import (
     Axis,
     Compute,
@@ -76,6 +77,8 @@ class _Slices:
 
     def sums(self, node: Compute) -> Node:
         """`rest + slice + ...` as updates of `rest`."""
+        if not any(t in self.waiting for t in node.formed.tensors):
+            return node
         terms = _terms(node)
         sparse = [e for e in terms if isinstance(e, Load) and e.tensor in self.waiting]
         if not sparse:
@@ -177,6 +180,8 @@ def _written(base: Node, s: _Slice) -> Update:
 
 def _slice(node: Compute, facts: Facts) -> _Slice | None:
     """The slice outside of which a sum (or an element-wise value) of floats is zero."""
+    if head_of(node.formed.form) != "select":
+        return None
     if node.op not in ("", "sum") or not node.type.dtype.startswith(("f", "bf")):
         return None
     conditions: list[Expr] = []

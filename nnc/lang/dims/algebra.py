@@ -68,7 +68,7 @@ class Dim:
                 return Dim((((), int(x)),)) if x else ZERO
 
     # ---- looking ------------------------------------------------------------------------------
-    @property
+    @cached_property
     def const(self) -> int | None:
         """The value when this is a number."""
         if not self.terms:
@@ -81,7 +81,7 @@ class Dim:
     def is_const(self) -> bool:
         return self.const is not None
 
-    @property
+    @cached_property
     def name(self) -> str | None:
         """The name when this is one bare name."""
         if len(self.terms) == 1:
