@@ -679,6 +679,12 @@ def test_reductions_of_trees() -> None:
     same(run(text, p_a=A, p_b=BB), flat.sum(), np.sqrt((flat**2).sum()), True)
 
 
+def test_the_gradient_of_a_norm_of_zeros_is_zero() -> None:
+    text = "export def f(x: f32[N]) -> f32[N]:\n    n = norm(x)\n    return grad(n, x)\n"
+    same(run(text, x=np.zeros(3)), np.zeros(3))
+    same(run(text, x=np.array([3.0, 0.0, 4.0])), np.array([0.6, 0.0, 0.8]))
+
+
 def test_rank_and_size_are_static_for_each_leaf() -> None:
     text = f"""{PAIR}
 def decayed(p: tree) -> tree:

@@ -227,7 +227,7 @@ def _train(commands: Commands) -> None:
         ".png (curves). Ctrl-C saves and stops (exit code 130); --resume goes on, bit for bit.",
     )
     _model(parser)
-    parser.add_argument("--data", default="digits", help="digits, or an .npz file with x and y, or arrays named as the arguments")
+    parser.add_argument("--data", default="digits", help="digits, or an .npz file (x and y)")
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, help="learning rate (default: the step's own, or 0.1)")

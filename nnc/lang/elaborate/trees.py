@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnc.diagnostics import Span
+from nnc.ir.expr import Const, Op, Select
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.elaborate.arguments import take
@@ -23,6 +24,7 @@ from nnc.lang.elaborate.values import (
     integer,
     number,
 )
+from nnc.lang.types import is_float
 
 
 def _leaves(cx: Context, e: ast.Call, name: str) -> list[Tensor]:
@@ -59,13 +61,19 @@ def _sum(cx: Context, t: Tensor, span: Span) -> Value:
 
 
 def norm(cx: Context, e: ast.Call) -> Value:
-    """Square root of the sum of squares over all leaves."""
+    """Square root of the sum of squares over all leaves. Its gradient at zero is zero."""
     squares: list[Value] = []
     for t in _leaves(cx, e, "norm"):
         o = Operand(t, e.span)
         squares.append(_sum_of(cx, elementwise(cx, "mul", [o, o], e.span), e.span))
     total = _fold(cx, "add", squares, e.span)
-    return elementwise(cx, "sqrt", [Operand(total, e.span)], e.span)
+    if not isinstance(total, Tensor) or not is_float(total.dtype):
+        return elementwise(cx, "sqrt", [Operand(total, e.span)], e.span)
+    square = total.at(())
+    away = Op("bool", "ne", (square, Const(total.dtype, 0.0)))
+    # At zero the square itself, whose slope is zero (one expression: the root is not looked at).
+    body = Select(total.dtype, away, Op(total.dtype, "sqrt", (square,)), square)
+    return cx.compute((), lambda _: body, e.span)
 
 
 def _sum_of(cx: Context, value: Value, span: Span) -> Value:
