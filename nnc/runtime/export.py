@@ -17,7 +17,7 @@ from nnc.ir.signature import ArgSig, ExportSig, ModuleSig, Native, ResultSig
 from nnc.runtime.arrays import dim_argument, tensor_argument
 from nnc.runtime.boundary import boundary, split_place
 from nnc.runtime.cpu import Entry
-from nnc.runtime.fastcall import SMALL, FastCall
+from nnc.runtime.fastcall import SHORT, SMALL, FastCall
 from nnc.runtime.leaves import Module, Store, Tree
 from nnc.runtime.memory import Array, empty, numpy_dtype, pointer
 from nnc.runtime.modules import Program, initialised, native_threads
@@ -138,7 +138,8 @@ class Export:
         dtypes = [numpy_dtype(r.type.dtype) for r in self.sig.results if r.type is not None]
         outputs = list(zip(dtypes, shapes, strict=True))
         plan = call.plan
-        self._fast.remember(call.values, plan.dims, plan.arena, outputs, self.sig.returns_tuple)
+        tuple_ = self.sig.returns_tuple
+        self._fast.remember(call.values, plan.dims, plan.arena, outputs, tuple_, plan.threads)
 
     def init(self, argument: str, *like: Any, seed: int = 0, files: Any = None) -> Module:
         """A new module of the type that the argument is declared with."""
@@ -266,7 +267,8 @@ class Export:
             results=shapes,
             arena=arena,
             threads=native_threads(native, env, self.program.threads),
-            small=native.work.evaluate(env) < SMALL,
+            small=native.work.evaluate(env) < SMALL
+            and all(r.type.bytes.evaluate(env) < SHORT for r in self.sig.results if r.type),
         )
 
     def _result_shape(

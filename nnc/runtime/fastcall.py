@@ -23,7 +23,9 @@ from nnc.runtime.cpu import Entry, shared_symbol
 from nnc.runtime.leaves import Store
 from nnc.runtime.memory import Array, pointer
 
-SMALL = 1 << 18  # scalar operations (some 0.1 ms): the interpreter is not released meanwhile
+# Scalar operations (10 us of a contraction, about 1 ms of what costs most): the interpreter is not
+# released meanwhile. Bytes of a result: memory of larger ones is worth keeping.
+SMALL, SHORT = 1 << 22, 1 << 18
 _C_CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400  # NumPy's flags
 _PY = ctypes.pythonapi
 
@@ -134,6 +136,7 @@ class FastCall:
         arena: int,
         outputs: Sequence[tuple[np.dtype[Any], tuple[int, ...]]],
         returns_tuple: bool,
+        threads: int,
     ) -> None:
         """Writes down what this call is like; `values` as bound, `outputs`: dtypes and shapes."""
         with self._lock:
@@ -151,7 +154,7 @@ class FastCall:
             counters = np.array([v.counter for v in written if isinstance(v, Store)], np.int64)
             kept += [inputs, results, counters]
             self.entry.set_dims(dims)
-            self.entry.prepare(arena, 1)
+            self.entry.prepare(arena, threads)
             for word, value in (
                 *zip((Word.CONTEXT, Word.DIMS, Word.ARGS), self.entry.pointers, strict=True),
                 (Word.INPUTS, len(self.args)),
