@@ -241,8 +241,10 @@ class _Emission:
         self.stage, self.a_panel, self.b_block, self.sums, _ = areas
 
     def is_one_row(self) -> str:
-        """Whether there is one row and B can be read where it lies."""
+        """Whether there is one row and B is best read where it lies."""
         em, c = self.em, self.c
+        if c.ready is not None and c.ready.when == "true":  # nothing is faster than packed panels
+            return "false"
         if isinstance(c.b, Packed) or not single.fits(c.b) or flow.const(c.m) not in (None, 1):
             return "false"
         longest = str(single.LONGEST // self.t.size)

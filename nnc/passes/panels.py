@@ -29,7 +29,7 @@ from nnc.lang.types import TensorType
 from nnc.passes.schedule.merge import Views, stores_in
 from nnc.passes.schedule.nest import nest
 
-MOST = 1 << 20  # elements that are worth the memory: they stay in the cache between turns
+MOST = 1 << 23  # elements that are worth the memory
 LEAST = 1 << 12
 
 
