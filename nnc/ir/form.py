@@ -12,7 +12,19 @@ from functools import lru_cache
 from operator import is_
 
 from nnc.diagnostics import Span
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Tensor, Var, keep_order, walk
+from nnc.ir.expr import (
+    Const,
+    Expr,
+    Idx,
+    Load,
+    Op,
+    Select,
+    Tensor,
+    Var,
+    children,
+    keep_order,
+    walk,
+)
 from nnc.ir.scalar import SCALARS
 from nnc.lang.dims import Dim
 from nnc.lang.types import TensorType
@@ -209,9 +221,14 @@ def emptied(roots: Sequence[Expr], of: Formed) -> tuple[Expr, ...]:
 
 @dataclass(frozen=True)
 class _Sample:
+    """Expressions over slots. `order`: as `walk` gives them; `moving`: those of `order` that are
+    others in another instance of the form."""
+
     roots: tuple[Expr, ...]
     slots: tuple[Slot, ...]
     given: Formed
+    order: tuple[Expr, ...]
+    moving: tuple[Expr, ...]
 
 
 def keep_sample(roots: Sequence[Expr], of: Formed) -> None:
@@ -219,7 +236,18 @@ def keep_sample(roots: Sequence[Expr], of: Formed) -> None:
     if "sample" not in of.form.memo:
         slots = tuple(Slot(t.type, i) for i, t in enumerate(of.tensors))
         empty = _moved(roots, dict(zip(of.tensors, slots, strict=True)), {}, {})
-        of.form.memo["sample"] = _Sample(empty, slots, of.without_tensors())
+        order = tuple(walk(*empty))
+        moving = _moving(order, set(of.numbers))
+        of.form.memo["sample"] = _Sample(empty, slots, of.without_tensors(), order, moving)
+
+
+def _moving(order: Sequence[Expr], numbers: set[int]) -> tuple[Expr, ...]:
+    found: dict[int, Expr] = {}
+    for e in order:
+        large = type(e) is Const and e.dtype == "i64" and e.value in numbers
+        if type(e) is Load or large or any(id(c) in found for c in children(e)):
+            found[id(e)] = e
+    return tuple(found.values())
 
 
 def has_sample(of: Formed) -> bool:
@@ -252,7 +280,12 @@ def instance(of: Formed) -> tuple[Expr, ...]:
     checks = {id(a): b for a, b in zip(given.checks, of.checks, strict=True)}
     numbers = dict(zip(given.numbers, of.numbers, strict=True))
     tensors: dict[Tensor, Tensor] = dict(zip(sample.slots, of.tensors, strict=True))
-    return _moved(sample.roots, tensors, numbers, checks)
+    new: dict[int, Expr] = {}
+    for e in sample.moving:
+        new[id(e)] = _move(e, new, tensors, numbers, checks)
+    if len(sample.roots) == 1:
+        keep_order(tuple([new.get(id(e), e) for e in sample.order]))
+    return tuple([new.get(id(r), r) for r in sample.roots])
 
 
 @dataclass(frozen=True)
@@ -298,26 +331,35 @@ def _moved(
 ) -> tuple[Expr, ...]:
     new: dict[int, Expr] = {}
     for e in walk(*roots):
-        kind = type(e)
-        if kind is Load:
-            assert isinstance(e, Load)
-            index = tuple([new[id(i)] for i in e.index])
-            other = None if e.other is None else new[id(e.other)]
-            check = e.check if e.check is None else checks.get(id(e.check), e.check)
-            new[id(e)] = Load(e.dtype, tensors.get(e.tensor, e.tensor), index, other, check)
-        elif kind is Op:
-            assert isinstance(e, Op)
-            args = tuple([new[id(a)] for a in e.args])
-            same = all(map(is_, args, e.args))
-            new[id(e)] = e if same else Op(e.dtype, e.fn, args)
-        elif kind is Select:
-            assert isinstance(e, Select)
-            new[id(e)] = Select(e.dtype, new[id(e.cond)], new[id(e.a)], new[id(e.b)])
-        elif kind is Const and numbers and e.dtype == "i64":
-            assert isinstance(e, Const)
-            new[id(e)] = Const("i64", numbers[int(e.value)]) if e.value in numbers else e
-        else:
-            new[id(e)] = e
+        new[id(e)] = _move(e, new, tensors, numbers, checks)
     if len(roots) == 1:
         keep_order(tuple(new.values()))
     return tuple([new[id(r)] for r in roots])
+
+
+def _move(
+    e: Expr,
+    new: Mapping[int, Expr],
+    tensors: Mapping[Tensor, Tensor],
+    numbers: Mapping[int, int],
+    checks: Mapping[int, Span],
+) -> Expr:
+    """The expression over operands from `new` (those that are not there stay)."""
+    kind = type(e)
+    if kind is Load:
+        assert isinstance(e, Load)
+        index = tuple([new.get(id(i), i) for i in e.index])
+        other = None if e.other is None else new.get(id(e.other), e.other)
+        check = e.check if e.check is None else checks.get(id(e.check), e.check)
+        return Load(e.dtype, tensors.get(e.tensor, e.tensor), index, other, check)
+    if kind is Op:
+        assert isinstance(e, Op)
+        args = tuple([new.get(id(a), a) for a in e.args])
+        return e if all(map(is_, args, e.args)) else Op(e.dtype, e.fn, args)
+    if kind is Select:
+        assert isinstance(e, Select)
+        return Select(e.dtype, *[new.get(id(c), c) for c in (e.cond, e.a, e.b)])
+    if kind is Const and numbers and e.dtype == "i64":
+        assert isinstance(e, Const)
+        return Const("i64", numbers[int(e.value)]) if e.value in numbers else e
+    return e

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from operator import is_
 
 from nnc.diagnostics import NOWHERE, Span
 from nnc.ir.expr import Expr, Load, Tensor, subst
 from nnc.ir.form import (
+    KEPT,
     Formed,
     formed,
     has_sample,
@@ -102,6 +103,21 @@ class Constant(Value):
     data: tuple[float | int | bool, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What a `Compute` is but for its expressions. Equal ones are one object, while in use."""
+
+    type: TensorType
+    axes: tuple[Axis, ...]
+    raxes: tuple[Axis, ...]
+    op: str
+
+
+@lru_cache(maxsize=KEPT)
+def _head(type: TensorType, axes: tuple[Axis, ...], raxes: tuple[Axis, ...], op: str) -> Head:
+    return Head(type, axes, raxes, op)
+
+
 class _Body:
     """The body of a node that was made from its form: found when somebody looks at it."""
 
@@ -126,6 +142,10 @@ class Compute(Value):
     raxes: tuple[Axis, ...] = ()
     op: str = ""
     body: Expr = _Body()  # type: ignore[assignment]
+
+    @cached_property
+    def head(self) -> Head:
+        return _head(self.type, self.axes, self.raxes, self.op)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -566,6 +586,7 @@ def _formed_like(node: Compute, of: Formed) -> Compute:
     made: Compute = object.__new__(Compute)
     known = node.__dict__
     made.__dict__.update({name: known[name] for name in HEAD})
+    made.__dict__["head"] = node.head
     made.__dict__["formed"] = of
     return made
 

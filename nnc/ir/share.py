@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, walk, with_children
-from nnc.ir.form import positional
+from nnc.ir.form import KEPT, Form, positional
 from nnc.ir.graph import Axis, Compute, Constant, External, Node, Part, Update
+from nnc.lang.dims import Dim
+from nnc.lang.types import TensorType
 
 
 def _head(e: Expr) -> tuple[object, ...]:
@@ -52,14 +55,39 @@ def _exprs_key(node: Compute | Update, loops: tuple[Axis, ...]) -> Hashable:
     return (positional(of.form, tuple(a.var for a in loops)), of.tensors, of.numbers)
 
 
+def _compute_key(node: Compute) -> Hashable:
+    of = node.formed
+    known = ("compute", node.head)
+    found = of.form.memo.get(known)
+    if found is None:
+        loops = (*node.axes, *node.raxes)
+        form = positional(of.form, tuple(a.var for a in loops))
+        extents = tuple(a.extent for a in loops)
+        found = of.form.memo[known] = _shape(node.type, node.op, len(node.axes), extents, form)
+    return (found, of.tensors, of.numbers, node.after)
+
+
+@dataclass(frozen=True, eq=False)
+class _Shape:
+    """A `Compute` but for names of loops and what it reads. Equal ones are one object."""
+
+    type: TensorType
+    op: str
+    kept: int
+    extents: tuple[Dim, ...]
+    form: Form
+
+
+@lru_cache(maxsize=KEPT)
+def _shape(type: TensorType, op: str, kept: int, extents: tuple[Dim, ...], form: Form) -> _Shape:
+    return _Shape(type, op, kept, extents, form)
+
+
 def node_key(node: Node) -> Hashable:
     """Equal for nodes that compute the same from the same operands; loop variables by position."""
     match node:
-        case Compute(axes=axes, raxes=raxes):
-            loops = (*axes, *raxes)
-            exprs = _exprs_key(node, loops)
-            extents = tuple(a.extent for a in loops)
-            return ("compute", node.type, node.op, len(axes), extents, exprs, node.after)
+        case Compute():
+            return _compute_key(node)
         case Update(axes=axes, guard=guard):
             extents = tuple(a.extent for a in axes)
             flags = (node.accumulate, guard is None, node.check is None)

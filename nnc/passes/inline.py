@@ -164,9 +164,9 @@ class _Inliner:
             tensors += new.formed.tensors
             checks += new.formed.checks
             numbers += new.formed.numbers
-            parts.append((new.formed.form, new.formed.telling, new.axes))
-        raxes = node.raxes if isinstance(node, Compute) else ()
-        own = (of.telling, node.axes, raxes, self.graph.facts)
+            parts.append((new.formed.form, new.formed.telling, new.head))
+        head = node.head if isinstance(node, Compute) else node.axes
+        own = (of.telling, head, self.graph.facts)
         order = dict.fromkeys(tensors)
         same = (_pattern(map(id, tensors)), _pattern(map(id, checks)), _pattern(numbers))
         key = ("inlined", own, tuple(parts), same)

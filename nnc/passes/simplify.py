@@ -145,7 +145,8 @@ def _formula(node: Compute | Update, around: Around, fixed: set[Node]) -> Comput
         made = _exprs(roots, axes, around, fixed)
         same = all(map(is_, made, roots))
         return node if same else with_exprs(node, made, None)
-    key = ("simplified", around, axes, of.telling)
+    head = node.head if isinstance(node, Compute) else node.axes
+    key = ("simplified", around, head, of.telling)
     found = of.form.memo.get(key)
     if found is None:
         empty = emptied(exprs_of(node), of)

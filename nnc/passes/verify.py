@@ -94,8 +94,8 @@ def _verify_block(order: Iterable[Node], scope: _Scope, met: set[Node], after: s
 def _verify_formula(node: Compute | Update, scope: _Scope, after: str) -> None:
     """One of each form is looked at: what is asked does not depend on which tensors it reads."""
     match node:
-        case Compute(axes=axes, raxes=raxes, op=op):
-            key: tuple[object, ...] = (node.type, axes, raxes, op)
+        case Compute():
+            key: tuple[object, ...] = (node.head,)
         case Update(axes=axes, base=base, target=target, guard=guard):
             key = (node.type, axes, base.type, len(target), guard is None, node.check is None)
     of = node.formed

@@ -66,8 +66,8 @@ def space(node: Compute | Update, facts: Facts) -> Space:
     if old is not None and old[0] is facts:
         return old[1]
     of = node.formed
-    raxes, op = (node.raxes, node.op) if isinstance(node, Compute) else ((), "")
-    key = ("space", node.axes, raxes, op, isinstance(node, Update), facts, of.telling)
+    head = node.head if isinstance(node, Compute) else node.axes
+    key = ("space", head, facts, of.telling)
     found = of.form.memo.get(key)
     if not isinstance(found, _Made):
         made = _space(node, facts)
