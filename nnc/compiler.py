@@ -38,6 +38,7 @@ from nnc.passes.lower import lower
 from nnc.passes.memory import memory
 from nnc.passes.narrow import narrow
 from nnc.passes.panels import panels
+from nnc.passes.peak import uses
 from nnc.passes.simplify import simplify
 from nnc.passes.specialize import specialized
 from nnc.passes.split import differentiable_inputs, forward_backward
@@ -267,6 +268,7 @@ class _Objects:
                 Special(c.sizes, c.program.arena, n)
                 for c, n in zip(cases, module.scratches[1:], strict=True)
             ),
+            uses(program),
         )
 
     def compile(self, text: str) -> bytes:

@@ -132,5 +132,5 @@ def test_the_plan_is_what_a_call_allocates(path: Path) -> None:
     given = x.nbytes + sum(a.nbytes for a in net.values()) + 16  # seed and step
     assert memory_of.arguments.evaluate({"B": 777}) == given
     assert memory_of.results.evaluate({"B": 777}) == 4
-    alive = sum(b.bytes.evaluate({"B": 777}) for b in at_peak(memory_of, {"B": 777}))
+    alive = sum(b.bytes.evaluate({"B": 777}) for b in at_peak(memory_of, {"B": 777}).alive)
     assert alive <= memory_of.arena.evaluate({"B": 777}) <= 1.5 * alive + 1024

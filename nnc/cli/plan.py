@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 from nnc import driver
 from nnc.cli.explain import where
@@ -18,10 +17,12 @@ from nnc.codegen import llvm
 from nnc.codegen.target import host
 from nnc.compiler import Scheduled, work_of
 from nnc.errors import ArgumentError, ShapeError, nearest
+from nnc.ir.graph import Grad, all_nodes
 from nnc.ir.loop import Buffer
 from nnc.ir.signature import ExportSig
 from nnc.lang.dims import Dim, dim_sum
 from nnc.passes.memory import lifetimes, rounded
+from nnc.passes.peak import Peak, bytes_of, peak
 from nnc.runtime.available import physical
 from nnc.runtime.cpu import cpu_count, largest_sizes
 from nnc.runtime.memory import byte_count, human
@@ -40,6 +41,7 @@ class MemoryPlan:
     scratch: Dim  # for each thread
     values: tuple[Buffer, ...]
     spans: Mapping[str, tuple[int, int]]  # of values: the first and the last moment of use
+    differentiated: bool  # values wait for a gradient
 
     def workspace(self, threads: int) -> Dim:
         return self.arena + self.scratch * threads
@@ -100,6 +102,7 @@ def memory_plan(found: Scheduled) -> MemoryPlan:
         module.scratch,
         tuple(b for b in program.buffers if b.scope == "arena"),
         lifetimes(program),
+        any(isinstance(n, Grad) for n in all_nodes(found.built.graph)),
     )
 
 
@@ -154,11 +157,13 @@ def _numbers(found: MemoryPlan, env: Mapping[str, int], threads: int, every: boo
         out.append("help: fits with " + ", or ".join(f"{n} <= {v}" for n, v in largest))
     if not found.values:
         return out
-    arena, alive = found.arena.evaluate(env), at_peak(found, env)
+    arena, most = found.arena.evaluate(env), at_peak(found, env)
+    alive = most.alive
     together = sum(b.bytes.evaluate(env) for b in found.values)
-    peak = sum(b.bytes.evaluate(env) for b in alive)
+    in_use = bytes_of(alive).evaluate(env)
     text = f"values in the workspace: {together:,} bytes share {arena:,} bytes"
-    out += ["", f"{text}; in use at the peak: {peak:,} bytes, by line:"]
+    out += _split(found, most, env)
+    out += ["", f"{text}; in use at the peak: {in_use:,} bytes, by line:"]
     rows_of = _each if every else _by_line
     return [*out, *_table(rows_of(found, alive, env))[1:]]
 
@@ -200,17 +205,23 @@ def _each(
     ]
 
 
-def at_peak(found: MemoryPlan, env: Mapping[str, int]) -> list[Buffer]:
+def _split(found: MemoryPlan, at: Peak, env: Mapping[str, int]) -> list[str]:
+    """What waits at the peak to be read later, and what is being made and read."""
+    later = "kept for backward" if found.differentiated else "kept for later"
+    rows = []
+    for label, values in ((later, at.waiting), ("being made and read", at.busy)):
+        if values:
+            top = max(values, key=lambda b: b.bytes.evaluate(env))
+            size = f"{top.bytes.evaluate(env):,}"
+            largest = f"largest: {top.name}, {where(top.span.own)}, {size}"
+            formula = bytes_of(values)
+            rows.append((label, f"{formula.evaluate(env):,}", f"= {formula}; {largest}"))
+    return _table(rows)[1:]
+
+
+def at_peak(found: MemoryPlan, env: Mapping[str, int]) -> Peak:
     """The values in use at the moment when they are most."""
-    change: dict[int, int] = {}
-    for b in found.values:
-        first, last = found.spans[b.name]
-        change[first] = change.get(first, 0) + b.bytes.evaluate(env)
-        change[last + 1] = change.get(last + 1, 0) - b.bytes.evaluate(env)
-    moments = sorted(change)
-    sums = list(accumulate(change[m] for m in moments))
-    peak = moments[sums.index(max(sums))] if sums else 0
-    return [b for b in found.values if found.spans[b.name][0] <= peak <= found.spans[b.name][1]]
+    return peak(found.values, found.spans, env)
 
 
 def _at(b: Buffer) -> tuple[str, str]:

@@ -147,6 +147,17 @@ class Special:
 
 
 @dataclass(frozen=True)
+class Use:
+    """Bytes of the arena for one purpose, and the largest value among them with its line."""
+
+    label: str
+    bytes: Dim
+    name: str
+    place: str
+    largest: Dim
+
+
+@dataclass(frozen=True)
 class Native:
     """One native entry point: the export's code as an object file and what it needs to run."""
 
@@ -159,6 +170,7 @@ class Native:
     sites: tuple[tuple[str, str], ...] = ()  # of run-time index checks: (file:line:column, text)
     externs: tuple[Extern, ...] = ()
     specials: tuple[Special, ...] = ()  # in the order in which they are tried
+    uses: tuple[Use, ...] = ()  # of the arena when it is fullest
 
     def arena_at(self, env: Mapping[str, int]) -> int:
         """Bytes of the arena of a call, `scratch` being the largest of all variants."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from nnc.errors import DeviceError, IndexError, LoadError
-from nnc.ir.signature import Native, Support
+from nnc.ir.signature import Native, Support, Use
 from nnc.lang.dims import Dim
 from nnc.runtime.available import available
 from nnc.runtime.elf import Loaded, process_symbol
@@ -188,8 +188,12 @@ class Entry:
         at = ", ".join(f"{n} = {d}" for n, d in env.items())
         name = self.native.symbol.removeprefix("nn_")
         lines = [f"  {name}" + (f" at {at}" if at else "") + f": workspace {human(need)}"]
-        lines.append(f"    arena    {self.native.arena} bytes")
-        lines.append(f"    scratch  {threads} x {self.native.scratch} bytes")
+        rows = [
+            (u.label, human(u.bytes.evaluate(env)), self._use(u, env)) for u in self.native.uses
+        ]
+        rows.append(("threads", human(threads * self.scratch()), f"{threads} x scratch"))
+        width, digits = (max(len(row[i]) for row in rows) for i in (0, 1))
+        lines += [f"    {a:{width}}  {b:>{digits}}   {c}" for a, b, c in rows]
         largest = largest_sizes(self.native.arena, env, available() - threads * self.scratch())
         if largest:
             lines.append("  help: fits with " + ", or ".join(f"{n} <= {d}" for n, d in largest))
@@ -197,6 +201,10 @@ class Entry:
         lines.append(f"  help: `nnc plan MODEL.nn {name}{flags}` lists it by source line;")
         lines.append("        `recompute(...)` or nnc.load(..., max_memory=...) needs less")
         return "\n".join(lines)
+
+    def _use(self, use: Use, env: Mapping[str, int]) -> str:
+        size = human(use.largest.evaluate(env))
+        return f"= {use.bytes} bytes; largest: {use.name}, {use.place}, {size}"
 
     def index_error(self) -> IndexError:
         """Why the last call was refused."""
