@@ -24,6 +24,7 @@ from nnc.runtime.modules import Program, initialised, native_threads
 from nnc.runtime.sizes import Sizes, result_shapes, solve
 
 _PLANS = 256  # shapes remembered for each export
+_PATIENCE = 32  # calls that are alike before calls like them are made fast, at most
 _BIG = 1 << 20  # bytes of a result whose memory is kept,
 _SPARE = 2  # so many for a shape,
 _SHAPES = 4  # for the last shapes
@@ -64,7 +65,9 @@ class Export:
         self._entry: Entry | None = None
         self._plans: dict[tuple[Any, ...], Plan] = {}
         self._fast: FastCall | None = None
-        self._calls = 0  # that came this way
+        # Calls like the last that came this way, and how many make them worth remembering.
+        self._last: Plan | None = None
+        self._calls, self._patience = 0, 2
         self._kept: dict[tuple[Any, ...], list[Array]] = {}
         self.__doc__ = f"{sig.text}\n\n{sig.doc}".strip()
         self.__name__ = self.__qualname__ = sig.name
@@ -118,10 +121,13 @@ class Export:
         return self.wrap(results, call.plan)
 
     def _remember(self, call: Call) -> None:
-        """From now on calls like this one are fast. Seldom, should calls differ each time."""
-        self._calls += 1
-        if self._calls < 2 or self._calls & (self._calls - 1):
+        """From now on calls like this one are fast, if those before were like it: the more of them,
+        the oftener that was so (for calls that alternate)."""
+        same = call.plan is self._last
+        self._last, self._calls = call.plan, self._calls + 1 if same else 1
+        if self._calls < self._patience:
             return
+        self._calls, self._patience = 0, min(2 * self._patience, _PATIENCE)
         if self._fast is None:
             entry = Entry(self.native, self.program.code, self.pointer_count())
             if not FastCall.fits(self.sig.args, self.sig.results):
