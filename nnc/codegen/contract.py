@@ -73,6 +73,7 @@ __all__ = [
 _COLUMNS = {64: 2048, 32: 1024, 16: 512}  # bytes of a row of a B block, by vector bytes
 _PARTIAL_ROWS = 512  # rows of partial sums kept while B is packed once
 _IN_PLACE = 256  # rows up to which packing B costs more than reading it in place,
+_FAR = 1 << 19  # bytes of A from which on its rows are fetched ahead
 _ALIASING = 8192  # if its rows are no multiple of so many bytes apart: those share cache sets
 
 Store = Callable[[Emitter, str, str, str, str | None], None]
@@ -116,10 +117,10 @@ def _columns(t: Tile) -> int:
 
 def _areas(t: Tile) -> tuple[int, int, int, int]:
     """Bytes of scratch for transposing, the panel of A, the block of B and the (partial) sums."""
-    rows = -(-t.rows // t.lanes) * t.lanes
     depth = -(-t.block // OVERSHOOT) * OVERSHOOT
-    a, b, c = rows * t.a_row, depth * _columns(t), _PARTIAL_ROWS * _columns(t)
-    return pack.stage_bytes(t), a * t.size, b * t.size, c * t.size
+    a = t.panel_bytes + t.list_bytes + pack.LIST_ROOM
+    b, c = depth * _columns(t), _PARTIAL_ROWS * _columns(t)
+    return pack.stage_bytes(t), a, b * t.size, c * t.size
 
 
 def scratch_bytes(dtype: str, target: Target) -> int:
@@ -271,6 +272,9 @@ class _Emission:
         self.blocks = flow.maximum(em, flow.ceil_div(em, c.k, self.depth), "1")
         self.one_block = flow.compare(em, "eq", self.blocks, "1")
         self.in_place = self.reads_in_place(rows)
+        self.far = self.is_far(rows)
+        if t.fetches:
+            pack.list_nothing(em, t, self.a_panel)
         for_columns = flow.ceil_div(em, columns.size, str(_columns(t)))
         # Without partial sums there is no reason to cut the rows.
         row_blocks = flow.ceil_div(em, rows.size, str(_PARTIAL_ROWS))
@@ -337,7 +341,35 @@ class _Emission:
                 part = self.cut(rows, it, tiles_)
                 window = Window(self.c.a, part.start, part.size, k0, kc)
                 pack.pack_rows(em, t, window, self.a_panel, self.stage)
-                self.row_tile(rows, part, columns, pc, kc, panels)
+                self.row_tile(rows, part, columns, pc, _Range(k0, kc), panels)
+
+    def is_far(self, rows: _Range) -> str:
+        """Whether A comes from memory that is far, by whole runs of its rows."""
+        em, a = self.em, self.c.a
+        if not isinstance(a, Strided) or a.col_stride != "1" or a.stored or not self.t.fetches:
+            return "false"
+        size = flow.mul(em, flow.mul(em, rows.size, self.c.k), str(self.t.size))
+        return flow.compare(em, "sge", size, str(_FAR))
+
+    def fetch_next(self, rows: _Range, part: _Range, k: _Range, turn: str) -> None:
+        """Lists the rows of A that are packed next (the last time, the first ones of the next k):
+        half of them in the first turn, the others in the second."""
+        em, a, t = self.em, self.c.a, self.t
+        if self.far == "false":
+            return
+        assert isinstance(a, Strided)
+        listing = flow.select(em, self.far, "i1", flow.compare(em, "slt", turn, "2"), "false")
+        with flow.when(em, listing):
+            after = flow.sub(em, flow.add(em, part.start, part.size), rows.start)
+            more = flow.compare(em, "slt", after, rows.size)
+            half = flow.ceil_div(em, part.size, "2")
+            row = flow.add(em, rows.start, flow.select(em, more, "i64", after, "0"))
+            row = flow.add(em, row, flow.mul(em, half, turn))
+            col = flow.select(em, more, "i64", k.start, flow.add(em, k.start, k.size))
+            pack.list_rows(em, t, a, (row, col), half, k.size, self.a_panel)
+        done = flow.select(em, self.far, "i1", flow.compare(em, "eq", turn, "2"), "false")
+        with flow.when(em, done):
+            pack.list_nothing(em, t, self.a_panel)
 
     def right(self, k0: str, kc: str, columns: _Range) -> _Right:
         """Packs the block of B, or what of it is not read in place."""
@@ -398,7 +430,7 @@ class _Emission:
         return _Right(either(here.first), either(here.edge), whole)
 
     def row_tile(
-        self, rows: _Range, part: _Range, columns: _Range, pc: str, kc: str, right: _Right
+        self, rows: _Range, part: _Range, columns: _Range, pc: str, k: _Range, right: _Right
     ) -> None:
         """The kernels of one row tile over the panels, each followed by its epilogue."""
         em, t = self.em, self.t
@@ -429,13 +461,14 @@ class _Emission:
             kind = em.op(f"select i1 {is_wide}, i64 2, i64 {kind}", "kind")
             kernel = em.op(f"getelementptr ptr, ptr {kernels}, i64 {kind}", "kernel")
             kernel = em.op(f"load ptr, ptr {kernel}", "kernel")
+            self.fetch_next(rows, part, k, flow.div(em, j, wide))
             b, b_k, b_panel = right.at(em, t, j)
             at = flow.add(em, strip, flow.mul(em, j, part.size))
             at = flow.select(em, self.one_block, "i64", "0", at)
             sums = flow.offset(em, self.sums, at, t.type)
             em.line(
                 f"call void {kernel}(ptr {self.a_panel}, ptr {b}, i64 {b_k}, i64 {b_panel}, "
-                f"i64 {kc}, ptr {sums}, i32 {again})"
+                f"i64 {k.size}, ptr {sums}, i32 {again})"
             )
             with flow.when(em, last):
                 valid = flow.minimum(em, width, left)

@@ -16,6 +16,10 @@ all contractions of a process share one set.
     tile     ptr   height x (vectors * lanes) elements, row-major without gaps, vector-aligned
     add      i32   0: the tile is overwritten; 1: the sums are added to it
 
+Behind the panel of A, at `Tile.panel_bytes`, kernels of floats expect a list of addresses: one for
+every UNROLL k (as far apart as these are in a row). They are fetched to the second level of the
+cache as the sums proceed: the rows of A that come next.
+
 The kernels "dot4" multiply words of four bytes: sums of four products, those of A without sign,
 those of B with ("dot4r": the other way round), wrapping, the same bits in any order.
 
@@ -75,6 +79,21 @@ class Tile:
     def a_row(self) -> int:
         """Elements between rows of a packed panel of A: the block, and room for overshoot."""
         return self.block + 16
+
+    @property
+    def fetches(self) -> bool:
+        """Whether kernels fetch what their list behind the panel of A says."""
+        return self.type in ("float", "double")
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes of a panel of A, from where on its list is."""
+        return -(-self.rows // self.lanes) * self.lanes * self.a_row * self.size
+
+    @property
+    def list_bytes(self) -> int:
+        """Bytes of the list."""
+        return self.block * self.size
 
     @property
     def type(self) -> str:
@@ -178,6 +197,8 @@ class _Kernel:
         """`unroll` successive k of all rows and vectors."""
         em, t = self.em, self.t
         a, b, s = state[0], state[1 : 1 + self.panels], state[1 + self.panels :]
+        if unroll == UNROLL and t.fetches:
+            self.fetch(a)
         for u in range(unroll):
             row = self.b_row(b)
             for i in range(self.height):
@@ -187,6 +208,12 @@ class _Kernel:
                     s[at] = self.multiply_add(x, y, s[at])
             b = [em.op(f"getelementptr i8, ptr {p}, i64 %b_k", "b") for p in b]
         return [em.op(f"getelementptr {t.type}, ptr {a}, i64 {unroll}", "a"), *b, *s]
+
+    def fetch(self, a: str) -> None:
+        em, t = self.em, self.t
+        place = em.op(f"getelementptr i8, ptr {a}, i64 {t.panel_bytes}", "place")
+        there = em.op(f"load ptr, ptr {place}, align 8", "there")
+        em.line(f"call void @llvm.prefetch.p0(ptr {there}, i32 0, i32 2, i32 1)")
 
     def b_row(self, b: State) -> list[str]:
         em, t = self.em, self.t
