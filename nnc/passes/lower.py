@@ -432,10 +432,11 @@ def _work(s: Space) -> Dim:
 
 
 def _most(extent: Dim) -> Dim:
-    """The extent of all pieces of a cut loop but the last."""
+    """The extent of all pieces of a cut loop but the last; of the first phase of a stride."""
     match extent.funcs():
         case [Func(kind="min", a=a, b=b)] if any(n.startswith("$") for n in extent.names):
-            return b if any(n.startswith("$") for n in a.names) else a
+            return _most(b if any(n.startswith("$") for n in a.names) else a)
         case [Func(kind="max", a=a, b=b)] if ZERO in (a, b):
             return _most(b if a == ZERO else a)
-    return extent
+    phases = [n for n in extent.names if n.startswith("$") and "." not in n]
+    return extent.subst(dict.fromkeys(phases, ZERO))
