@@ -52,10 +52,7 @@ class Leaves(Sweeps, Windows):
         """The whole body of a kernel."""
         if not c.n:
             c = replace(c, m=c.n, n=c.m, a=c.b, b=c.a, fn=REVERSED[c.fn])
-        size = self.uniform(dim_prod(a.extent for a in (*c.batch, *c.m, *c.n, *c.k))).text
-        constant = dim_prod(d for a in (*c.n, *c.k) if (d := a.extent).const is not None)
-        may_be_tiny = (constant.const or 0) <= _TINY and self.one_chain(c)
-        tiny = flow.compare(self.em, "sle", size, str(_TINY)) if may_be_tiny else "false"
+        tiny = self.tiny(c)
         if tiny != "true":
             with flow.when(self.em, flow.negate(self.em, tiny)), self.scope():
                 self.tiled(c)
@@ -63,6 +60,14 @@ class Leaves(Sweeps, Windows):
             only = flow.compare(self.em, "eq", self.tid, "0")
             with flow.when(self.em, tiny), flow.when(self.em, only), self.scope():
                 self.block((self.plain(c),))
+
+    def tiny(self, c: Contract) -> str:
+        """Whether (an i1) plain loops are faster than tiles."""
+        constant = dim_prod(d for a in (*c.n, *c.k) if (d := a.extent).const is not None)
+        if (constant.const or 0) > _TINY or not self.one_chain(c) or _uneven(c):
+            return "false"
+        size = self.uniform(dim_prod(a.extent for a in (*c.batch, *c.m, *c.n, *c.k))).text
+        return flow.compare(self.em, "sle", size, str(_TINY))
 
     def one_chain(self, c: Contract) -> bool:
         """Whether the tiles sum over k in one block, so that plain loops give the same bits."""
@@ -103,10 +108,13 @@ class Leaves(Sweeps, Windows):
         self.groups, self.split, self.ranges = outer
 
     def batches(self, c: Contract, groups: list[Group]) -> None:
-        """Each thread takes as many whole batches as the others; all share those that are left."""
+        """Each thread takes as many whole batches as the others; all share those that are left.
+
+        All share all batches that differ in size.
+        """
         em = self.em
         total = self.uniform(dim_prod(a.extent for a in c.batch)).text
-        each = flow.div(em, total, self.nt)
+        each = "0" if _uneven(c) else flow.div(em, total, self.nt)
         first = flow.mul(em, each, self.tid)
         left = flow.sub(em, total, flow.mul(em, each, self.nt))
         shift = flow.mul(em, each, flow.sub(em, self.nt, "1"))
@@ -355,6 +363,12 @@ class Leaves(Sweeps, Windows):
             yield
         self.ranges |= ranges
         self.groups, self.split = before
+
+
+def _uneven(c: Contract) -> bool:
+    """Whether the sizes of batches differ."""
+    batch = {a.var for a in c.batch}
+    return any(batch & a.extent.names for a in (*c.m, *c.n, *c.k))
 
 
 def digits(index: Dim, axes: tuple[Axis, ...]) -> dict[str, Dim]:

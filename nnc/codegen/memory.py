@@ -28,17 +28,19 @@ from nnc.lang.types import DTYPES, DType
 
 _NEAR = 1024  # elements: a constant below stays in the instruction
 ZEROS = "@nn_zeros"  # 512 readable bytes
+_STEPS, _SPAN = 4, 512  # elements apart, and bytes in all, that are read by vectors with gaps
 Part = tuple[Value, Dim]  # a data-dependent index and its stride in elements
 
 
 @dataclass(frozen=True)
 class Place:
     """Where lanes lie: from `pointer`, at consecutive elements ("unit"), at one ("same"), or at
-    `offsets` (in elements) from it ("any")."""
+    `offsets` (in elements) from it ("any"); `step`: how far apart, where that is a little."""
 
     kind: str
     pointer: Value
     offsets: Value | None = None
+    step: int = 0
 
 
 class Memory(Guards):
@@ -64,7 +66,8 @@ class Memory(Guards):
             if form[0] == ZERO or form[0] == ONE:
                 return Place("same" if form[0] == ZERO else "unit", pointer)
             ramp = Value(iota("i64", self.lanes), "i64", self.lanes)
-            return Place("any", pointer, self.i64("mul", self.uniform(form[0]), ramp))
+            step = self._near_step(buffer.type.dtype, form[0])
+            return Place("any", pointer, self.i64("mul", self.uniform(form[0]), ramp), step)
         fixed = tuple(p for p in parts if p[0].lanes == 1)
         start, rest = self.fixed_part(buffer, affine) if varying else (affine, ZERO)
         pointer = self.pointer(buffer, start, fixed)
@@ -73,6 +76,12 @@ class Memory(Guards):
             step = self.i64("mul", self.dim(stride), value)
             offsets = step if offsets is None else self.i64("add", offsets, step)
         return Place("any", pointer, offsets)
+
+    def _near_step(self, dtype: DType, slope: Dim) -> int:
+        """The slope, where whole vectors under a mask are faster than element by element."""
+        step, size = slope.const or 0, DTYPES[dtype].bytes
+        fits = size >= 4 and self.lanes * step * size <= _SPAN and self.native_mask(dtype)
+        return step if 1 < step <= _STEPS and fits else 0
 
     def pointer(self, buffer: Buffer, affine: Dim, parts: tuple[Part, ...]) -> Value:
         """In lane 0: what is known further out is added further out."""
@@ -152,6 +161,9 @@ class Memory(Guards):
             with self.at(depth):
                 self._fetch_ahead(place.pointer)
                 return self._load_vector(dtype, safe, mask)
+        if place.step:
+            with self.at(depth):
+                return self._load_step(dtype, safe, place.step, mask)
         offsets = place.offsets.text
         if guard.scalar is not None:
             with self.at(depth):
@@ -185,6 +197,33 @@ class Memory(Guards):
             f"{ty} zeroinitializer)",
             "x",
         )
+
+    def _load_step(self, dtype: DType, pointer: str, step: int, mask: str | None) -> str:
+        """Lanes `step` elements apart; the gaps are not read."""
+        em, lanes, element = self.em, self.lanes, MEMORY[dtype]
+        ty, size = wide(element, lanes * step), DTYPES[dtype].bytes
+        name = f"llvm.masked.load.{suffix(element, lanes * step)}.p0"
+        where = self._with_gaps("i1", mask or "splat (i1 true)", step)
+        x = em.op(
+            f"call {ty} @{name}(ptr align {size} {pointer}, {where}, {ty} zeroinitializer)", "x"
+        )
+        some = ", ".join(f"i32 {i * step}" for i in range(lanes))
+        return em.op(f"shufflevector {ty} {x}, {ty} poison, <{lanes} x i32> <{some}>", "x")
+
+    def _with_gaps(self, element: str, x: str, step: int) -> str:
+        """Typed: every `step`th lane from x, zeros between."""
+        lanes, ty = self.lanes, wide(element, self.lanes)
+        picked = (f"i32 {i // step if i % step == 0 else lanes}" for i in range(lanes * step))
+        which = f"<{lanes * step} x i32> <{', '.join(picked)}>"
+        x = self.em.op(f"shufflevector {ty} {x}, {ty} zeroinitializer, {which}", "gaps")
+        return f"{wide(element, lanes * step)} {x}"
+
+    def _store_step(self, dtype: DType, pointer: str, step: int, x: str, mask: str | None) -> None:
+        element, size = MEMORY[dtype], DTYPES[dtype].bytes
+        apart = self._with_gaps(element, self.to_memory(dtype, x, self.lanes), step)
+        where = self._with_gaps("i1", mask or "splat (i1 true)", step)
+        name = f"llvm.masked.store.{suffix(element, self.lanes * step)}.p0"
+        self.em.line(f"call void @{name}({apart}, ptr align {size} {pointer}, {where})")
 
     def _gather(self, dtype: DType, pointer: str, offsets: str, mask: str | None) -> str:
         lanes, size = self.lanes, DTYPES[dtype].bytes
@@ -259,6 +298,8 @@ class Memory(Guards):
                 self._write_scalar(dtype, place.pointer.text, text, add)
             elif place.kind == "unit":
                 self._write_unit(dtype, place.pointer.text, text, mask, add)
+            elif place.step and not add:
+                self._store_step(dtype, place.pointer.text, place.step, text, mask)
             elif offsets is not None:
                 self._write_each(dtype, place.pointer.text, offsets, text, mask, add)
             else:

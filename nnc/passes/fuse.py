@@ -350,7 +350,9 @@ class _Fuser:
             return 0 if related and not s.raxes else None
         if not related:
             flat = all(len(x.axes) == rows and not x.raxes for x in spaces)
-            return rows if rows and (flat or self.same_rows(s, g)) else None
+            alike = rows == len(s.axes) and self.same_windows(s, spaces)
+            joined = flat or self.same_rows(s, g) or alike
+            return rows if rows and joined else None
         return rows if _worthwhile(rows, spaces) else None
 
     def same_rows(self, s: Space, g: _Open) -> bool:
@@ -360,6 +362,16 @@ class _Fuser:
         mine = _row_reads(s)
         others = (self.spaces[n] for n in g.nodes)
         return any(x.raxes and len(x.axes) == g.rows and mine & _row_reads(x) for x in others)
+
+    def same_windows(self, s: Space, spaces: list[Space]) -> bool:
+        """Whether all reduce as many elements of the same tensors, each at the same kept axes: a
+        maximum and its place."""
+        if not all(x.raxes and len(x.axes) == len(s.axes) for x in spaces):
+            return False
+        mine, count = _sources(s), dim_prod(a.extent for a in s.raxes)
+        return all(
+            _sources(x) == mine and dim_prod(a.extent for a in x.raxes) == count for x in spaces
+        )
 
     def prefix(self, e: Load, s: Space) -> int:
         """How many leading axes of `s` are, bare, the leading axes of the member that is read."""
@@ -374,6 +386,10 @@ class _Fuser:
 
 def _extents(s: Space) -> tuple[Dim, ...]:
     return tuple(a.extent for a in s.axes)
+
+
+def _sources(s: Space) -> set[Tensor]:
+    return {e.tensor for e in walk(s.body) if isinstance(e, Load)}
 
 
 def _row_reads(s: Space) -> set[Tensor]:

@@ -188,8 +188,29 @@ class _Search:
             target = target % top[0]
             terms = [t for t in terms if t is not top]
         a, loop = max(terms, key=self._rank)
-        others = dim_sum(b * Dim.of(v.var) for b, v in terms if v is not loop)
+        rest = [t for t in terms if t[1] is not loop]
+        step = next((v for b, v in rest if b == ONE and v.extent.const), None)
+        if step is not None and (a.const or 0) > 1:
+            others = dim_sum(b * Dim.of(v.var) for b, v in rest if v is not step)
+            self._phases(target - others, a, loop, step)
+            return True
+        others = dim_sum(b * Dim.of(v.var) for b, v in rest)
         return self._one(target - others, a, loop)
+
+    def _phases(self, target: Dim, a: Dim, loop: Axis, step: Axis) -> None:
+        """`a * v + u == target`: u is one of each a values, `target % a + a * t`; t stays a loop.
+
+        (A strided window: no element asks the outputs whose windows pass it by.)
+        """
+        name = f"{step.var}_"
+        while name in self.taken:
+            name += "_"
+        self.taken.add(name)
+        t = Axis(name, (step.extent + a - 1) // a)
+        self.loops.insert(self.loops.index(step), t)
+        self.ranges[name] = (ZERO, t.extent - 1)
+        self._solve_for(step, target % a + a * Dim.of(name))
+        self._solve_for(loop, target // a - name)
 
     def _is_leading(self, top: tuple[Dim, Axis], terms: Iterable[tuple[Dim, Axis]]) -> bool:
         """Whether all other terms together stay in 0..a-1."""

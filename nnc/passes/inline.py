@@ -266,6 +266,8 @@ class _Inliner:
             return _plain_view(body) or (not loads and len(exprs) <= 8 and _cheap(exprs))
         if isinstance(body, Const) or (not loads and len(exprs) <= 8 and _cheap(exprs)):
             return True
+        if len(loads) > 1 and any(_is_padded(user, load) for user, load in sites):
+            return False
         if not new.axes and len(exprs) <= MAX_SHARED and all(e.check is None for e in loads):
             return True  # a number of its own: computed once in every kernel that needs it
         if len(sites) > 1 and _narrows(new, loads):
@@ -309,6 +311,11 @@ def _ranges(node: Node) -> dict[str, Range]:
     if not isinstance(node, Compute | Update):
         return {}
     return axis_ranges((*node.axes, *(node.raxes if isinstance(node, Compute) else ())))
+
+
+def _is_padded(user: Node, load: Load) -> bool:
+    """Whether a sum reads it through a window: conditions around several loads cost more there."""
+    return load.other is not None and isinstance(user, Compute) and user.op == "sum"
 
 
 def _plain_view(body: Expr) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
-from nnc.lang.dims.algebra import ZERO, Dim, Func, apply, make, polynomial_quotient
+from nnc.lang.dims.algebra import ZERO, Dim, Func, Mono, apply, make, polynomial_quotient
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,13 @@ def _proved(p: Dim, facts: Facts, bounds: tuple[tuple[str, Range], ...], depth: 
         p, facts, ranges = exact
     if _plainly_nonneg(_minimum(p, facts, ranges), facts):
         return True
+    if _divided(p, ranges):
+        if _plainly_nonneg(_eliminate(p, facts, ranges, True, True), facts):
+            return True
+        if _plainly_nonneg(_paired(_minimum(p, facts, ranges)), facts):
+            return True
+        if cases := _cases(p, ranges):
+            return all(_in_case(p, facts, ranges, depth, c) for c in cases)
     if depth == 0:
         return False
     rest = [p - f for f in facts.nonneg]
@@ -85,12 +92,23 @@ def _minimum(p: Dim, facts: Facts, ranges: Mapping[str, Range]) -> Dim | None:
     return _eliminate(p, facts, ranges, True)
 
 
-def _eliminate(p: Dim, facts: Facts, ranges: Mapping[str, Range], low: bool) -> Dim | None:
-    """Replaces each loop variable by the end of its range that makes p smallest (or largest)."""
-    for name in sorted(p.names & ranges.keys()):
+def _divided(p: Dim, ranges: Mapping[str, Range]) -> bool:
+    """Whether a loop in p ends at a quotient."""
+    ends = (d for n in p.names for d in ranges.get(n, ()))
+    return any(f.kind == "floor" for d in ends for f in d.functions)
+
+
+def _eliminate(
+    p: Dim, facts: Facts, ranges: Mapping[str, Range], low: bool, joined: bool = False
+) -> Dim | None:
+    """Replaces each loop variable by the end of its range that makes p smallest (or largest).
+
+    `joined`: multiples `n*b*(a//b)` become their bounds `n*a`, from which other terms may cancel.
+    """
+    for name in _inner_first(p.names & ranges.keys(), ranges):
         if name not in p.names:
             continue
-        p = _bound_funcs(p, name, facts, ranges, low)
+        p = _bound_funcs(_joined(p, name, low) if joined else p, name, facts, ranges, low)
         form = p.linear_in(name)
         if form is None:
             return None
@@ -101,6 +119,41 @@ def _eliminate(p: Dim, facts: Facts, ranges: Mapping[str, Range], low: bool) -> 
             return None
         p = a * (lo if rising == low else hi) + b
     return p
+
+
+_CASES = 8  # values of a loop that are looked at one by one
+
+
+def _cases(p: Dim, ranges: Mapping[str, Range]) -> list[dict[str, Dim]]:
+    """The values of a short loop on which the end of another one in p depends."""
+    for v in sorted(p.names):
+        for n in sorted(ranges[v][1].names & ranges.keys() if v in ranges else ()):
+            low, high = (d.const for d in ranges[n])
+            if low is not None and high is not None and 0 <= high - low < _CASES:
+                return [{n: Dim.of(i)} for i in range(low, high + 1)]
+    return []
+
+
+def _in_case(
+    p: Dim, facts: Facts, ranges: Mapping[str, Range], depth: int, case: Mapping[str, Dim]
+) -> bool:
+    inside = {v: (a.subst(case), b.subst(case)) for v, (a, b) in ranges.items() if v not in case}
+    known = Facts(facts.zero, tuple(d.subst(case) for d in facts.nonneg))
+    return prove_nonneg(p.subst(case), known, inside, depth)
+
+
+def _inner_first(loops: frozenset[str], ranges: Mapping[str, Range]) -> list[str]:
+    """Loops whose ends depend on others before those."""
+    order = sorted(loops)
+    depends = {v: ranges[v][0].names | ranges[v][1].names for v in order}
+    if not any(loops & d for d in depends.values()):
+        return order
+    out: list[str] = []
+    while order:
+        free = [v for v in order if not any(v in depends[w] for w in order if w != v)]
+        out += free or order
+        order = [v for v in order if v not in out]
+    return out
 
 
 def _sign(a: Dim, facts: Facts, ranges: Mapping[str, Range]) -> bool | None:
@@ -126,12 +179,25 @@ def _bound_funcs(p: Dim, name: str, facts: Facts, ranges: Mapping[str, Range], l
     return out
 
 
+def _joined(p: Dim, name: str, low: bool) -> Dim:
+    """A bound of p without the `c * (a // b)` for numbers b that divide c."""
+    out = ZERO
+    for mono, c in p.terms:
+        term = Dim(((mono, c),))
+        match mono:
+            case ((Func(kind="floor", a=a, b=b), 1),) if b.const and name in a.names:
+                if c % b.const == 0:
+                    term = c // b.const * (a - b + 1 if low == (c > 0) else a)
+        out = out + term
+    return out
+
+
 def _func_bound(f: Func, facts: Facts, ranges: Mapping[str, Range], low: bool) -> Dim | None:
     if f.kind == "mod" and not f.b.names & ranges.keys():
         return ZERO if low else f.b - 1
     a = _eliminate(f.a, facts, ranges, low)
-    if f.kind in ("floor", "div") and a is not None and not f.b.names & ranges.keys():
-        return a // f.b
+    if f.kind in ("floor", "div"):
+        return None if a is None or f.b.names & ranges.keys() else a // f.b
     b = _eliminate(f.b, facts, ranges, low)
     return None if a is None or b is None or f.kind == "mod" else apply(f.kind, a, b)
 
@@ -195,6 +261,32 @@ def _try_bounds(f: Func, rest: Dim, others: Dim, facts: Facts, fuel: int) -> boo
     if not _plainly_nonneg(f.a, facts, fuel):
         return False
     return good(rest * _least_floor(f, facts)) if rising else good(rest * f.a)
+
+
+def _paired(p: Dim | None) -> Dim | None:
+    """A lower bound of p: `a//q - k*(b//(k*q))` is at least `(a - b)//q`, a number."""
+    if p is None:
+        return None
+    floors = [(f, c) for mono, c in p.terms if (f := _floor(mono)) is not None]
+    for f, m in floors:
+        for g, n in floors:
+            k, rest = divmod(g.b.const or 1, f.b.const or 1)
+            apart = (f.a - g.a).const
+            if m > 0 > n and not rest and n % k == 0 and apart is not None:
+                count = min(m, -n // k)
+                return p - count * (_dim(f) - k * _dim(g)) + count * (apart // (f.b.const or 1))
+    return p
+
+
+def _floor(mono: Mono) -> Func | None:
+    match mono:
+        case ((Func(kind="floor") as f, 1),) if f.b.const:
+            return f
+    return None
+
+
+def _dim(f: Func) -> Dim:
+    return Dim(((((f, 1),), 1),))
 
 
 def _least_floor(f: Func, facts: Facts) -> Dim:

@@ -2,8 +2,8 @@
 
 A product is `mul`, or `dot4` of words that hold four bytes each.
 
-Variables that are kept and in one factor are m (or n), kept and in both batch, reduced and in both
-k. No name of an operation occurs here.
+Variables that are kept and in one factor are m (or n), kept and in both (or in the size of another
+axis) batch, reduced and in both k. No name of an operation occurs here.
 """
 
 from __future__ import annotations
@@ -65,11 +65,13 @@ def _contraction(s: Space) -> Contraction | None:
     in_f, in_g = _vars(f), _vars(g)
     if any((a.var in in_f) != (a.var in in_g) for a in s.raxes):
         return None
-    if any(a.var not in in_f and a.var not in in_g for a in s.axes):
+    sizing = {n for a in (*s.axes, *s.raxes) for n in a.extent.names}
+    apart = (in_f & in_g) | sizing
+    m = tuple(a for a in s.axes if a.var in in_f - apart)
+    n = tuple(a for a in s.axes if a.var in in_g - apart)
+    batch = tuple(a for a in s.axes if a.var in apart)
+    if len(batch) + len(m) + len(n) < len(s.axes):
         return None
-    m = tuple(a for a in s.axes if a.var in in_f - in_g)
-    n = tuple(a for a in s.axes if a.var in in_g - in_f)
-    batch = tuple(a for a in s.axes if a.var in in_f & in_g)
     length = dim_prod(a.extent for a in s.raxes).const
     if length is not None and length <= SHORT:
         return None

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from nnc.ir.expr import Load, names, walk
 from nnc.ir.graph import Axis
-from nnc.ir.loop import For, Reduce, Stmt
+from nnc.ir.loop import For, Let, Reduce, Stmt, Store
 from nnc.lang.dims import Dim, dim_min, dim_prod
 from nnc.passes.schedule.contraction import unit_stride
 from nnc.passes.schedule.merge import Stmts, Views, exprs_in, merge, substitute
@@ -16,6 +16,7 @@ from nnc.passes.schedule.space import told_apart
 CHUNK = 1024  # elements of a long vector loop that one thread takes at a time
 REDUCED_CHUNK = 64  # the same where every element is a reduction or a serial loop
 SHORT = 8  # a reduced axis of fewer elements does not run over the lanes
+FEW = 4  # a last axis of so many elements is unrolled rather than run over the lanes
 TILE = 16  # rows and columns of the tiles of a transposed read
 ENOUGH = 64  # iterations of parallel loops that need no more
 
@@ -43,6 +44,9 @@ def nest(
     axes, stmts, _ = merge(axes, stmts, (), views, used)
     used |= {a.var for a in axes}
     stmts = tuple(_reduction(s, axes, views, used) for s in stmts)
+    if _apart(axes, stmts):
+        *axes, last = axes
+        stmts = (For(last, "unroll", stmts),)
     lane = _lane(axes, stmts)
     outer = [a for a in axes if a is not lane]
     heavy = bool(serial) or any(isinstance(s, Reduce) for s in stmts)
@@ -91,6 +95,15 @@ def _lane(axes: Sequence[Axis], stmts: Stmts) -> Axis | None:
     if any(_row_wise(r, axes[-1]) for r in reductions):
         return None
     return axes[-1]
+
+
+def _apart(axes: Sequence[Axis], stmts: Stmts) -> bool:
+    """Whether the last axis is too short for lanes, and the one before is not: its digits, or the
+    channels of a picture. The lanes are a few elements apart then."""
+    if len(axes) < 2 or any(not isinstance(s, Let | Store) for s in stmts):
+        return False
+    size = axes[-1].extent.const
+    return size is not None and 1 < size <= FEW and _longer(axes[-2], SHORT)
 
 
 def _row_wise(r: Reduce, last: Axis) -> bool:

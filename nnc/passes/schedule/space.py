@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 
-from nnc.ir.bounds import axis_ranges, demands, loop_facts, prove, simplify_dim
+from nnc.ir.bounds import axis_ranges, demands, loop_facts, obligations, prove, simplify_dim
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, rewrite, walk
 from nnc.ir.form import Result, instance
 from nnc.ir.graph import Axis, Compute, Update
@@ -96,7 +97,11 @@ def _space(node: Compute | Update, facts: Facts) -> Space:
     else:
         index = tuple(Idx(Dim.of(a.var)) for a in node.axes)
         raw = Space(node.axes, node.raxes, node.op, index, node.body)
-    made = _split(_drop_units(_first_only(_shortened(simplify(raw, facts), facts))), facts)
+    first = _drop_units(_first_only(_shortened(simplify(raw, facts), facts)))
+    made = _split(first, facts)
+    if (phased := _phases(first, facts)) is not first:
+        phased = _exact(_split(phased, facts))
+        made = phased if _is_inside(phased, node, facts) else made
     return made if made.raxes or isinstance(node, Update) else _told_apart_last(made)
 
 
@@ -193,6 +198,141 @@ def map_idx(s: Space, fn: Callable[[Dim], Dim]) -> Space:
 
     guard = None if s.guard is None else go(s.guard)
     return Space(s.axes, s.raxes, s.op, tuple(map(go, s.index)), go(s.body), guard)
+
+
+# ---- phases -------------------------------------------------------------------------------------
+
+_NOTHING = Facts()
+_PHASES = 8  # strides up to this one
+
+
+def _phases(s: Space, facts: Facts) -> Space:
+    """Splits the kept axes `$x` of a sum that is read at `($x + p) // Q` and `($x + p) % Q`.
+
+    `$xl:Q`, which comes first, is the phase; `$xh` counts the elements of that phase, which may be
+    one less for the last ones.
+    """
+    if s.op != "sum":
+        return s
+    for axis in s.axes:
+        q = _stride(s, axis)
+        if q is not None:
+            s = simplify(_cut_phases(s, axis, q), facts)
+    return s
+
+
+def _is_inside(s: Space, node: Compute | Update, facts: Facts) -> bool:
+    """Whether all that is read and written can be shown to lie inside."""
+    place = Load(node.type.dtype, node, s.index)
+    found = obligations((place, s.body), (*s.axes, *s.raxes), facts)
+    return all(o.ok or o.load.check is not None for o in found)
+
+
+def _stride(s: Space, axis: Axis) -> Dim | None:
+    """Q: where no plain digits would do."""
+    for e in walk(*s.exprs):
+        for f in _funcs(e.dim) if isinstance(e, Idx) and axis.var in e.dim.names else ():
+            form = f.a.linear_in(axis.var) if f.kind in ("floor", "mod") else None
+            if form is None or form[0] != ONE or not 1 < (f.b.const or 0) <= _PHASES:
+                continue
+            if form[1] != ZERO or polynomial_quotient(axis.extent, f.b) is None:
+                return None if _has_var(form[1]) else f.b
+    return None
+
+
+def _cut_phases(s: Space, axis: Axis, q: Dim) -> Space:
+    hi, lo = f"{axis.var}h", f"{axis.var}l"
+    whole = polynomial_quotient(axis.extent, q)
+    count = (axis.extent - lo + q - 1) // q if whole is None else whole
+    parts = (Axis(lo, q), Axis(hi, count))
+    axes = tuple(p for a in s.axes for p in (parts if a is axis else (a,)))
+    return map_idx(replace(s, axes=axes), lambda d: d.subst({axis.var: q * Dim.of(hi) + lo}))
+
+
+def _exact(s: Space) -> Space:
+    """Terms of a sum that a phase does not have: the loops over the others end before them."""
+    small = {a.var: a.extent.const or 99 for a in s.axes if a.var.endswith("l")}
+    phases = {v: n for v, n in small.items() if n <= _PHASES}
+    match s.body:
+        case Select(cond=cond, a=body, b=Const(value=0)) if s.op == "sum" and phases:
+            pass
+        case _:
+            return s
+    raxes, left = list(s.raxes), list[Expr]()
+    for c in _conjuncts(cond):
+        slack = _slack(c)
+        if slack is None or not _shorten(raxes, s.raxes, slack, phases):
+            left.append(c)
+    for c in reversed(left):
+        body = Select(body.dtype, c, body, Const(body.dtype, 0.0))
+    return replace(s, raxes=tuple(raxes), body=body)
+
+
+def _conjuncts(cond: Expr) -> list[Expr]:
+    out: list[Expr] = []
+    stack = [cond]
+    while stack:
+        e = stack.pop()
+        if isinstance(e, Op) and e.fn == "and":
+            stack += reversed(e.args)
+        else:
+            out.append(e)
+    return out
+
+
+def _slack(cond: Expr) -> Dim | None:
+    """A dim that is not negative exactly where the condition holds."""
+    match cond:
+        case (
+            Op(fn="le", args=(Idx(dim=a), Idx(dim=b))) | Op(fn="ge", args=(Idx(dim=b), Idx(dim=a)))
+        ):
+            return b - a
+        case (
+            Op(fn="lt", args=(Idx(dim=a), Idx(dim=b))) | Op(fn="gt", args=(Idx(dim=b), Idx(dim=a)))
+        ):
+            return b - a - 1
+    return None
+
+
+def _shorten(
+    raxes: list[Axis], whole: tuple[Axis, ...], slack: Dim, phases: dict[str, int]
+) -> bool:
+    """Ends a loop where `slack`, which depends on phases else, gets negative.
+
+    `raxes`: the loops, which were `whole` before.
+    """
+    inner = [i for i, a in enumerate(raxes) if a.var in slack.names]
+    at = inner[0] if inner else 0
+    r = raxes[at]
+    form = slack.linear_in(r.var)
+    if len(inner) > 1 or form is None or not form[1].names <= phases.keys():
+        return False
+    step = form[0].const
+    if step is None or step > 0 or (step == 0) != (not inner):
+        return False
+    count = form[1] // -step + 1 if step else slack + 1
+    count, values = _over(count, phases)
+    most = r.extent.const if step else 1
+    if most is None or max(values) > most:
+        count = dim_min(count, r.extent if step else ONE)
+    if min(values) < 0:
+        count = dim_max(count, ZERO)
+    if not step:  # all of it, or nothing
+        count = dim_min(r.extent, count * whole[at].extent)
+    elif min(values) <= 0 and at > 0:  # only the outermost loop may be empty: others are divided by
+        some = whole[0].extent * dim_min(count, ONE)
+        raxes[0] = Axis(raxes[0].var, dim_min(raxes[0].extent, some))
+        count = dim_max(count, ONE)
+    raxes[at] = Axis(r.var, count)
+    return True
+
+
+def _over(d: Dim, phases: dict[str, int]) -> tuple[Dim, list[int]]:
+    """A dim of phases in simpler words, and its values."""
+    ranges = {v: (ZERO, Dim.of(n - 1)) for v, n in phases.items()}
+    points = product(*(range(n) for n in phases.values()))
+    values = [d.evaluate(dict(zip(phases, p, strict=True))) for p in points]
+    return simplify_dim(d, _NOTHING, ranges), values
 
 
 # ---- radix axes ---------------------------------------------------------------------------------

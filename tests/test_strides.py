@@ -1,0 +1,110 @@
+"""Gradients in the data of strided windows: sums by phases, without the outputs that pass by."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from tests.endtoend import built, compare, sample
+
+RNG = np.random.default_rng(5)
+
+CONV = """
+from std.nn import Conv2d
+export def f(conv: Conv2d(3, 5, {k}, stride={s}, pad={p}), x: f32[B, 3, H, W]) -> f32[B, 3, H, W]:
+    return grad(sum(conv(x)**2), x)
+"""
+
+
+@pytest.mark.parametrize(
+    "k,s,p", [(3, 2, 1), (3, 2, 0), (1, 2, 0), (4, 2, 1), (7, 2, 3), (5, 3, 2)]
+)
+def test_data_of_a_strided_convolution(k, s, p):
+    (found,) = built(CONV.format(k=k, s=s, p=p)).values()
+    for b, h, w in ((1, 7, 9), (2, 10, 33), (1, 8, 40), (2, k, k)):
+        dims = {"B": b, "H": h, "W": w}
+        compare(found.graph, dims, sample(found.graph, dims, RNG))
+
+
+@pytest.mark.parametrize("h", [15, 16, 17, 19])
+def test_numbers_for_sizes(h):
+    text = CONV.format(k=3, s=2, p=1).replace("H, W", f"{h}, {h}")
+    (found,) = built(text).values()
+    compare(found.graph, {"B": 2}, sample(found.graph, {"B": 2}, RNG))
+
+
+POOL = """
+from std.nn import max_pool2d, relu
+def sum_pool(x: real[B, C, H, W], k: dim, stride: dim, pad: dim) -> real[B, C, Y, X] where Y = (H + 2*pad - k)//stride + 1, X = (W + 2*pad - k)//stride + 1:
+    y[b, c, i:Y, j:X] = sum[u:k, v:k](x[b, c, i*stride + u - pad, j*stride + v - pad else 0])
+    return y
+
+export def f(x: f32[B, 3, H, W]) -> f32[B, 3, H, W]:
+    return grad(sum({f}(relu(x), {k}, stride={s}, pad={p})**2), x)
+"""
+
+
+@pytest.mark.parametrize("f", ["max_pool2d", "sum_pool"])
+@pytest.mark.parametrize(
+    "k,s,p", [(3, 2, 1), (3, 2, 0), (2, 2, 0), (5, 3, 1), (2, 3, 0), (2, 1, 0)]
+)
+def test_pools(f, k, s, p):
+    (found,) = built(POOL.format(f=f, k=k, s=s, p=p)).values()
+    for b, h, w in ((1, 7, 9), (2, 10, 40), (1, 5, 5)):
+        dims = {"B": b, "H": h, "W": w}
+        compare(found.graph, dims, sample(found.graph, dims, RNG))
+
+
+def test_depthwise_and_dilated():
+    text = """
+export def f(w: f32[3, 3, 3], v: f32[5, 3, 3, 3], x: f32[B, 3, H, 24]) -> (f32[B, 3, H, 24], f32[3, 3, 3]):
+    y[b, c, i:(H-1)//2+1, j:12] = sum[u, t](x[b, c, 2*i+u-1, 2*j+t-1 else 0] * w[c, u, t])
+    z[b, o, i:(H-1)//4, j:5] = sum[c, u, t](x[b, c, 2*i+3*u-2, 2*j+2*t else 0] * v[o, c, u, t])
+    loss = sum(y**2) + sum(z**2)
+    return grad(loss, [x, w])
+"""
+    (found,) = built(text).values()
+    for h in (9, 12):
+        dims = {"B": 2, "H": h}
+        compare(found.graph, dims, sample(found.graph, dims, RNG))
+
+
+def test_epilogue_over_phases():
+    text = """
+from std.nn import Conv2d, relu
+export def f(a: Conv2d(2, 6, 3, pad=1), b: Conv2d(6, 4, 3, stride=2, pad=1), x: f32[B, 2, H, 17]) -> f32[B, 2, H, 17]:
+    return grad(sum(b(relu(a(x)))**2), x)
+"""
+    (found,) = built(text).values()
+    for h in (7, 10):
+        dims = {"B": 2, "H": h}
+        compare(found.graph, dims, sample(found.graph, dims, RNG))
+
+
+def test_a_maximum_and_its_place_in_one_pass():
+    text = """
+from std.nn import max_pool2d
+export def f(x: f32[B, 3, H, W], g: f32[B, 3, H//{k}, W//{k}]) -> (f32[B, 3, H//{k}, W//{k}], f32[B, 3, H, W]):
+    y[b, c, i:H//{k}, j:W//{k}] = max[u:{k}, v:{k}](x[b, c, i*{k} + u, j*{k} + v])
+    return y, grad(sum(y * g), x)
+"""
+    for k, sizes in ((2, ((8, 34), (9, 9), (6, 24))), (3, ((9, 50), (7, 8))), (4, ((12, 68),))):
+        (found,) = built(text.format(k=k)).values()
+        for h, w in sizes:
+            dims = {"B": 2, "H": h, "W": w}
+            compare(found.graph, dims, sample(found.graph, dims, RNG))
+
+
+@pytest.mark.parametrize("dtype", ["f32", "f64", "f16", "i32"])
+@pytest.mark.parametrize("n", [2, 3, 4, 5])
+def test_lanes_a_few_elements_apart(dtype, n):
+    text = f"""
+export def f(x: {dtype}[B, W, {n}], s: {dtype}[{n}]) -> ({dtype}[B, W, {n}], {dtype}[B, W]):
+    y[b, w, c] = (x[b, w, c] + s[c]) * s[c]
+    z[b, w] = x[b, w, 0] + y[b, w, {n} - 1]
+    return y, z
+"""
+    (found,) = built(text).values()
+    for w in (1, 8, 15, 16, 17, 35):
+        dims = {"B": 2, "W": w}
+        compare(found.graph, dims, sample(found.graph, dims, RNG), 3e-3 if dtype == "f16" else 2e-4)
