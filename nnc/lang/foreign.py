@@ -206,7 +206,9 @@ def _augmented(stop: Stop) -> Diagnostic:
     op = token.text[:-1]
     target = stop.tokens[0].span.to(stop.tokens[stop.at - 1].span).text if stop.at else "x"
     sign = "=" if stop.at < 2 else ":="
-    help = f"write `{target} {sign} {target} {op} ...`"
+    value = stop.rest.split("#")[0].strip()
+    plain = value and "`" not in value and (op in "+-" or value.replace(".", "").isalnum())
+    help = f"write `{target} {sign} {target} {op} {value if plain else '...'}`"
     return one("E0115", f"there is no `{token.text}`", token, help=help)
 
 

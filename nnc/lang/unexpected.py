@@ -38,7 +38,7 @@ def _general_help(stop: Stop) -> str | None:
     if ends and token.type in ("NAME", "NUMBER", "STRING"):
         return "two values need an operator or a comma between them"
     if token.text == ":" and token.opener and token.opener.text == "[":
-        return "slices have no steps: `x[a:b]`"
+        return "slices have no steps; index it: `y[i:N//2] = x[2*i]`"
     if token.text in ("*", "**") and before is not None and before.text in ("(", ","):
         return "lists are not unpacked into arguments"
     if before is not None and before.text == ":" and token.type in STATEMENTS:

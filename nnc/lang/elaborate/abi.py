@@ -80,7 +80,10 @@ def _default(cx: Context, p: ast.Param) -> float | int | bool | None:
             return -v
         case None:
             return None
-    raise fail("E0315", "the default of an exported argument is a number", p.default.span)
+    help = "leave the default out and give the argument in the call"
+    raise fail(
+        "E0315", "the default of an exported argument is a number", p.default.span, help=help
+    )
 
 
 def module_arg(

@@ -26,7 +26,12 @@ def check_adjoint(cx: Context, d: ast.AdjointDef) -> None:
     if not isinstance(func, ast.FuncDef):
         names = [n for n, f in cx.frame.unit.defs.items() if isinstance(f, ast.FuncDef)]
         text = f"there is no function `{d.name}` in this file"
-        raise fail("E0801", text, d.name_span, help=near_help(d.name, names))
+        modules = [m for m in cx.frame.unit.defs.values() if isinstance(m, ast.ModuleDef)]
+        methods = {m.name for defn in modules for m in defn.members if isinstance(m, ast.FuncDef)}
+        help = near_help(d.name, names)
+        if d.name in methods:
+            help = "an adjoint belongs to a function of the file: move the method's body into one"
+        raise fail("E0801", text, d.name_span, help=help)
     _check_names(func, d)
     frame = Frame(cx.frame.unit, None, None, train=None, real="real")
     with cx.in_frame(frame):

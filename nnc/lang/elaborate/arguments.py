@@ -109,7 +109,8 @@ def take(e: ast.Call, name: str, names: Sequence[str], optional: int = 0) -> lis
 
 def _surplus(a: ast.Arg, name: str, names: Sequence[str]) -> Mistake:
     if a.name is None:
-        return fail("E0802", f"`{name}` takes {', '.join(names)}", a.span)
+        few = counted(len(names), "argument")
+        return fail("E0802", f"`{name}` takes {few}: {', '.join(names)}", a.span, "one too many")
     help = named_help(a.name, a.value, names)
     place = a.name_span or a.span
     return fail("E0802", f"`{name}` has no argument `{a.name}`", place, help=help)

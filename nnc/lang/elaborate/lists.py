@@ -34,7 +34,10 @@ def read_list(cx: Context, base: Value, node: ast.Index) -> Value:
     if n is None:
         if items and cx.generic:
             return items[0]
-        raise fail("E0405", "this list needs an index known at compile time", item.span)
+        each = f"`for each in {node.value.span.text}:`"
+        help = f"loop over the list itself, {each}, or over a module parameter, `for l in L:`"
+        text = "this list needs an index known at compile time"
+        raise fail("E0405", text, item.span, help=help)
     if not -len(items) <= n < len(items):
         raise fail(
             "E0402", f"index {n} leaves the list, which has 0 ... {len(items) - 1}", item.span

@@ -385,11 +385,11 @@ class _Carries:
 
 
 def _differs(name: str, old: TensorType, new: TensorType, span: Span) -> Exception:
+    help = f"what a loop carries keeps its type: give `{name}` its last shape before the loop"
+    if len(old.shape) == len(new.shape) and old.shape and old.dtype == new.dtype:
+        help = "what the turns make is stacked by `yield`: `ys = for t in T:`, `yield y`"
     return fail(
-        "E0316",
-        f"`{name}` is {old} before the loop and {new} after a turn",
-        span,
-        help=f"what a loop carries keeps its type: give `{name}` its last shape before the loop",
+        "E0316", f"`{name}` is {old} before the loop and {new} after a turn", span, help=help
     )
 
 

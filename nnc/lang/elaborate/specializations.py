@@ -44,7 +44,8 @@ def _no_export(unit: Unit, d: ast.Specialize, exports: Mapping[str, Built]) -> M
         text = f"only exported functions are specialized, `{d.name}` is not"
         return fail("E0814", text, d.name_span, labels=(label,), help=f"`export def {d.name}(...)`")
     near = nearest(d.name, list(exports))
-    help = f"did you mean `{near}`?" if near else None
+    has = ", ".join(f"`{n}`" for n in list(exports)[:6])
+    help = f"did you mean `{near}`?" if near else f"the file exports {has}" if has else None
     return fail("E0814", f"there is no export `{d.name}`", d.name_span, help=help)
 
 
