@@ -10,8 +10,9 @@ import pytest
 from nnc.compiler import check
 from nnc.ir.graph import toposort
 from nnc.ir.printer import print_graph
-from nnc.lang.elaborate import calls, replay
+from nnc.lang.elaborate import calls, initial, replay
 from nnc.lang.elaborate.binding import Binding
+from nnc.lang.elaborate.copies import Part
 from nnc.lang.elaborate.values import Value
 
 LINEAR = "from std.nn import Linear, relu, LayerNorm, dropout\n"
@@ -86,6 +87,22 @@ module Net(D=4):
 export def f(net: Net, x: f32[B, 4]) -> f32[B, 4] = net(x)
 export def step(inout net: Net, x: f32[B, 4]) -> f32[B, 4] = net!(x)
 """,
+    "random numbers below": """
+def drop(x: real[..N], p: real) -> real[..N] = dropout!(x, p) + dropout!(x, p) if train else x
+
+module Block(D):
+    param w: real[D, D] = normal(0.1)
+    param b: real[D] = uniform(2.0)
+    def forward(x: real[B, D]) -> real[B, D] = drop!(drop!(x @ w, 0.5), 0.25) + b if train else x @ w
+
+module Net(D=4):
+    h = [Block(D) for l in 5]
+    def forward(x: real[B, D]) -> real[B, D]:
+        for l in 5: x = h[l]!(x) if train else h[l](x)
+        return x
+
+export def f(net: Net, x: f32[B, 4]) -> f32[B, 4] = net!(x) + net!(x) + net(x)
+""",
     "checks, defaults and static values": """
 def pick(t: f32[V, D], i: i32[B], scale: real = 2.0, twice: bool = false, n: dim = 1) -> f32[B, D]:
     y[b, d] = t[i[b], d] * scale * n
@@ -118,6 +135,7 @@ def everything(path: Path) -> list[object]:
     assert not checked.errors, checked.errors
     assert checked.elaborated is not None
     out: list[object] = []
+    out += [print_graph(g) for _, g in checked.elaborated.modules if g is not None]
     for built in checked.elaborated.exports:
         nodes = toposort(built.graph.roots)
         regions: dict[int, int] = {}
@@ -135,7 +153,16 @@ def test_copies_are_what_elaborating_gives(
     path.write_text(LINEAR + REPEATED[what])
     found = everything(path)
     monkeypatch.setattr(calls, "replayed", each)
+    monkeypatch.setattr(initial, "Part", Never)
     assert everything(path) == found
+
+
+class Never(Part):
+    """Nothing is copied."""
+
+    @property
+    def possible(self) -> bool:
+        return False
 
 
 def each(b: Binding, run: Callable[[], Value]) -> Value:

@@ -591,19 +591,25 @@ def _formed_like(node: Compute, of: Formed) -> Compute:
     return made
 
 
-def reread(node: Formula, new: Callable[[Node], Node]) -> Formula:
-    """The node with loads from other tensors (`base` and `after` stay)."""
+def reread(
+    node: Formula, new: Callable[[Node], Node], numbers: Mapping[int, int] | None = None
+) -> Formula:
+    """The node with loads from other tensors and other large numbers (`base`, `after` stay)."""
     of = node.formed
     tensors: list[Tensor] = [new(t) for t in of.tensors]  # type: ignore[arg-type]
-    if all(map(is_, of.tensors, tensors)):
+    others = numbers and not numbers.keys().isdisjoint(of.numbers)
+    if not others and all(map(is_, of.tensors, tensors)):
         return node
     form = of.over(tensors)
-    if form is None or isinstance(node, Update):
+    if form is None:
+        assert not others, node
         roots = reloaded(exprs_of(node), dict(zip(of.tensors, tensors, strict=True)))
-        return with_exprs(node, roots, form)
+        return with_exprs(node, roots, None)
     if not has_sample(of):
         keep_sample(exprs_of(node), of)
-    made = _formed_like(node, form)
+    if numbers and others:
+        form = replace(form, numbers=tuple(numbers.get(n, n) for n in of.numbers))
+    made = with_form(node, form)
     if "used" in node.__dict__:
         made.__dict__["used"] = node.used
     return made

@@ -133,6 +133,7 @@ class Context:
     static_depth: int = 0  # inside the arguments of a module type
     counters: dict[str, int] = field(default_factory=dict)
     rng: tuple[Input, Input] | None = None
+    streams: dict[int, str] = field(default_factory=dict)  # of random numbers: their call paths
     instances: dict[str, Instance] = field(default_factory=dict)
     written_at: dict[str, Span] = field(default_factory=dict)
     versions: dict[Node, tuple[str, Span]] = field(default_factory=dict)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nnc.diagnostics import Label
 from nnc.ir.expr import Idx
+from nnc.ir.graph import Node
 from nnc.ir.scalar import cast
 from nnc.lang import ast
 from nnc.lang.dims import ZERO
@@ -11,16 +14,46 @@ from nnc.lang.elaborate.arguments import arguments
 from nnc.lang.elaborate.arith import adapt
 from nnc.lang.elaborate.calls import call_function
 from nnc.lang.elaborate.context import Context, Frame
+from nnc.lang.elaborate.copies import Part
 from nnc.lang.elaborate.engine import std_unit
 from nnc.lang.elaborate.members import StoredLeaf
 from nnc.lang.elaborate.mistakes import Poisoned, fail
-from nnc.lang.elaborate.values import Function, Tensor, Unknown, Value, WeakTensor
+from nnc.lang.elaborate.values import Function, Tensor, Unknown, Value, WeakTensor, of_node
 from nnc.lang.elaborate.words import counted
 from nnc.lang.types import DTYPES
 
 
+@dataclass(frozen=True)
+class _First:
+    """The initial value of the first tensor that one declaration stores."""
+
+    path: str
+    root: Node
+    part: Part
+
+
 def initial(cx: Context, leaf: StoredLeaf) -> Value:
-    """The initial value of a stored tensor, from its declaration in the module's scope."""
+    """The initial value of a stored tensor, from its declaration in the module's scope.
+
+    For tensors of one declaration, in instances alike, it differs in the random numbers only.
+    """
+    key, path = ("initial", id(leaf.decl), id(leaf.inst), leaf.type), f"init/{leaf.key}"
+    first = cx.replays.get(key)
+    if isinstance(first, _First):
+        new: dict[Node, Node] = {}
+        first.part.copied(new, numbers=first.part.streams(cx, first.path, path))
+        return of_node(new[first.root])
+    known = len(cx.diagnostics.items), len(cx.checks)
+    value = _evaluated(cx, leaf, path)
+    clean = known == (len(cx.diagnostics.items), len(cx.checks))
+    if clean and isinstance(value, Tensor) and value.node is not None:
+        part = Part((), [value.node])
+        if part.possible:
+            cx.replays[key] = _First(path, value.node, part)
+    return value
+
+
+def _evaluated(cx: Context, leaf: StoredLeaf, path: str) -> Value:
     assert leaf.type is not None
     real = leaf.type.dtype if DTYPES[leaf.type.dtype].kind == "f" else cx.frame.real
     frame = Frame(
@@ -29,7 +62,7 @@ def initial(cx: Context, leaf: StoredLeaf) -> Value:
         real=real,
         train=True,
         initializing=True,
-        path=f"init/{leaf.key}",
+        path=path,
     )
     init = leaf.decl.init
     template = WeakTensor(leaf.type.shape, "any", lambda dt, i: cast(Idx(ZERO), dt))

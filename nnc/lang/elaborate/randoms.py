@@ -33,9 +33,8 @@ def random_tensor(cx: Context, name: str, e: ast.Call) -> Value:
     stem = f"{frame.path}/{name}"
     n = cx.counters.get(stem, 0)
     cx.counters[stem] = n + 1
-    stream = int.from_bytes(
-        blake2b(f"{stem}#{n}".encode(), digest_size=8).digest(), "little", signed=True
-    )
+    stream = stream_of(f"{stem}#{n}")
+    cx.streams[stream] = f"{stem}#{n}"
     real = frame.real
     around = tuple((cx.turns | cx.ranges).items())  # each turn and index has numbers of its own
 
@@ -46,6 +45,11 @@ def random_tensor(cx: Context, name: str, e: ast.Call) -> Value:
         return Op(real, f"random_{name}", args)
 
     return cx.compute(shape, body, e.span)
+
+
+def stream_of(path: str) -> int:
+    """The stream of random numbers of a call path."""
+    return int.from_bytes(blake2b(path.encode(), digest_size=8).digest(), "little", signed=True)
 
 
 def _flat(index: tuple[Expr, ...], shape: tuple[Dim, ...]) -> Expr:

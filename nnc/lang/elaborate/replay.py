@@ -7,35 +7,28 @@ the nodes of the first, over its own arguments, stored tensors and regions. A fi
 part that is `inout`, the `l` of `kv[l]`, is a name while such a call is elaborated, and put in at
 the end.
 
-Calls that do anything besides are elaborated each time: random numbers, probes, assertions,
-messages, written states, gradients, run-time loops.
+Random numbers are a function of the call path: copies get streams of their own. Calls that do
+anything besides are elaborated each time: probes, assertions, messages, written states, gradients,
+run-time loops.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Idx
 from nnc.ir.form import formed
 from nnc.ir.graph import (
-    Compute,
-    Constant,
     Node,
-    Region,
-    Stop,
-    Update,
-    renamed,
-    reread,
-    revised,
-    toposort,
-    with_base,
 )
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.copies import Part
 from nnc.lang.elaborate.declared import result_origins, result_place
 from nnc.lang.elaborate.members import leaves
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned
@@ -54,8 +47,6 @@ from nnc.lang.elaborate.values import (
     of_node,
 )
 from nnc.lang.types import DTYPES
-
-COPIED = Compute | Update | Stop | Constant
 
 
 def replayed(b: Binding, run: Callable[[], Value]) -> Value:
@@ -269,8 +260,8 @@ def _recorded(b: Binding, given: _Given, run: Callable[[], Value]) -> _Recorded 
     saved.restore()
     if not watch.clean or any(t.node is None for t in writes.values()):
         return None
-    made = _Recorded(given.nodes, value, writes, spans, len(cx.regions), watch.steps)
-    return made if all(isinstance(n, COPIED) for n in made.nodes) else None
+    made = _Recorded(given.nodes, value, writes, spans, len(cx.regions), watch.steps, frame.path)
+    return made if made.part.possible else None
 
 
 class _Saved:
@@ -324,24 +315,19 @@ class _Recorded:
     spans: Mapping[str, Span | None]
     depth: int  # of regions around the call
     steps: int
-    nodes: tuple[Node, ...] = field(init=False)
+    path: str
 
-    def __post_init__(self) -> None:
-        known = set(self.given)
+    @cached_property
+    def part(self) -> Part:
         roots = [*_nodes(self.value), *(n for t in self.writes.values() for n in _nodes(t))]
-        order = toposort(roots, lambda n: () if n in known else n.needs)
-        object.__setattr__(self, "nodes", tuple(n for n in order if n not in known))
+        return Part(self.given, roots)
 
     def again(self, b: Binding, given: _Given) -> Value:
         """The same for another call."""
         cx = b.cx
         new: dict[Node, Node] = dict(zip(self.given, given.nodes, strict=True))
-        regions: dict[Region, Region] = {}
-        for node in self.nodes:
-            own = node.regions[self.depth :]
-            regions |= {r: Region(r.span, r.asked) for r in own if r not in regions}
-            around = (*cx.regions, *(regions[r] for r in own))
-            new[node] = _copied(node, new, around, given.fixed)
+        numbers = self.part.streams(cx, self.path, b.frame.path)
+        self.part.copied(new, cx.regions, self.depth, given.fixed, numbers)
         for name, stored in given.written.items():
             slot, (last,) = cx.store[stored.key], _nodes(self.writes[name])
             if new[last] is not slot.now.node:
@@ -354,20 +340,6 @@ class _Recorded:
         cx.steps -= 1
         assert b.func.returns is not None
         return _result(b, self.value, b.func.returns, new)
-
-
-def _copied(
-    node: Node, new: Mapping[Node, Node], regions: tuple[Region, ...], fixed: Mapping[str, Dim]
-) -> Node:
-    if isinstance(node, Compute | Update):
-        made: Node = reread(node, new.__getitem__)
-        if isinstance(node, Update):
-            made = with_base(made, new[node.base])  # type: ignore[arg-type]
-        made = revised(made, regions=regions)
-        return renamed(made, fixed) if fixed else made
-    if isinstance(node, Stop):
-        return replace(node, source=new[node.source], regions=regions)
-    return replace(node, regions=regions)
 
 
 def _nodes(value: Value) -> Iterator[Node]:
