@@ -113,6 +113,9 @@ def _range_help(cx: Context, r: Range, uses: Sequence[ast.Index], ranges: dict[s
     sizes = [*cx.frame.dims, *(cx.frame.module.args if cx.frame.module is not None else ())]
     same = [s for s in sizes if s == r.name.upper()]
     word = (same or sizes[-1:] or ["10"])[0]
+    for use in uses:
+        if any(isinstance(i, ast.Name) and i.id == r.name for i in use.items):
+            return f"`{use.value.span.text}` has its size only later; say it: `{r.name}:{word}`"
     return f"it is not used on the right; give it one: `{r.name}:{word}`"
 
 
