@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nnc.diagnostics import NOWHERE
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, walk
 from nnc.ir.graph import Compute, Input, Node, Write
 from nnc.ir.interpret_loop import ProgramFault, run_program
 from nnc.ir.loop import Commit
 from nnc.ir.scalar import add, cast, const, div, mul, neg, op, sub
+from nnc.passes.fuse import fuse
 from tests.graphs import axes, comp, d, graph, idx, inp, load, update
 from tests.lowering import check, compile_graph, contractions, loops, reasons
 
@@ -328,6 +330,22 @@ def test_gather_and_scatter() -> None:
     new = pointwise(table, sub, grad)
     p = check(graph([x], [table, ids], ["B", "T"], [Write(table, new)]), SIZES)
     assert sum(isinstance(s, Commit) for s in p.steps) == 1
+
+
+@pytest.mark.parametrize(("shift", "made"), [(0, True), (1, False)])
+def test_the_same_part_of_a_tensor_is_checked_once(shift: int, made: bool) -> None:
+    """`embed[text[:, :-1]]` and its gradient: what is written need not wait for the second check."""
+    table, ids = inp("table", 9, 4), inp("ids", "B", d("T") + 1, dtype="i32")
+    n = inp("n", kind="state")
+    over = axes(b="B", t="T", e=4)
+    x = comp(load(table, cells(ids, "b", "t"), "$e", check=True), over)
+    zero = comp(Const("f64", 0.0), axes(r=9, e=4))
+    row = load(ids, "$b", d("$t") + shift)
+    back = update(zero, over, (row, "$e"), cells(x, "b", "t", "e"), accumulate=True, check=NOWHERE)
+    more = comp(add(load(n), Const("f64", 1.0)))
+    g = graph([x, back], [table, ids, n], ["B", "T"], [Write(n, more)])
+    assert (len(fuse(g).checks) == 1) is made
+    check(g, SIZES)
 
 
 def test_an_index_error_leaves_storage_alone() -> None:

@@ -9,7 +9,7 @@ index checks that do not depend on them, so that an index error leaves all stora
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from nnc.ir.expr import Expr, Idx, Load, Op, Select, walk
 from nnc.ir.graph import (
@@ -25,7 +25,7 @@ from nnc.ir.graph import (
     toposort,
     users,
 )
-from nnc.lang.dims import ONE, Dim
+from nnc.lang.dims import ONE, ZERO, Dim
 
 MANY = 64  # nodes that depend on a written value, looked at one by one
 
@@ -64,7 +64,7 @@ def launch(graph: Graph, body: bool = False) -> Launch:
 
 def _checking(order: list[Node]) -> list[Node]:
     """Nodes with a run-time index check that no node before it has made already."""
-    done: set[object] = set()
+    done: set[_Compared] = set()
     out: list[Node] = []
     for node in order:
         if isinstance(node, Loop) and _checks_inside(node):
@@ -78,8 +78,8 @@ def _checking(order: list[Node]) -> list[Node]:
         keys = [k for e in exprs_of(node) for k in _check_keys(e, extents)]
         if isinstance(node, Update) and node.check is not None:
             keys += _index_keys(node.target, node.type.shape, extents)
-        fresh = [k for k, complete in keys if k not in done]
-        done |= {k for k, complete in keys if complete and not _conditional(node)}
+        fresh = [k for k in keys if not {k, k.of_all()} & done]
+        done |= {k for k in keys if k.part is not None and not _conditional(node)}
         if fresh:
             out.append(node)
     return out
@@ -146,10 +146,28 @@ def _conditional(node: Node) -> bool:
 
 
 Extents = dict[str, Dim]
+Box = tuple[tuple[Dim, Dim], ...]
 
 
-def _check_keys(root: Expr, extents: Extents) -> list[tuple[object, bool]]:
-    out: list[tuple[object, bool]] = []
+@dataclass(frozen=True)
+class _Compared:
+    """Indices compared with an extent: an expression, or the elements of a tensor.
+
+    `part`: which of them, for each axis where they begin and how many (None: nobody knows).
+    """
+
+    index: object
+    extent: Dim
+    part: Box | None = None
+
+    def of_all(self) -> _Compared:
+        """The same for all elements of the tensor."""
+        shape = getattr(getattr(self.index, "type", None), "shape", ())
+        return replace(self, part=tuple((ZERO, n) for n in shape))
+
+
+def _check_keys(root: Expr, extents: Extents) -> list[_Compared]:
+    out: list[_Compared] = []
     for e in walk(root):
         if isinstance(e, Load) and e.check is not None:
             out += _index_keys(e.index, e.tensor.type.shape, extents)
@@ -158,29 +176,36 @@ def _check_keys(root: Expr, extents: Extents) -> list[tuple[object, bool]]:
 
 def _index_keys(
     index: tuple[Expr, ...], shape: tuple[Dim, ...], extents: Extents
-) -> list[tuple[object, bool]]:
-    """What is compared: `(tensor of indices, extent)`, and whether all of its elements are."""
-    out: list[tuple[object, bool]] = []
+) -> list[_Compared]:
+    """What is compared."""
+    out: list[_Compared] = []
     for i, extent in zip(index, shape, strict=True):
         while isinstance(i, Op) and i.fn == "cast":
             i = i.args[0]
         if isinstance(i, Load):
-            out.append(((i.tensor, extent), i.check is None and _whole(i, extents)))
+            part = _part(i, extents) if i.check is None else None
+            out.append(_Compared(i.tensor, extent, part))
         elif not isinstance(i, Idx):
-            out.append(((i, extent), False))
+            out.append(_Compared(i, extent))
     return out
 
 
-def _whole(load: Load, extents: Extents) -> bool:
-    """Whether the loops read every element of the tensor."""
-    names = set()
+def _part(load: Load, extents: Extents) -> Box | None:
+    """The elements that loops read, each with a variable of its own."""
+    names, out = set[str](), list[tuple[Dim, Dim]]()
     for i, size in zip(load.index, load.tensor.type.shape, strict=True):
-        if size != ONE:
-            name = i.dim.name if isinstance(i, Idx) else None
-            if name is None or name in names or extents.get(name) != size:
-                return False
-            names.add(name)
-    return True
+        if size == ONE:
+            out.append((ZERO, ONE))
+            continue
+        found = [n for n in i.dim.names if n in extents] if isinstance(i, Idx) else []
+        form = i.dim.linear_in(found[0]) if isinstance(i, Idx) and len(found) == 1 else None
+        if form is None or form[0] != ONE or found[0] in names:
+            return None
+        if any(n.startswith("$") for n in form[1].names | extents[found[0]].names):
+            return None
+        names.add(found[0])
+        out.append((form[1], extents[found[0]]))
+    return tuple(out)
 
 
 def _heights(order: list[Node]) -> dict[Node, int]:
