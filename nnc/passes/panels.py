@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnc.ir.expr import Const, Expr, Idx, Load, loads, names, subst
+from nnc.ir.form import formed
 from nnc.ir.graph import Axis
 from nnc.ir.loop import (
     SLAB,
@@ -131,12 +132,10 @@ def _variables(loop: Repeat) -> Iterator[str]:
 
 
 def _key(value: Expr) -> object:
-    """Equal for equal operands that are plain loads."""
-    match value:
-        case Load(tensor=Buffer(name=name) as b, index=index, other=None):
-            if all(isinstance(i, Idx) for i in index):
-                return (name, b.type.shape, tuple(i.dim for i in index if isinstance(i, Idx)))
-    return id(value)
+    """Equal for equal operands."""
+    of = formed((value,))
+    read = tuple((t.name, t.type.shape) for t in of.tensors if isinstance(t, Buffer))
+    return (of.form, read, of.numbers)
 
 
 def _digits(index: Dim, axes: Sequence[Axis]) -> dict[str, Dim]:
