@@ -317,6 +317,7 @@ def externs_of(program: Program) -> tuple[Extern, ...]:
     found = {
         s.symbol: Extern(s.symbol, s.prototype, k.span.place)
         for k in program.kernels
+        if k.alike is None
         for s in k.body
         if isinstance(s, Call)
     }

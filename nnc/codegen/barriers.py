@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -152,8 +152,8 @@ class Order:
     def __init__(self, buffers: Iterable[Buffer], sizes: Sequence[str], facts: Facts) -> None:
         sample = {d: SAMPLE + i for i, d in enumerate(sizes)}
         longest: dict[Dim, set[Dim]] = {}
-        for b in buffers:
-            longest.setdefault(b.offset, set()).add(b.bytes)
+        for x in buffers:
+            longest.setdefault(x.offset, set()).add(x.bytes)
         starts = sorted(longest, key=lambda d: d.evaluate(sample))
         self.number = {d: i for i, d in enumerate(starts)}
         self.run = [0] * len(starts)  # places of one run follow each other surely
@@ -206,10 +206,13 @@ def disjunction(em: Emitter, a: str, b: str) -> str:
 
 def is_parallel(kernel: Kernel) -> bool:
     """Whether several threads take part in it."""
-    return any(
-        isinstance(s, Contract) or (isinstance(s, For) and s.kind == "parallel")
-        for s in kernel.body
-    )
+    memo: dict[Hashable, object] = {} if kernel.alike is None else kernel.alike.pattern.memo
+    if "parallel" not in memo:
+        memo["parallel"] = any(
+            isinstance(s, Contract) or (isinstance(s, For) and s.kind == "parallel")
+            for s in kernel.body
+        )
+    return bool(memo["parallel"])
 
 
 def accesses(step: Kernel | Repeat) -> Access:
@@ -219,6 +222,8 @@ def accesses(step: Kernel | Repeat) -> Access:
         read = {b.name: b for a in inner for b in a.reads}
         write = {b.name: b for a in inner for b in a.writes}
         return Access(tuple(read.values()), tuple(write.values()))
+    if step.alike is not None:
+        return Access(_outside(step.alike.loaded), _outside(step.alike.stored))
     kernel, reads = step, dict[str, Buffer]()
     for e in walk(*expressions(kernel.body)):
         if isinstance(e, Load):

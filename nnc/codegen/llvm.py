@@ -21,7 +21,7 @@ from nnc.codegen.alike import Outline
 from nnc.codegen.barriers import disjunction
 from nnc.codegen.indices import Indices
 from nnc.codegen.loops import written
-from nnc.codegen.memory import flat
+from nnc.codegen.memory import flat, strides
 from nnc.codegen.regions import Regions
 from nnc.codegen.registers import MEMORY, literal, round_bf16
 from nnc.codegen.scopes import FRAME, Value
@@ -37,8 +37,8 @@ from nnc.codegen.spmd import (
 from nnc.codegen.target import Target
 from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Idx
-from nnc.ir.loop import Buffer, Call, Contract, Kernel, Program, Repeat, Stmt
-from nnc.lang.dims import ZERO, Dim, Facts, dim_max, prove_nonneg
+from nnc.ir.loop import Alike, Buffer, Call, Contract, Kernel, Pattern, Program, Repeat, Stmt
+from nnc.lang.dims import ZERO, Dim, Facts, dim_max, dim_sum, prove_nonneg
 from nnc.lang.types import DType
 
 _ON_STACK = 16 << 10  # bytes: larger local buffers live in scratch
@@ -290,6 +290,23 @@ class _Function:
     numbers: tuple[int, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """The function of a pattern. `places`, `numbers`: positions among what kernels fill in, of
+    places with how far behind the fixed leading indices they begin."""
+
+    name: str
+    checks: bool
+    places: tuple[tuple[int, Dim], ...]
+    numbers: tuple[int, ...]
+
+
+def _start(of: Alike, i: int) -> Dim:
+    """The element of a buffer where what the kernel knows of it begins."""
+    pairs = zip(of.starts[i], strides(of.buffers[i]), strict=False)
+    return dim_sum(stride * n for n, stride in pairs)
+
+
 class _Emission:
     def __init__(
         self,
@@ -309,6 +326,7 @@ class _Emission:
         self.externs: set[str] = set()  # declarations of C functions
         self.named: dict[str, str] = {}  # text of a kernel -> its name
         self.alike: dict[Hashable, _Function] = {}  # by outline
+        self.patterns: dict[Pattern, _Shared] = {}
         self.scratch = ZERO
 
     def site(self, span: Span) -> int:
@@ -329,6 +347,29 @@ class _Emission:
         return [*parts, self.entry(linkage, tuple(spmd.offsets)), self.size(linkage)]
 
     def kernel(self, kernel: Kernel, turns: tuple[Repeat, ...]) -> Launch:
+        """How to call its function, which is emitted once for all kernels of a pattern."""
+        of = kernel.alike
+        if of is None or turns:
+            return self.launch(self.outlined(kernel, turns))
+        if of.pattern not in self.patterns:
+            found = self.outlined(kernel, turns)
+            order = {b.name: i for i, b in enumerate(of.buffers)}
+            numbers = tuple(of.numbers.index(n) for n in found.numbers)
+            places = tuple(
+                (order[b.name], at - _start(of, order[b.name])) for b, at in found.places
+            )
+            self.patterns[of.pattern] = _Shared(found.name, found.checks, places, numbers)
+        shared = self.patterns[of.pattern]
+        return self.launch(
+            Launch(
+                shared.name,
+                tuple([(of.buffers[i], at + _start(of, i)) for i, at in shared.places]),
+                shared.checks,
+                tuple([of.numbers[i] for i in shared.numbers]),
+            )
+        )
+
+    def outlined(self, kernel: Kernel, turns: tuple[Repeat, ...]) -> Launch:
         """Emits its function, unless there is one of a kernel alike (or with the same text)."""
         k = _Kernel(self, kernel, turns)
         outline = k.outline
@@ -338,21 +379,18 @@ class _Emission:
         if body is None:
             body = self.function(k, kernel)
             if not shared:
-                own = Launch(body.name, tuple(k.places.values()), k.checks, tuple(k.numbers))
-                return self.launch(own)
+                return Launch(body.name, tuple(k.places.values()), k.checks, tuple(k.numbers))
             self.alike[key] = body = replace(
                 body,
                 places=tuple(list(outline.places).index(p) for p in k.places),
                 numbers=tuple(list(outline.numbers).index(n) for n in k.numbers),
             )
         places, numbers = list(outline.places.values()), list(outline.numbers)
-        return self.launch(
-            Launch(
-                body.name,
-                tuple(places[i] for i in body.places),
-                body.checks,
-                tuple(numbers[i] for i in body.numbers),
-            )
+        return Launch(
+            body.name,
+            tuple(places[i] for i in body.places),
+            body.checks,
+            tuple(numbers[i] for i in body.numbers),
         )
 
     def function(self, k: _Kernel, kernel: Kernel) -> _Function:

@@ -7,7 +7,7 @@ explicit: codegen never decides what to fuse, where a buffer lives or how a loop
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -175,23 +175,47 @@ class Call:
 Stmt = For | Let | Store | Reduce | Contract | Call
 
 
-@dataclass(frozen=True, eq=False)
 class Pattern:
-    """What kernels alike do. `memo`: what was found out about it holds for all of them."""
+    """What kernels alike do. `loaded`, `stored`: the positions of the buffers that it reads and
+    writes. `memo`: what was found out about it holds for all. `make` gives the body of one."""
 
-    memo: dict[Hashable, object] = field(default_factory=dict)
+    def __init__(self, loaded: tuple[int, ...], stored: tuple[int, ...]) -> None:
+        self.loaded, self.stored = loaded, stored
+        self.memo: dict[Hashable, object] = {}
+        self.make: Callable[[Kernel], tuple[Stmt, ...]]
 
 
 @dataclass(frozen=True)
 class Alike:
-    """A kernel's pattern, and what stands in the places of it that are free: the names of buffers
-    (all but local ones made for the kernel) and the large numbers, each once, in one order.
+    """A kernel's pattern, and what stands in the places of it that are free: buffers (all but local
+    ones made for the kernel) and large numbers, each once, in one order; for each buffer the
+    fixed components that all indices of it begin with.
 
     Equal patterns have buffers of equal types and scopes at the same positions."""
 
     pattern: Pattern
-    buffers: tuple[str, ...]
-    numbers: tuple[int, ...] = ()
+    buffers: tuple[Buffer, ...]
+    numbers: tuple[int, ...]
+    starts: tuple[tuple[int, ...], ...]
+
+    @property
+    def loaded(self) -> list[Buffer]:
+        return [self.buffers[i] for i in self.pattern.loaded]
+
+    @property
+    def stored(self) -> list[Buffer]:
+        return [self.buffers[i] for i in self.pattern.stored]
+
+
+class _Body:
+    """The body of a kernel that was made from its pattern: found when somebody looks at it."""
+
+    def __get__(self, kernel: Kernel | None, owner: type[Kernel]) -> tuple[Stmt, ...]:
+        if kernel is None:
+            raise AttributeError  # so that the field has no default
+        assert kernel.alike is not None, kernel.name
+        body = kernel.__dict__["body"] = kernel.alike.pattern.make(kernel)
+        return body
 
 
 @dataclass(frozen=True, eq=False)
@@ -199,16 +223,24 @@ class Kernel:
     """One launch. `reason` says in one line what it is and why it is not part of another kernel.
 
     `work`: about how many scalar operations (to choose the number of threads). `reads`/`writes` are
-    derived. `alike`: of kernels outside of loops; who changes more of the body than which memory it
-    works in drops it.
+    derived. `alike`: of kernels outside of loops (`kernel_like`); one that is made by `replace` has
+    none.
     """
 
     name: str
-    body: tuple[Stmt, ...]
+    body: tuple[Stmt, ...] = _Body()  # type: ignore[assignment]
     span: Span = NOWHERE
     reason: str = ""
     work: Dim = ZERO
-    alike: Alike | None = None
+    alike: Alike | None = field(default=None, init=False)
+
+
+def kernel_like(kernel: Kernel, alike: Alike, **fields: object) -> Kernel:
+    """A kernel with what the other has but `fields`; its body is that of its pattern."""
+    made: Kernel = object.__new__(Kernel)
+    known = {k: v for k, v in kernel.__dict__.items() if k != "body"}
+    made.__dict__.update(known | fields | {"alike": alike})
+    return made
 
 
 @dataclass(frozen=True, eq=False)

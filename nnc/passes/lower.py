@@ -57,7 +57,12 @@ def lower(fused: Fused) -> Program:
 
 
 def _writes_to(step: Step, buffers: set[str]) -> bool:
-    return any(s.buffer.name in buffers for k in kernels_of((step,)) for s in stores_in(k.body))
+    return any(b.name in buffers for k in kernels_of((step,)) for b in _stored(k))
+
+
+def _stored(kernel: Kernel) -> list[Buffer]:
+    of = kernel.alike
+    return [s.buffer for s in stores_in(kernel.body)] if of is None else of.stored
 
 
 class _Steps:
@@ -65,7 +70,7 @@ class _Steps:
 
     def __init__(self, views: Views) -> None:
         self.views, self.number = views, 0
-        self.known = Kernels(views)
+        self.known = Kernels()
 
     def of(self, fused: Fused, storage: Storage, outside: bool = True) -> list[Step]:
         """`outside`: not in a turn of a loop."""

@@ -6,18 +6,28 @@ buffers (and with other large numbers).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 
-from nnc.ir.expr import Const, Expr, Load, Op, Select, Tensor, walk
-from nnc.ir.form import formed
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Tensor, walk
+from nnc.ir.form import Formed, formed
 from nnc.ir.graph import Compute, Node, Update
-from nnc.ir.loop import Alike, Buffer, Kernel, Pattern, Store
+from nnc.ir.loop import Alike, Buffer, Kernel, Pattern, Stmt, Store, kernel_like
+from nnc.lang.dims import Dim
 from nnc.passes.fuse import Fused, Group
+from nnc.passes.lower_starts import TARGET, Start, common, start_of, starts, without
 from nnc.passes.regions import Region, Side
-from nnc.passes.schedule.merge import Views, exprs_in, loaded_from, map_stmts, stores_in
+from nnc.passes.schedule.merge import exprs_in, loaded_from, map_stmts, stores_in
 from nnc.passes.storage import Storage
+
+
+@dataclass(frozen=True)
+class Part:
+    """Expressions of a member of the group (or of its region); `rank`: of an update's target."""
+
+    node: Compute | Update | None
+    of: Formed
+    rank: int
 
 
 @dataclass
@@ -32,31 +42,70 @@ class Key:
     buffers: dict[str, Buffer] = field(default_factory=dict)
     slots: dict[str, int] = field(default_factory=dict)
     numbers: dict[int, int] = field(default_factory=dict)
+    starts: dict[str, Start] = field(default_factory=dict)  # of buffers, by name
 
     def group(self, group: Group) -> bool:
         """Adds a group; False where it is of a kind that is lowered on its own."""
         self.tokens += (group.kind, group.rows, group.reason)
+        parts: list[Part] = []
         for node in group.nodes:
-            if not isinstance(node, Compute | Update) or not self.node(node):
+            if not isinstance(node, Compute | Update) or node in self.storage.copied:
                 return False
-        return group.region is None or self.region(group.region)
+            if isinstance(node, Update) and node.check is not None:
+                return False
+            rank = len(node.target) if isinstance(node, Update) else 0
+            parts.append(Part(node, node.formed, rank))
+        if group.region is not None:
+            sides = _sides(group.region)
+            if any(s.divisor is not None and s.divisor.of not in self.members for s in sides):
+                return False
+            parts += [Part(None, formed(_exprs(s)), 0) for s in sides]
+        if any(p.of.checks for p in parts):
+            return False
+        for p in parts:
+            self.begin(p)
+        done = all(map(self.part, parts))
+        if done and group.region is not None:
+            self.region(group.region)
+        return done
 
-    def node(self, node: Compute | Update) -> bool:
-        of = node.formed
-        if of.checks or node in self.storage.copied:
-            return False
-        kind: tuple[Hashable, ...] = ()
-        if isinstance(node, Compute):
-            kind = (node.raxes, node.op)
-        elif node.check is not None:
-            return False
-        else:
-            kind = (node.accumulate, node.guard is None)
-        tail = node.name.rsplit(".", 1)[-1]
-        private = node in self.storage.private
-        self.tokens += (kind, node.axes, node.type, tail, private, of.form, of.telling)
+    def begin(self, p: Part) -> None:
+        """Finds out about fixed leading indices."""
+        found = starts(p.of.form, p.rank)
+        for t, number in zip(p.of.tensors, range(len(p.of.tensors)), strict=True):
+            self.start(t, found.get(number, ()))
+        if p.node is not None:
+            self.start(p.node, found.get(TARGET, ()))
+
+    def start(self, t: Tensor, start: Start) -> None:
+        name = self.home(t)
+        if name is not None:
+            self.starts[name] = common(self.starts.get(name, start), start)
+
+    def home(self, t: Tensor) -> str | None:
+        """The name of its buffer, which other kernels know too."""
+        place = self.storage.places.get(t)  # type: ignore[call-overload]
+        return None if place is None else place.buffer.name
+
+    def length(self, t: Tensor) -> int:
+        name = self.home(t)
+        return 0 if name is None else len(self.starts[name])
+
+    def part(self, p: Part) -> bool:
+        node, of, target = p.node, p.of, 0
+        match node:
+            case Compute():
+                self.tokens += (node.raxes, node.op)
+            case Update():
+                self.tokens += (node.accumulate, node.guard is None)
+                target = self.length(node)
+        if node is not None:
+            tail = node.name.rsplit(".", 1)[-1]
+            self.tokens += (node.axes, node.type, tail, node in self.storage.private)
+        code = without(of.form, tuple(map(self.length, of.tensors)), target)
+        self.tokens += (code, of.telling)
         self.tokens += [self.numbers.setdefault(n, len(self.numbers)) for n in of.numbers]
-        return all(map(self.tensor, (*of.tensors, node)))
+        return all(map(self.tensor, of.tensors if node is None else (*of.tensors, node)))
 
     def tensor(self, t: Tensor) -> bool:
         """Adds which tensor it is and, at its first mention, where it lies."""
@@ -81,47 +130,91 @@ class Key:
         self.buffers.setdefault(b.name, b)
         self.tokens += (self.slots.setdefault(b.name, len(self.slots)), b.scope, b.type)
 
+    def positions(self, buffers: Iterable[Buffer]) -> tuple[int, ...]:
+        """Of those that are not the kernel's own, each once."""
+        known = (self.slots[b.name] for b in buffers if b.name in self.slots)
+        return tuple(dict.fromkeys(known))
+
     # ---- regions ------------------------------------------------------------------------------
 
-    def region(self, r: Region) -> bool:
+    def region(self, r: Region) -> None:
         self.tokens += (r.outer, r.row, r.col, r.mask)
         for node in r.nodes:
             env, value = tuple(r.env[node].items()), r.values.get(node)
             known = None if value is None else self.members[value]
             self.tokens += (self.members[node], r.roles[node], env, known)
             side = r.sides.get(node)
-            if side is not None and not self.side(side):
-                return False
-        return True
+            if side is not None:
+                of = None if side.divisor is None else self.members[side.divisor.of]
+                self.tokens += (side.rest, len(side.masks), of)
 
-    def side(self, side: Side) -> bool:
-        roots, divisor = [side.strip, side.other, *side.masks], side.divisor
-        if divisor is not None:
-            self.tokens.append(self.members[divisor.of])
-            roots.append(divisor.by)
-        of = formed(roots)
-        self.tokens += (side.rest, len(side.masks), divisor is None, of.form, of.telling)
-        return not of.checks and all(map(self.tensor, of.tensors))
+    # ---- what is free ---------------------------------------------------------------------------
+
+    def alike(self, pattern: Pattern) -> Alike:
+        places = tuple([self.starts.get(name, ()) for name in self.buffers])
+        return Alike(pattern, tuple(self.buffers.values()), tuple(self.numbers), places)
 
 
-@dataclass(frozen=True)
+def _sides(r: Region) -> list[Side]:
+    return [r.sides[n] for n in r.nodes if n in r.sides]
+
+
+def _exprs(side: Side) -> list[Expr]:
+    late = [] if side.divisor is None else [side.divisor.by]
+    return [side.strip, side.other, *side.masks, *late]
+
+
+@dataclass(frozen=True, eq=False)
 class _Template:
-    """A kernel, its expressions (operands first) and the buffers that stand in it."""
+    """A body, its expressions (operands first) and the buffers that stand in it."""
 
-    kernel: Kernel
-    pattern: Pattern
-    buffers: tuple[Buffer, ...]  # in the order of the key
-    numbers: tuple[int, ...]
+    body: tuple[Stmt, ...]
+    number: str  # of its kernel
+    free: Alike
     order: tuple[Expr, ...]
     named: tuple[Buffer, ...]  # all in it, other shapes and those of its own too
+
+    def make(self, kernel: Kernel) -> tuple[Stmt, ...]:
+        """The body over a kernel's buffers and numbers."""
+        alike = kernel.alike
+        assert alike is not None, kernel.name
+        free = self.free
+        homes = {a.name: b for a, b in zip(free.buffers, alike.buffers, strict=True)}
+        moved: dict[Tensor, Tensor] = {}
+        for b in self.named:
+            home = homes.get(b.name)
+            if home is None:  # the kernel's own
+                assert b.scope == "local" and b.name.startswith(f"strip{self.number}."), b
+                own = f"strip{_number(kernel)}.{b.name.split('.', 1)[1]}"
+                moved[b] = replace(b, name=own)
+            else:
+                moved[b] = home if home.type == b.type else replace(home, type=b.type)
+        numbers = {x: y for x, y in zip(free.numbers, alike.numbers, strict=True) if x != y}
+        begins = {
+            b.name: tuple(Idx(Dim.of(n)) for n in new)
+            for b, old, new in zip(alike.buffers, free.starts, alike.starts, strict=True)
+            if old != new
+        }
+        new = _moved(self.order, moved, numbers, begins)
+
+        def place(s: Store) -> tuple[Buffer, tuple[Expr, ...]]:
+            home = moved[s.buffer]
+            assert isinstance(home, Buffer)
+            begin = begins.get(home.name, ())
+            return home, (*begin, *[new[id(i)] for i in s.index[len(begin) :]])
+
+        return map_stmts(self.body, lambda e: new[id(e)], place)
+
+
+def _number(kernel: Kernel) -> str:
+    return kernel.name.split("_", 1)[0][1:]
 
 
 class Kernels:
     """The kernels of a Program so far, by what they do."""
 
-    def __init__(self, views: Views) -> None:
-        self.views = views
-        self.known: dict[Hashable, _Template] = {}
+    def __init__(self) -> None:
+        self.known: dict[Hashable, Kernel] = {}
 
     def key(self, fused: Fused, storage: Storage, group: Group) -> Key | None:
         """None: the group is lowered on its own."""
@@ -129,61 +222,57 @@ class Kernels:
         return out if out.group(group) else None
 
     def like(self, key: Key, number: int) -> Kernel | None:
-        """A copy of an earlier kernel that does the same, as kernel number `number`."""
+        """A kernel that does the same as an earlier one, as kernel number `number`."""
         found = self.known.get(tuple(key.tokens))
-        return None if found is None else _copy(found, key, number, self.views)
+        if found is None:
+            return None
+        assert found.alike is not None, found
+        name = f"k{number}_{found.name.split('_', 1)[1]}"
+        alike = key.alike(found.alike.pattern)
+        return kernel_like(found, alike, name=name, span=next(iter(key.members)).span)
 
     def keep(self, key: Key, kernel: Kernel) -> Kernel:
         """Remembers a kernel that was lowered."""
-        pattern, body = Pattern(), kernel.body
+        body, places = kernel.body, [(e.tensor, e.index) for e in _loads(kernel.body)]
+        places += [(s.buffer, s.index) for s in stores_in(body)]
+        for b, index in places:
+            begin = key.starts.get(b.name, ())  # type: ignore[attr-defined]
+            if start_of(index)[: len(begin)] != begin:
+                return kernel
         order = tuple(walk(*exprs_in(body)))
-        named = dict.fromkeys(chain(loaded_from(body), (s.buffer for s in stores_in(body))))
-        kernel = replace(kernel, alike=Alike(pattern, tuple(key.buffers), tuple(key.numbers)))
-        buffers, numbers = tuple(key.buffers.values()), tuple(key.numbers)
-        made = _Template(kernel, pattern, buffers, numbers, order, tuple(named))
-        self.known[tuple(key.tokens)] = made
+        loaded, stored = loaded_from(body), {s.buffer: None for s in stores_in(body)}
+        pattern = Pattern(key.positions(loaded), key.positions(stored))
+        alike = key.alike(pattern)
+        pattern.make = _Template(body, _number(kernel), alike, order, (*loaded, *stored)).make
+        kernel = kernel_like(kernel, alike, body=body)
+        self.known[tuple(key.tokens)] = kernel
         return kernel
 
 
-def _copy(of: _Template, key: Key, number: int, views: Views) -> Kernel:
-    homes = {a.name: b for a, b in zip(of.buffers, key.buffers.values(), strict=True)}
-    first = of.kernel.name.split("_", 1)[0][1:]
-    moved: dict[Tensor, Tensor] = {}
-    for b in of.named:
-        home = homes.get(b.name)
-        if home is None:  # the kernel's own
-            assert b.scope == "local" and b.name.startswith(f"strip{first}."), b
-            own = f"strip{number}.{b.name.split('.', 1)[1]}"
-            moved[b] = replace(b, name=own)
-        else:
-            moved[b] = home if home.type is b.type else views.view(home, b.type.shape)
-    numbers = {x: y for x, y in zip(of.numbers, key.numbers, strict=True) if x != y}
-    new = _moved(of.order, moved, numbers)
-
-    def place(s: Store) -> tuple[Buffer, tuple[Expr, ...]]:
-        home = moved[s.buffer]
-        assert isinstance(home, Buffer)
-        return home, tuple([new[id(i)] for i in s.index])
-
-    body = map_stmts(of.kernel.body, lambda e: new[id(e)], place)
-    name = f"k{number}_{of.kernel.name.split('_', 1)[1]}"
-    node = next(iter(key.members))
-    alike = Alike(of.pattern, tuple(key.buffers), tuple(key.numbers))
-    return Kernel(name, body, node.span, of.kernel.reason, of.kernel.work, alike)
+def _loads(body: tuple[Stmt, ...]) -> list[Load]:
+    return [e for e in walk(*exprs_in(body)) if isinstance(e, Load)]
 
 
 def _moved(
-    order: Sequence[Expr], tensors: dict[Tensor, Tensor], numbers: dict[int, int]
+    order: Sequence[Expr],
+    tensors: dict[Tensor, Tensor],
+    numbers: dict[int, int],
+    begins: dict[str, tuple[Idx, ...]],
 ) -> dict[int, Expr]:
-    """By the ids of expressions, those over other tensors and with other large numbers."""
+    """By the ids of expressions, those over other tensors, from other places and with other large
+    numbers."""
     new: dict[int, Expr] = {}
     for e in order:
         kind = type(e)
         if kind is Load:
             assert isinstance(e, Load)
             index = tuple([new[id(i)] for i in e.index])
+            home = tensors[e.tensor]
+            begin = begins.get(home.name) if begins else None  # type: ignore[attr-defined]
+            if begin is not None:
+                index = (*begin, *index[len(begin) :])
             other = None if e.other is None else new[id(e.other)]
-            new[id(e)] = Load(e.dtype, tensors[e.tensor], index, other, e.check)
+            new[id(e)] = Load(e.dtype, home, index, other, e.check)
         elif kind is Op:
             assert isinstance(e, Op)
             new[id(e)] = Op(e.dtype, e.fn, tuple([new[id(a)] for a in e.args]))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnc.ir.expr import Expr, Load, rewrite
-from nnc.ir.loop import Buffer, Kernel, Program, Repeat, Step, Store
+from nnc.ir.loop import Buffer, Kernel, Program, Repeat, Step, Store, kernel_like
 from nnc.lang.dims import ZERO, Atom, Dim, Facts, dim_max, prove_nonneg
 from nnc.passes.schedule.merge import Stmts, loaded_from, map_stmts, stores_in
 
@@ -66,13 +66,18 @@ def _moments(
             yield from inner
             at += len(inner)
         else:
-            yield [b.name for b in touched(step.body)] if isinstance(step, Kernel) else []
+            yield [b.name for b in _touched(step)] if isinstance(step, Kernel) else []
             at += 1
 
 
 def touched(stmts: Stmts) -> dict[Buffer, None]:
     """Buffers loaded from or stored to, in order."""
     return loaded_from(stmts) | {s.buffer: None for s in stores_in(stmts)}
+
+
+def _touched(kernel: Kernel) -> Iterable[Buffer]:
+    of = kernel.alike
+    return touched(kernel.body) if of is None else (*of.loaded, *of.stored)
 
 
 def rounded(size: Dim) -> Dim:
@@ -236,6 +241,8 @@ def _placed(
         return move(s.buffer), tuple(map(expr, s.index))
 
     def step(s: Step) -> Step:
+        if isinstance(s, Kernel) and s.alike is not None:
+            return kernel_like(s, replace(s.alike, buffers=tuple(map(move, s.alike.buffers))))
         if isinstance(s, Kernel):
             return replace(s, body=map_stmts(s.body, expr, place))
         if isinstance(s, Repeat):

@@ -11,6 +11,7 @@ from nnc.ir.expr import Const, Expr, Idx, Load, Select, Tensor, Var, names, rewr
 from nnc.ir.form import formed
 from nnc.ir.graph import Axis
 from nnc.ir.loop import (
+    Alike,
     Buffer,
     Call,
     Contract,
@@ -69,6 +70,43 @@ def _kernel_faults(
 ) -> Faults:
     """One of each form is looked at: what is asked depends on the shapes of the buffers, on which
     of them are one, and on which are written before."""
+    if kernel.alike is not None:
+        yield from _alike_faults(program, kernel, kernel.alike, written, turns)
+        return
+    yield from _formed_faults(program, kernel, written, turns)
+
+
+def _alike_faults(
+    program: Program,
+    kernel: Kernel,
+    alike: Alike,
+    written: set[str],
+    turns: tuple[Repeat, ...],
+) -> Faults:
+    """One of each pattern is looked at."""
+    ready = tuple([b.name in written for b in alike.buffers])
+    key = ("verified", program.dims, program.facts, ready, _starts(alike))
+    if not turns and key in alike.pattern.memo:
+        written |= {b.name for b in alike.stored}
+        return
+    yield from _formed_faults(program, kernel, written, turns)
+    alike.pattern.memo[key] = True
+
+
+def _starts(alike: Alike) -> Hashable:
+    """The fixed leading indices of buffers, where they are not plainly inside."""
+    places = [
+        p
+        for b, s in zip(alike.buffers, alike.starts, strict=True)
+        for p in zip(s, b.type.shape, strict=False)
+    ]
+    inside = all(n.const is not None and 0 <= i < n.const for i, n in places)
+    return None if inside else alike.starts
+
+
+def _formed_faults(
+    program: Program, kernel: Kernel, written: set[str], turns: tuple[Repeat, ...]
+) -> Faults:
     outline = _Outline()
     if not outline.block(kernel.body):
         yield from _Checker(program, kernel, written, turns).faults()
