@@ -220,7 +220,8 @@ class Export:
         if isinstance(value, Tree | Module) and value.sig.leaves == sig.leaves:
             return value
         raise ArgumentError(
-            f"{self.sig.name}: {arg.name} must be a params({sig.id}), got {_named(value)}"
+            f"{self.sig.name}: {arg.name} must be a params({sig.id}), got {_named(value)}\n"
+            f"  help: a {sig.id} (its params), or what a function returned as params({sig.id})"
         )
 
     def _refuse_overlap(self, values: Sequence[Any]) -> None:

@@ -276,6 +276,13 @@ def _counted(c: Foreign) -> str | None:
     return f"count beside the list: `for i in L: x = {c.word(0)}[i](x)`" if c.args else None
 
 
+def _together(c: Foreign) -> str | None:
+    """`zip(fs, gs)` over lists of modules."""
+    if len(c.args) != 2 or c.shape(0) is not None:
+        return None
+    return f"count: `for i in L: x = {c.word(1)}[i]({c.word(0)}[i](x))`"
+
+
 _RULES: dict[str, Callable[[Foreign], str | None]] = {
     **dict.fromkeys(("matmul", "mm", "bmm", "dot", "mv"), _product),
     **dict.fromkeys(("cat", "concatenate", "concat", "hstack", "vstack"), _joined),
@@ -295,4 +302,5 @@ _RULES: dict[str, Callable[[Foreign], str | None]] = {
     **dict.fromkeys(("masked_fill", "masked_fill_"), _masked),
     "std": _deviation,
     "enumerate": _counted,
+    "zip": _together,
 }
