@@ -31,6 +31,7 @@ from nnc.passes.lower_regions import RegionLoops
 from nnc.passes.schedule.contraction import contraction
 from nnc.passes.schedule.merge import Stmts, Views, loaded_from, merge, stores_in
 from nnc.passes.schedule.nest import nest
+from nnc.passes.schedule.pieces import pieces
 from nnc.passes.schedule.space import Space
 from nnc.passes.storage import Place, Storage, assign
 
@@ -356,8 +357,18 @@ class _Lowering(RegionLoops):
             store = self.store(node, self.values[node])
             (late if flat else stmts).extend([] if store is None else [store])
         stmts += self.flush(segment)
-        body = nest(rows, (*stmts, *late), self.views, taken=self.taken)
+        body = self.around(rows, (*stmts, *late))
         return _without(body, self.unread(body))
+
+    def around(self, rows: tuple[Axis, ...], stmts: Stmts) -> Stmts:
+        """Loops over the rows around what is done for each."""
+        if not all(isinstance(s, Let | Store) for s in stmts):
+            return nest(rows, stmts, self.views, taken=self.taken)
+        return tuple(
+            s
+            for axes, part in pieces(rows, stmts, self.fused.graph.facts)
+            for s in nest(axes, part, self.views, taken=self.taken)
+        )
 
     def unread(self, body: Stmts) -> set[str]:
         """Memory of private members that all readers found at hand."""

@@ -1,0 +1,58 @@
+"""Kernels that walk along rows several times, and loops cut where a condition changes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nnc import compiler
+from nnc.ir.loop import For
+from tests.endtoend import built, compare, run_native, sample
+
+SOFTMAX = """
+export def f(x: f32[N, M]) -> (f32[N, M], f32[N], f32[N]):
+    e[i, j] = exp(x[i, j] - max[k](x[i, k]))
+    s[i] = sum[j](e[i, j])
+    q[i] = sum[j](e[i, j] * e[i, j])
+    y[i, j] = e[i, j] / s[i]
+    return y, s, q
+"""
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 33, 64, 65, 130])
+def test_rows_of_any_width(width: int) -> None:
+    graph = built(SOFTMAX)["f"].graph
+    dims = {"N": 5, "M": width}
+    compare(graph, dims, sample(graph, dims, np.random.default_rng(width)))
+
+
+def test_what_is_not_finite_goes_through_a_row() -> None:
+    graph = built("export def f(x: f32[N, M]) -> f32[N] = max(x, over=1)")["f"].graph
+    x = np.zeros((4, 200), np.float32)
+    x[0, 3], x[1, 199], x[2] = np.nan, np.inf, -np.inf
+    x[1, 100] = -np.inf
+    (got,), _ = run_native(graph, {"N": 4, "M": 200}, {"x": x})
+    assert np.isnan(got[0]) and np.array_equal(got[1:], [np.inf, -np.inf, 0])
+
+
+@pytest.mark.parametrize("at", [0, 3, 64, 77, 199])
+def test_a_nan_anywhere_is_the_largest(at: int) -> None:
+    graph = built("export def f(x: f32[M]) -> f32 = max(x)")["f"].graph
+    x = np.arange(200, dtype=np.float32)
+    x[at] = np.nan
+    (got,), _ = run_native(graph, {"M": 200}, {"x": x})
+    assert np.isnan(got)
+
+
+CONCAT = """
+export def f(x: f32[N, M], y: f32[N, M], z: f32[3, M]) -> f32[2*N + 3, M]:
+    return max(concat(x, concat(y, z, over=0), over=0), 0)
+"""
+
+
+def test_joined_rows_are_loops_of_their_own() -> None:
+    graph = built(CONCAT)["f"].graph
+    dims = {"N": 7, "M": 21}
+    compare(graph, dims, sample(graph, dims, np.random.default_rng(0)))
+    program = compiler.schedule(compiler.optimise(graph))
+    assert [[type(s) for s in k.body] for k in program.kernels] == [[For, For]] * 2
