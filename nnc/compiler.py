@@ -10,7 +10,7 @@ from pathlib import Path
 import llvmlite
 
 from nnc.budget import Budget, Choice, within
-from nnc.codegen import contract, llvm, objects
+from nnc.codegen import contract, kept, llvm, objects
 from nnc.codegen.pool import FUNCTIONS, pool_module
 from nnc.codegen.profile import profiled as profiling
 from nnc.codegen.pycall import pycall_module
@@ -165,15 +165,36 @@ def optimise(graph: Graph) -> Graph:
     return graph
 
 
-def schedule(graph: Graph, fused: Fused | None = None) -> Program:
-    """A Graph without gradients as a Program with its memory planned; `fused`: if at hand."""
+def schedule(
+    graph: Graph, fused: Fused | None = None, constant: frozenset[str] = frozenset()
+) -> Program:
+    """A Graph without gradients as a Program with its memory planned; `fused`: if at hand.
+
+    `constant`: inputs on which values may be kept from call to call (see `read_only`).
+    """
     program = lower(fused or fuse(graph))
     verify_program(program, "lower")
-    program = panels(program)
+    pairs = zip(graph.inputs, program.args, strict=False)
+    program = panels(program, frozenset(b.name for x, b in pairs if x.name in constant))
     verify_program(program, "panels")
     program = memory(program)
     verify_program(program, "memory")
     return program
+
+
+def read_only(built: Built, choice: Choice | None = None) -> frozenset[str]:
+    """The inputs of an export that are leaves of modules that it only reads.
+
+    None where memory is limited: what is kept takes more.
+    """
+    modules = {a.name for a in built.signature.args if a.kind == "module" and not a.inout}
+    if choice is not None:
+        return frozenset()
+    return frozenset(
+        x.name
+        for x in built.graph.inputs
+        if x.kind in ("param", "state") and x.name.split(".")[0] in modules
+    )
 
 
 @dataclass(frozen=True)
@@ -223,7 +244,8 @@ def scheduled(
         graph = optimise(built.graph)
         fused = fuse(graph)
         choice = chosen.get(built.graph.name)
-        out.append(Scheduled(built, graph, fused, schedule(graph, fused), special, choice))
+        program = schedule(graph, fused, read_only(built, choice))
+        out.append(Scheduled(built, graph, fused, program, special, choice))
     return out
 
 
@@ -239,9 +261,15 @@ class _Objects:
     made: list[bytes] = field(default_factory=list)
     contractions: set[str] = field(default_factory=set)
 
-    def native(self, graph: Graph, symbol: str, cases: Sequence[llvm.Case] = ()) -> Native:
+    def native(
+        self,
+        graph: Graph,
+        symbol: str,
+        cases: Sequence[llvm.Case] = (),
+        constant: frozenset[str] = frozenset(),
+    ) -> Native:
         """Compiles an optimised Graph to one native entry; `cases`: its variants."""
-        return self.emitted(schedule(graph), symbol, cases=cases)
+        return self.emitted(schedule(graph, constant=constant), symbol, cases=cases)
 
     def emitted(
         self,
@@ -265,10 +293,11 @@ class _Objects:
             tuple(_site(s) for s in module.sites),
             externs_of(program),
             tuple(
-                Special(c.sizes, c.program.arena, n)
+                Special(c.sizes, c.program.arena, n, kept.rows(c.program))
                 for c, n in zip(cases, module.scratches[1:], strict=True)
             ),
             uses(program),
+            kept.rows(program),
         )
 
     def compile(self, text: str) -> bytes:
@@ -354,10 +383,15 @@ def compile_found(
     choices: tuple[Choice, ...] = (),
 ) -> Compiled:
     """Compiles what a file was elaborated to."""
-    out = _Objects(target or host(), cache)
+    out, chosen = _Objects(target or host(), cache), {c.name: c for c in choices}
     graphs = {b.graph.name: optimise(b.graph) for b in found.exports}
     natives = [
-        out.native(graphs[b.graph.name], b.signature.symbol, _cases(found, b))
+        out.native(
+            graphs[b.graph.name],
+            b.signature.symbol,
+            _cases(found, b, chosen.get(b.graph.name)),
+            read_only(b, chosen.get(b.graph.name)),
+        )
         for b in found.exports
     ]
     for module, init in found.modules:
@@ -403,10 +437,13 @@ def variants(found: Elaborated) -> list[tuple[Specialized, Built]]:
     return [(s, variant(exports[s.export], s)) for s in order]
 
 
-def _cases(found: Elaborated, built: Built) -> list[llvm.Case]:
+def _cases(found: Elaborated, built: Built, choice: Choice | None) -> list[llvm.Case]:
     """The variants of an export as Programs."""
     own = [(s, b) for s, b in variants(found) if s.export == built.graph.name]
-    return [llvm.Case(s.sizes, schedule(optimise(b.graph))) for s, b in own]
+    return [
+        llvm.Case(s.sizes, schedule(optimise(b.graph), constant=read_only(b, choice)))
+        for s, b in own
+    ]
 
 
 def _tests(found: Elaborated, out: _Objects) -> Iterable[TestCase]:
@@ -502,7 +539,7 @@ def dump_stage(found: Elaborated, name: str, stage: str, target: Target) -> str:
             return print_graph(graph)
     if stage == "fuse":
         return print_fused(fuse(graph))
-    program = schedule(graph)
+    program = schedule(graph, constant=read_only(built))
     if stage == "loops":
         return print_program(program)
     text = llvm.emit(program, target, built.signature.symbol).text

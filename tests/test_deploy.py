@@ -87,7 +87,7 @@ def test_the_shared_library(build: Path) -> None:
     size = code.nn_logits_bytes(dims, ctypes.c_int64(1))
     work = np.empty(size + 64, np.uint8)
     start = -(-work.ctypes.data // 64) * 64
-    context = (ctypes.c_int64 * 5)(start, 1)
+    context = (ctypes.c_int64 * 6)(start, 1)
     pointers = [*(a.ctypes.data for a in net.arrays.values()), x.ctypes.data, y.ctypes.data]
     args = (ctypes.c_void_p * len(pointers))(*pointers)
     assert code.nn_logits(context, dims, args) == 0

@@ -133,7 +133,8 @@ def _key(span: Span) -> Key:
 
 def _export(scheduled: Scheduled, place: Place | None) -> list[str]:
     """The lines about one export; none when it computes nothing at `place`."""
-    rows = [_Row(i, k, g) for i, (k, g) in enumerate(kernels(scheduled))]
+    first = scheduled.program.prologue
+    rows = [_Row(i, k, g) for i, (k, g) in enumerate(kernels(scheduled)[first:])]
     values = [] if place is None else _values(scheduled, place, rows)
     stored = [] if place is None else _stored(scheduled, place, rows)
     if place is not None:

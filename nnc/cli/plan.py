@@ -42,6 +42,12 @@ class MemoryPlan:
     values: tuple[Buffer, ...]
     spans: Mapping[str, tuple[int, int]]  # of values: the first and the last moment of use
     differentiated: bool  # values wait for a gradient
+    kept: int = 0  # bytes of the arena that calls keep
+
+    def note(self) -> list[str]:
+        """What is to be said of the workspace."""
+        text = "of read-only modules stay in the workspace from call to call"
+        return [f"{self.kept:,} bytes of packed weights and values {text}"] if self.kept else []
 
     def workspace(self, threads: int) -> Dim:
         return self.arena + self.scratch * threads
@@ -103,6 +109,7 @@ def memory_plan(found: Scheduled) -> MemoryPlan:
         tuple(b for b in program.buffers if b.scope == "arena"),
         lifetimes(program),
         any(isinstance(n, Grad) for n in all_nodes(found.built.graph)),
+        program.kept,
     )
 
 
@@ -134,7 +141,7 @@ def _formulas(found: MemoryPlan, threads: int) -> list[str]:
         ("all", found.total(threads)),
     ]
     width = max(len(name) for name, _ in rows)
-    head = [f"{name:{width}}  {formula} bytes" for name, formula in rows]
+    head = [f"{name:{width}}  {formula} bytes" for name, formula in rows] + found.note()
     return [*head, *_table([(*_at(b), b.name, str(b.bytes)) for b in found.values])]
 
 
@@ -149,6 +156,7 @@ def _numbers(found: MemoryPlan, env: Mapping[str, int], threads: int, every: boo
     width = max(len(name) for name, _, _ in numbers)
     digits = max(len(f"{n:,}") for _, n, _ in numbers)
     out = [f"{name:{width}}  {n:>{digits},} bytes = {dim}" for name, n, dim in numbers]
+    out += found.note()
     total = numbers[-1][1]
     verdict = "fits" if total <= physical() else "does not fit"
     out.append(f"{human(total)} of {human(physical())}: {verdict}")

@@ -58,7 +58,7 @@ class Outline:
                 case Contract(name=name, epilogue=epilogue):
                     groups = tuple(tuple(map(_axis, g)) for g in (s.batch, s.m, s.n, s.k))
                     part = None if s.part is None else (s.part.var, s.part.start, s.part.extent)
-                    packed = None if s.panels is None else self.expr(s.panels)
+                    packed = None if s.panels is None else (self.expr(s.panels), s.copied)
                     operands = self.expr(s.a), self.expr(s.b), packed
                     self.key += ("contract", name, s.fn, groups, part, *operands)
                     if not self.block(epilogue):

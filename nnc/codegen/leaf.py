@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from nnc.codegen import contract, flow, pack, tiles
+from nnc.codegen import contract, flow, kept, pack, tiles
 from nnc.codegen.emit import Emitter
 from nnc.codegen.guards import ALWAYS, Guard
 from nnc.codegen.memory import flat, strides
@@ -133,7 +133,13 @@ class Leaves(Sweeps, Windows):
             return None
         assert isinstance(c.panels.tensor, Buffer), c
         k = self.uniform(dim_prod(a.extent for a in c.k)).text
-        return contract.Ready("true", self.pointer(c.panels.tensor, ZERO, ()).text, k)
+        there = self.has_copies() if c.copied else "true"
+        return contract.Ready(there, self.pointer(c.panels.tensor, ZERO, ()).text, k)
+
+    def has_copies(self) -> str:
+        """Whether this call has the kept copies (an i1)."""
+        with self.in_prologue():
+            return kept.state(self.em, self.frame_field("ctx")).copies
 
     @contextmanager
     def indices(self, number: Value, axes: tuple[Axis, ...]) -> Iterator[None]:

@@ -3,10 +3,11 @@
     i32 @<symbol>(ptr ctx, ptr dims, ptr args)       0, or 1: an index check failed
     i64 @<symbol>_bytes(ptr dims, i64 nthreads)      workspace for that many threads
 
-    ctx: { ptr workspace; i64 nthreads; i64 err_site; i64 err_value; i64 err_extent }
+    ctx: { ptr workspace; i64 nthreads; i64 err_site; i64 err_value; i64 err_extent; i64 kept }
 
 `dims` are i64, `args` pointers. The workspace (aligned to 64) holds the arena and then each
 thread's scratch. err_site is 0 or the 1-based number of the first check that failed in any thread.
+`kept`: see `nnc.codegen.kept`.
 """
 
 from __future__ import annotations
@@ -343,7 +344,7 @@ class _Emission:
         kernels = [self.kernel(k, turns[i]) for i, k in enumerate(self.program.kernels)]
         parts = [f"define internal void {name}{text}" for text, name in self.named.items()]
         spmd = self.spmd(self.scopes(), self.symbol, kernels, self.program.buffers)
-        parts.append(spmd.emit(self.program.steps))
+        parts.append(spmd.emit(self.program.steps, self.program.prologue))
         return [*parts, self.entry(linkage, tuple(spmd.offsets)), self.size(linkage)]
 
     def kernel(self, kernel: Kernel, turns: tuple[Repeat, ...]) -> Launch:
@@ -429,7 +430,7 @@ class _Emission:
         for i, ((_, type_), value) in enumerate(zip(FRAME.items(), values, strict=True)):
             place = em.op(f"getelementptr i64, ptr {frame}, i64 {i}")
             em.line(f"store {type_} {value}, ptr {place}")
-        work = s.uniform(total_work(self.program.steps)).text
+        work = s.uniform(total_work(self.program.steps[self.program.prologue :])).text
         small = flow.compare(em, "slt", work, str(_SMALL_PROGRAM))
         alone = disjunction(em, all_small(s, self.program.steps), small)
         threads = flow.select(em, alone, "i64", "1", threads)

@@ -1,6 +1,6 @@
 """Times of kernels: `emit(..., *profiled)` makes code that adds them up.
 
-`ctx` then has a sixth field, a pointer to a table of i64: the last time stamp, the nanoseconds
+`ctx` then has a seventh field, a pointer to a table of i64: the last time stamp, the nanoseconds
 between kernels, and those in each kernel of the Program, in order. All threads wait for each other
 before and after each kernel, so a kernel's time is that of its slowest thread.
 """
@@ -25,7 +25,7 @@ define internal void @nn_stamp(ptr %ctx, i64 %place) noinline {
   %rest = load i64, ptr %rest.place
   %whole = mul i64 %seconds, 1000000000
   %now = add i64 %whole, %rest
-  %table.place = getelementptr i64, ptr %ctx, i64 5
+  %table.place = getelementptr i64, ptr %ctx, i64 6
   %table = load ptr, ptr %table.place
   %last = load i64, ptr %table
   store i64 %now, ptr %table

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nnc.codegen import flow
+from nnc.codegen import flow, kept
 from nnc.codegen.barriers import Plan, conjunction, disjunction, is_parallel
 from nnc.codegen.emit import Emitter
 from nnc.codegen.indices import Indices
@@ -52,8 +52,11 @@ class Spmd:
         self.loops: tuple[Repeat, ...] = ()  # around
         self.turns: tuple[str, ...] = ()  # their variables
 
-    def emit(self, steps: tuple[Step, ...]) -> str:
-        self.steps(steps)
+    def emit(self, steps: tuple[Step, ...], prologue: int = 0) -> str:
+        """All steps; the first `prologue` of them only where the caller does not keep them."""
+        if prologue:
+            self.prologue(steps[:prologue])
+        self.steps(steps[prologue:])
         return (
             f"define internal void @{self.symbol}.spmd(ptr %frame, i32 %tid, i32 %nt) "
             f"{attributes(len(self.launches))} {{\n"
@@ -87,6 +90,13 @@ class Spmd:
                     self.repeat(step)
                 case Kernel():
                     self.launch(step)
+
+    def prologue(self, steps: tuple[Step, ...]) -> None:
+        make = kept.state(self.em, self.s.frame_field("ctx")).make
+        for kind, some in kept.stretches(steps):
+            with flow.when(self.em, make[kind]), self.s.scope(), self.plan.turn():
+                self.steps(some)
+                self.barrier()
 
     def launch(self, kernel: Kernel) -> None:
         em, small = self.em, all_small(self.s, (kernel,), self.loops)

@@ -30,6 +30,10 @@ class Buffer:
     Two Buffers of one `name` are views of the same memory: all but `type.shape` agree, and the
     number of elements is equal (adjacent axes that are only used together are merged into one).
     Look up by name.
+
+    `kept`: in an arena, the value stays there from call to call, since it depends on read-only
+    modules alone. Only the program's prologue writes it. "value": every call needs it; "copy": of
+    something else, which may be read in its place.
     """
 
     name: str
@@ -39,6 +43,7 @@ class Buffer:
     offset: Dim = ZERO
     data: tuple[float | int | bool, ...] = ()
     span: Span = NOWHERE
+    kept: str = ""
 
     @property
     def bytes(self) -> Dim:
@@ -130,7 +135,8 @@ class Contract:
     the innermost parallel loop around may pack all of it once.
 
     `panels`: the first element of a copy of `b` as [n/SLAB][k rounded up to SLAB_K][SLAB], both
-    row-major over their axes; a back end may read it in place of `b`.
+    row-major over their axes; a back end may read it in place of `b` (of a kept copy: where the
+    call has one).
     """
 
     name: str
@@ -145,6 +151,15 @@ class Contract:
     part: Part | None = None
     panels: Load | None = None
     fn: str = "mul"  # or dot4, dot4r
+
+    @property
+    def copied(self) -> bool:
+        """Whether `panels` are a kept copy, which a call may be without."""
+        return (
+            self.panels is not None
+            and isinstance(b := self.panels.tensor, Buffer)
+            and b.kept == "copy"
+        )
 
     @property
     def product(self) -> Expr:
@@ -273,7 +288,11 @@ Step = Kernel | Commit | Repeat
 @dataclass(frozen=True)
 class Program:
     """One exported function: `args` in ABI order (inputs, then results), kernels, the arena's size
-    in bytes."""
+    in bytes.
+
+    The first `prologue` steps are kernels that write kept buffers and nothing else. These lie at
+    the start of the arena, in `kept` bytes, whatever the sizes.
+    """
 
     name: str
     dims: tuple[str, ...]
@@ -284,6 +303,8 @@ class Program:
     facts: Facts = Facts()  # noqa: RUF009
     span: Span = NOWHERE
     results: int = 0  # how many of `args`, at the end, are results
+    prologue: int = 0
+    kept: int = 0
 
     @cached_property
     def shapes(self) -> dict[str, tuple[Dim, ...]]:

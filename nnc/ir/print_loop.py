@@ -56,7 +56,8 @@ def _buffer(b: Buffer) -> str:
     if b.scope == "const":
         shown = ", ".join(map(str, b.data[:4])) + (", ..." if len(b.data) > 4 else "")
         return f"const {b.name}: {b.type} = {shown}"
-    return f"{b.scope} {b.name}: {b.type} at {b.offset}"
+    kept = f", kept {b.kept}" if b.kept else ""
+    return f"{b.scope} {b.name}: {b.type} at {b.offset}{kept}"
 
 
 def print_kernel(k: Kernel) -> str:

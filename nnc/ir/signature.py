@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from nnc.lang.dims import Dim
+from nnc.lang.dims import ZERO, Dim
 from nnc.lang.types import TensorType
 
 
@@ -136,6 +136,7 @@ class Special:
     sizes: tuple[tuple[str, int], ...]
     arena: Dim
     scratch: Dim
+    kept: Dim = ZERO  # see `Native`
 
     @property
     def text(self) -> str:
@@ -171,6 +172,14 @@ class Native:
     externs: tuple[Extern, ...] = ()
     specials: tuple[Special, ...] = ()  # in the order in which they are tried
     uses: tuple[Use, ...] = ()  # of the arena when it is fullest
+    kept: Dim = ZERO  # with how many rows it multiplies what it can keep; 0: it keeps nothing
+
+    def keeps(self, env: Mapping[str, int]) -> tuple[int, int]:
+        """Which variant runs, and with how many rows it multiplies what it can keep."""
+        for i, special in enumerate(self.specials):
+            if special.fits(env):
+                return i + 1, special.kept.evaluate(env)
+        return 0, self.kept.evaluate(env)
 
     def arena_at(self, env: Mapping[str, int]) -> int:
         """Bytes of the arena of a call, `scratch` being the largest of all variants."""

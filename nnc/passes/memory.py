@@ -23,13 +23,27 @@ def memory(program: Program) -> Program:
     spans = lifetimes(program)
     slots = _Slots(program.facts, {d: SAMPLE + i for i, d in enumerate(program.dims)})
     place: dict[str, int] = {}
-    sizes = {b.name: rounded(b.bytes) for b in program.buffers if b.scope == "arena"}
+    kept, start = _kept(program)
+    sizes = {b.name: rounded(b.bytes) for b in program.buffers if b.scope == "arena" and not b.kept}
     order = sorted(
         (n for n in spans if n in sizes), key=lambda n: (-slots.guess(sizes[n]), spans[n])
     )
     for name in order:
         place[name] = slots.take(sizes[name], spans[name])
-    return _placed(program, {n: slots.offset(p) for n, p in place.items()}, slots.total, spans)
+    offsets = kept | {n: slots.offset(p) + start for n, p in place.items()}
+    return _placed(replace(program, kept=start), offsets, slots.total + start, spans)
+
+
+def _kept(program: Program) -> tuple[dict[str, Dim], int]:
+    """What stays from call to call lies first and shares nothing: places, bytes in all."""
+    places, at = dict[str, Dim](), 0
+    for b in program.buffers:
+        if b.kept:
+            places[b.name] = Dim.of(at)
+            size = rounded(b.bytes).const
+            assert size is not None, b
+            at += size
+    return places, at
 
 
 def lifetimes(program: Program) -> dict[str, tuple[int, int]]:
@@ -47,7 +61,8 @@ def lifetimes(program: Program) -> dict[str, tuple[int, int]]:
         for n, (first, last) in out.items():
             if first < lo <= last or first <= hi < last:
                 out[n] = (min(first, lo), max(last, hi))
-    return out
+    end = max((last for _, last in out.values()), default=0)
+    return out | {b.name: (0, end) for b in program.buffers if b.kept}
 
 
 def _moments(

@@ -1,7 +1,10 @@
-"""Right operands of contractions in run-time loops that no turn changes are packed before the loop.
+"""Right operands of contractions that are used again are packed once: copied into the order in
+which register tiles read them, slabs of SLAB columns, in each of them all of k.
 
-A recurrent network multiplies by the same weights in every turn. They are copied once into the
-order in which register tiles read them: slabs of SLAB columns, in each of them all of k.
+* What no turn of a run-time loop changes is packed before the loop: a recurrent network multiplies
+  by the same weights in every turn.
+* What no call changes, the weights of a module that is only read, is packed in the program's
+  prologue and kept between calls (docs/decisions/0011-prepared-values.md).
 """
 
 from __future__ import annotations
@@ -32,22 +35,43 @@ from nnc.passes.schedule.nest import nest
 
 MOST = 1 << 23  # elements that are worth the memory
 LEAST = 1 << 12
+# Bytes of copies that a program keeps for ever. They make products of some rows about 8 % faster
+# (of few rows with k contiguous: much faster); where all of them take more, there are none.
+KEPT = 64 << 20
 
 
-def panels(program: Program) -> Program:
-    """The program with packed copies before its loops."""
-    if not any(isinstance(s, Repeat) for s in program.steps):
-        return program
-    packing = _Packing({b.name for b in (*program.args, *program.buffers)})
-    steps = packing.steps(program.steps)
-    return replace(program, steps=steps, buffers=(*program.buffers, *packing.buffers))
+def panels(program: Program, constant: frozenset[str] = frozenset()) -> Program:
+    """The program with packed copies before its loops and in its prologue.
+
+    `constant`: names of the arguments that are leaves of modules that are only read.
+    """
+    packing = _Packing({b.name for b in (*program.args, *program.buffers)}, constant)
+    if any(isinstance(s, Repeat) for s in program.steps):
+        steps = packing.steps(program.steps)
+        program = packing.added(replace(program, steps=steps))
+    copying = replace(packing, prologue=[], buffers=[])
+    steps = tuple(map(copying.copied, program.steps))
+    fits = sum(b.bytes.evaluate({}) for b in copying.buffers) <= KEPT
+    return copying.added(replace(program, steps=steps)) if fits else program
 
 
 @dataclass
 class _Packing:
     taken: set[str]
+    constant: frozenset[str]
     views: Views = field(default_factory=Views)
     buffers: list[Buffer] = field(default_factory=list)
+    prologue: list[Kernel] = field(default_factory=list)
+    kept: dict[object, Load] = field(default_factory=dict)
+
+    def added(self, program: Program) -> Program:
+        """With the buffers and the prologue made so far."""
+        return replace(
+            program,
+            steps=(*self.prologue, *program.steps),
+            buffers=(*program.buffers, *self.buffers),
+            prologue=program.prologue + len(self.prologue),
+        )
 
     def steps(self, steps: Sequence[Step]) -> tuple[Step, ...]:
         # As deep as loops are nested.
@@ -61,7 +85,59 @@ class _Packing:
             out.append(step)
         return tuple(out)
 
-    def buffer(self, c: Contract, n: int, k: int) -> Buffer:
+    def copied(self, step: Step) -> Step:
+        """A contraction outside of loops, with a kept copy of its right operand if it can be."""
+        match step:
+            case Kernel(body=(Contract(panels=None, fn="mul") as c,)) if self.fits(c):
+                return replace(step, body=(replace(c, panels=self.keep(c, step, "copy")),))
+        return step
+
+    def fits(self, c: Contract) -> bool:
+        n, k = (dim_prod(a.extent for a in axes).const for axes in (c.n, c.k))
+        if n is None or k is None or not self.is_constant(c):
+            return False
+        rows = dim_prod(a.extent for a in (*c.batch, *c.m)).const
+        return n >= SLAB and n * k >= LEAST and rows != 1
+
+    def is_constant(self, c: Contract) -> bool:
+        """Whether the right operand depends on modules that are only read, and on nothing else."""
+        read = list(loads(c.b))
+        return (
+            bool(read)
+            and names([c.b]) <= {a.var for a in (*c.n, *c.k)}
+            and all(
+                isinstance(e.tensor, Buffer)
+                and e.tensor.name in self.constant
+                and (e.dtype, e.check) == (c.b.dtype, None)
+                for e in read
+            )
+        )
+
+    def keep(self, c: Contract, kernel: Kernel, kind: str) -> Load:
+        """The copy, made in the prologue."""
+        return self.copy(c, kernel, self.kept, self.prologue, kind)
+
+    def copy(
+        self,
+        c: Contract,
+        kernel: Kernel,
+        known: dict[object, Load],
+        to: list[Kernel],
+        kept: str = "",
+    ) -> Load:
+        """The first element of the copy; unless it is `known`, adds the kernels that make it."""
+        n, k = (dim_prod(a.extent for a in axes) for axes in (c.n, c.k))
+        column = Dim.of("$p") * SLAB + Dim.of("$c")
+        value = subst(c.b, _digits(column, c.n) | _digits(Dim.of("$k"), c.k))
+        key = (_key(value), n, k)
+        if key not in known:
+            assert n.const is not None and k.const is not None, c
+            target = self.buffer(c, n.const, k.const, kept)
+            to += _kernels(kernel, value, n.const, k.const, target, self.views)
+            known[key] = Load(target.type.dtype, target, (Idx(ZERO), Idx(ZERO), Idx(ZERO)))
+        return known[key]
+
+    def buffer(self, c: Contract, n: int, k: int, kept: str = "") -> Buffer:
         name = base = f"{c.name}.panels"
         number = 1
         while name in self.taken:
@@ -69,7 +145,7 @@ class _Packing:
             name = f"{base}_{number}"
         self.taken.add(name)
         shape = (Dim.of(-(-n // SLAB)), Dim.of(-(-k // SLAB_K) * SLAB_K), Dim.of(SLAB))
-        out = Buffer(name, TensorType(c.b.dtype, shape), "arena", span=c.span)
+        out = Buffer(name, TensorType(c.b.dtype, shape), "arena", span=c.span, kept=kept)
         self.buffers.append(out)
         return out
 
@@ -111,16 +187,9 @@ class _Turns:
         )
 
     def packed(self, c: Contract, kernel: Kernel) -> Load:
-        n, k = (dim_prod(a.extent for a in axes) for axes in (c.n, c.k))
-        column = Dim.of("$p") * SLAB + Dim.of("$c")
-        value = subst(c.b, _digits(column, c.n) | _digits(Dim.of("$k"), c.k))
-        key = (_key(value), n, k)
-        if key not in self.known:
-            assert n.const is not None and k.const is not None, c
-            to = self.packing.buffer(c, n.const, k.const)
-            self.before += _kernels(kernel, value, n.const, k.const, to, self.packing.views)
-            self.known[key] = Load(to.type.dtype, to, (Idx(ZERO), Idx(ZERO), Idx(ZERO)))
-        return self.known[key]
+        if self.packing.is_constant(c):
+            return self.packing.keep(c, kernel, "value")
+        return self.packing.copy(c, kernel, self.known, self.before)
 
 
 def _variables(loop: Repeat) -> Iterator[str]:
@@ -153,7 +222,7 @@ def _kernels(
     """The copy: whole slabs, and the last one with zeros behind its columns."""
     whole, rest = divmod(n, SLAB)
     rows, at = Axis("$k", Dim.of(k)), Idx(Dim.of("$k"))
-    reason = f"right operand of {kernel.name}, packed for all turns"
+    reason = f"right operand of {kernel.name}, packed for all {'calls' if to.kept else 'turns'}"
     name, work = f"{kernel.name}_panels", Dim.of(n * k)
 
     def store(slab: Dim, column: Dim, e: Expr) -> Store:

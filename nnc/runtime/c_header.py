@@ -21,8 +21,9 @@ _PREAMBLE = """\
 #define NN_CTX
 /* workspace: f_bytes(dims, threads) bytes, aligned to 64. A function f returns 0, or 1 when an
    index was outside its axis: then site, value and extent say which; f_site(site) is its place.
+   kept: 0; else what the start of the workspace holds of an earlier call, see docs/deploy.md.
    Of args, f_args in number: f_arg_name(i), f_arg_bytes(dims, i). */
-typedef struct {{ void *workspace; int64_t threads, site, value, extent; }} nn_ctx;
+typedef struct {{ void *workspace; int64_t threads, site, value, extent, kept; }} nn_ctx;
 static inline int64_t nn_floor(int64_t a, int64_t b) {{
     return a / b - (a % b != 0 && (a < 0) != (b < 0));
 }}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from nnc.ir.signature import Native, Support, Use
 from nnc.lang.dims import Dim
 from nnc.runtime.available import available
 from nnc.runtime.elf import Loaded, process_symbol
+from nnc.runtime.kept import MAKE, NOTHING, Kept
+from nnc.runtime.leaves import Store
 from nnc.runtime.memory import Array, aligned, human, pointer, rounded
 
 _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
@@ -126,7 +129,8 @@ class Entry:
         self.args: Array = np.zeros(max(args, 1), np.uintp)
         self.rng: Array = np.zeros(2, np.int64)  # seed, step
         self.rng_pointers = (pointer(self.rng), pointer(self.rng) + 8)
-        self._context: Array = np.zeros(6, np.int64)
+        self._context: Array = np.zeros(7, np.int64)
+        self._kept = Kept()
         self._workspace: Array = np.zeros(0, np.uint8)
         self._size = 0
         self._last: dict[int, Array] = {}  # the pointers that stand at a position
@@ -139,7 +143,7 @@ class Entry:
     def record_times(self, table: Array) -> None:
         """Where code that takes times adds them up (`nnc.codegen.profile`)."""
         self._times = table  # lives as long as the code may write to it
-        self._context[5] = pointer(table)
+        self._context[6] = pointer(table)
 
     def set_dims(self, dims: Array) -> None:
         if dims is not self._last_dims:
@@ -159,12 +163,31 @@ class Entry:
         if self._function(*self.pointers):
             raise self.index_error()
 
+    @contextmanager
+    def keeping(self, keeps: tuple[int, int] | None, modules: Sequence[Store]) -> Iterator[None]:
+        """Around a run, after `prepare`: what earlier runs kept is used if it is still right.
+
+        `keeps`: see `Native.keeps`; None: nothing is to be kept.
+        """
+        word = NOTHING if keeps is None else self._kept.before(*keeps, modules)
+        self._context[5] = word
+        try:
+            yield
+        except BaseException:
+            self._kept.forget()
+            raise
+        if word == MAKE:
+            self._kept.made()
+        elif keeps is None:
+            self._kept.forget()
+
     def prepare(self, arena: int, threads: int) -> None:
         """Workspace for a call of `threads` threads."""
         need = rounded(arena) + threads * self.scratch()
         context = self._context
         if need > self._size:
             self._size = 0
+            self._kept.forget()
             try:
                 self._workspace = aligned(need, zero=False)
             except DeviceError as error:

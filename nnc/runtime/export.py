@@ -41,6 +41,7 @@ class Plan:
     arena: int  # bytes
     threads: int
     small: bool  # work for a FastCall
+    keeps: tuple[int, int] | None = None  # the variant of the code, if it is to keep values; rows
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Export:
         self.names = tuple(a.name for a in self.args)
         self.draws = any(a.kind == "rng" for a in sig.args)
         self.writes = any(a.inout for a in sig.args)
+        self._kept_for = [a.kind == "module" and not a.inout for a in self.args]
         self.native = program.natives[sig.symbol]
         self._entry: Entry | None = None
         self._plans: dict[tuple[Any, ...], Plan] = {}
@@ -112,13 +114,20 @@ class Export:
             at = self.fill(entry, call.values, self.program.draw() if self.draws else None)
             put_results(entry, at, results)
             try:
-                entry.run(call.plan.arena, call.plan.threads)
+                with entry.keeping(call.plan.keeps, self._read(call)):
+                    entry.run(call.plan.arena, call.plan.threads)
             finally:
                 if self.writes:
                     self.mark_written(call.values)
         if call.plan.small:
             self._remember(call)
         return self.wrap(results, call.plan)
+
+    def _read(self, call: Call) -> list[Store]:
+        """The modules on which what is kept depends."""
+        if call.plan.keeps is None:
+            return []
+        return [v for i, v in zip(self._kept_for, call.values, strict=True) if i]
 
     def _remember(self, call: Call) -> None:
         """From now on calls like this one are fast, if those before were like it: the more of them,
@@ -229,9 +238,9 @@ class Export:
         spans = []
         for arg, value in zip(self.args, values, strict=True):
             if not isinstance(value, int):
-                memory = value.buffer if isinstance(value, Store) else value
-                start = pointer(memory)
-                spans.append((arg, value, start, start + memory.nbytes))
+                start = 0 if isinstance(value, Store) else pointer(value)
+                span = value.span if isinstance(value, Store) else (start, start + value.nbytes)
+                spans.append((arg, value, *span))
         for (a, x, a0, a1), (b, y, b0, b1) in combinations(spans, 2):
             if (a.inout or b.inout) and a0 < b1 and b0 < a1:
                 modules = isinstance(x, Module) and isinstance(y, Module)
@@ -268,14 +277,17 @@ class Export:
         shapes = tuple(self._result_shape(r, sizes) for r in self.sig.results)
         if arena >= 1 << 62:
             raise OverflowError
+        kept = native.keeps(env)
+        short = all(r.type.bytes.evaluate(env) < SHORT for r in self.sig.results if r.type)
+        small = short and native.work.evaluate(env) < SMALL
         return Plan(
             sizes=sizes,
             dims=np.array([env[n] for n in native.dims], np.int64),
             results=shapes,
             arena=arena,
             threads=native_threads(native, env, self.program.threads),
-            small=native.work.evaluate(env) < SMALL
-            and all(r.type.bytes.evaluate(env) < SHORT for r in self.sig.results if r.type),
+            small=small,
+            keeps=None if small or not kept[1] else kept,
         )
 
     def _result_shape(

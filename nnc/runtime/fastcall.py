@@ -180,7 +180,7 @@ class FastCall:
             row[Input.WRITTEN] = arg.inout
             if isinstance(value, Store):
                 row[Input.KIND], row[Input.EXPECT] = OBJECT, id(value)
-                row[Input.START], row[Input.BYTES] = pointer(value.buffer), value.buffer.nbytes
+                row[Input.START], row[Input.BYTES] = value.span[0], value.span[1] - value.span[0]
                 pointers = value.pointers if arg.kind == "module" else value.param_pointers
                 self.entry.set_pointers(position, pointers)
                 position += len(pointers)

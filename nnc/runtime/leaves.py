@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from functools import lru_cache
 from pathlib import Path
@@ -27,9 +28,11 @@ class Layout:
         self.shapes = tuple(leaf_shape(leaf) for leaf in leaves)
         self.offsets: list[int] = []
         self.nbytes = self.elements = 0
+        self.places: dict[str, tuple[Leaf, tuple[int, ...], int]] = {}
         at = 0
         for leaf, shape in zip(leaves, self.shapes, strict=True):
             self.offsets.append(at)
+            self.places[leaf.key] = leaf, shape, at
             count = int(np.prod(shape, dtype=object))
             self.elements += count if leaf.storage == "param" else 0
             self.nbytes += count * DTYPES[leaf.type.dtype].bytes
@@ -37,11 +40,11 @@ class Layout:
         self.size = at
 
     def views(self, buffer: Array) -> dict[str, Array]:
-        out = {}
-        for leaf, shape, at in zip(self.leaves, self.shapes, self.offsets, strict=True):
-            dtype = numpy_dtype(leaf.type.dtype)
-            out[leaf.key] = np.ndarray(shape, dtype, buffer.data, at)
-        return out
+        return {key: self.view(buffer, key) for key in self.places}
+
+    def view(self, buffer: Array, key: str) -> Array:
+        leaf, shape, at = self.places[key]
+        return np.ndarray(shape, numpy_dtype(leaf.type.dtype), buffer.data, at)
 
 
 def leaf_shape(leaf: Leaf) -> tuple[int, ...]:
@@ -53,8 +56,21 @@ def layout_of(leaves: tuple[Leaf, ...]) -> Layout:
     return Layout(leaves)
 
 
+class _Loan:
+    """The memory of a Store as it is handed out: every array made from it, however indirectly,
+    keeps this object alive."""
+
+    def __init__(self, memory: Array) -> None:
+        self.memory = memory
+        self.__array_interface__ = memory.__array_interface__
+
+
 class Store:
     """Named arrays: `s[key]` is a writable view (bf16: see `memory.numpy_dtype`).
+
+    Who holds a view may write at any time. So that nobody relies on numbers that may have changed
+    (`nnc.runtime.kept`), the Store knows whether views are about (`lent`), and its `state` changes
+    when one is handed out and when something is written through nnc.
 
     A Mapping by registration only: `isinstance(x, Store)` is asked in every call and is ten times
     as slow for a subclass of Mapping.
@@ -63,13 +79,16 @@ class Store:
     def __init__(self, sig: ModuleSig, leaves: tuple[Leaf, ...]) -> None:
         self.sig = sig
         self.layout = layout_of(leaves)
-        self.buffer = aligned(max(self.layout.size, 1))
-        self.arrays = self.layout.views(self.buffer)
-        base = self.buffer.ctypes.data
+        self._buffer = aligned(max(self.layout.size, 1))
+        self._arrays = self.layout.views(self._buffer)
+        base = self._buffer.ctypes.data
+        self.span = (base, base + self._buffer.nbytes)  # addresses
         self.pointers = np.array([base + at for at in self.layout.offsets], np.uintp)
         self.param_pointers = self.pointers
         self._version: Array = np.zeros(1, np.int64)
         self.counter = pointer(self._version)  # native code counts here too
+        self._stamp = object()
+        self._loans: set[weakref.ref[_Loan]] = set()
 
     @property
     def version(self) -> int:
@@ -79,6 +98,29 @@ class Store:
     @version.setter
     def version(self, count: int) -> None:
         self._version[0] = count
+        self._stamp = object()
+
+    def state(self) -> object:
+        """Equal to an earlier one only if nothing was written through nnc or lent since."""
+        return self._stamp, int(self._version[0])
+
+    @property
+    def lent(self) -> bool:
+        """Whether somebody holds a view."""
+        return bool(self._loans)
+
+    @property
+    def buffer(self) -> Array:
+        """All bytes."""
+        loan = _Loan(self._buffer)
+        self._loans.add(weakref.ref(loan, self._loans.discard))
+        self._stamp = object()  # after the loan is known, before anybody has it
+        return np.asarray(loan)
+
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """All views."""
+        return self.layout.views(self.buffer)
 
     def tensors(self, prefix: str = "") -> dict[str, Wanted]:
         dtypes = (leaf.type.dtype for leaf in self.layout.leaves)
@@ -87,26 +129,26 @@ class Store:
 
     @boundary
     def __getitem__(self, key: str) -> Array:
-        return self.arrays[self._known(key)]
+        return self.layout.view(self.buffer, self._known(key))
 
     @boundary
     def __setitem__(self, key: str, value: Any) -> None:
-        array = self.arrays[self._known(key)]
-        leaf = next(leaf for leaf in self.layout.leaves if leaf.key == key)
+        array = self._arrays[self._known(key)]
+        leaf, _, _ = self.layout.places[key]
         array[...] = _fitting(key, leaf.type.dtype, array, value)
         self.version += 1
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.arrays)
+        return iter(self._arrays)
 
     def __len__(self) -> int:
-        return len(self.arrays)
+        return len(self._arrays)
 
     def __contains__(self, key: object) -> bool:
-        return key in self.arrays
+        return key in self._arrays
 
     def keys(self) -> KeysView[str]:
-        return self.arrays.keys()
+        return self._arrays.keys()
 
     def values(self) -> ValuesView[Array]:
         return self.arrays.values()
@@ -115,7 +157,7 @@ class Store:
         return self.arrays.items()
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self.arrays.get(key, default)
+        return self[key] if key in self._arrays else default
 
     def __repr__(self) -> str:
         count, size = self.layout.elements, human(self.layout.nbytes)
@@ -125,8 +167,8 @@ class Store:
         return self.sig.id
 
     def _known(self, key: str) -> str:
-        if key not in self.arrays:
-            raise KeyError(f"{self._title()} has no {key!r}{nearest(str(key), self.arrays)}")
+        if key not in self._arrays:
+            raise KeyError(f"{self._title()} has no {key!r}{nearest(str(key), self._arrays)}")
         return key
 
 
@@ -196,7 +238,7 @@ class Module(Store):
     def copy(self) -> Module:
         """Another module with the same numbers."""
         other = Module(self.sig, self._model)
-        other.buffer[...] = self.buffer
+        other._buffer[...] = self._buffer
         return other
 
     def __copy__(self) -> Module:
@@ -220,12 +262,12 @@ class Module(Store):
         method = self._method(name)
         if method is not None:
             return lambda *args, **kwargs: method(self, *args, **kwargs)
-        if any(key.startswith(f"{name}.") for key in self.arrays):
+        if any(key.startswith(f"{name}.") for key in self._arrays):
             return Part(self, name)
         raise AttributeError(f"{self.sig.id} has no member {name!r}{self._hint()}")
 
     def __dir__(self) -> list[str]:
-        heads = {key.split(".")[0] for key in self.arrays if "." in key}
+        heads = {key.split(".")[0] for key in self._arrays if "." in key}
         return sorted({*super().__dir__(), *heads, *self._methods()})
 
     def _method(self, name: str) -> Any:

@@ -1,0 +1,65 @@
+"""Kept values: what a call finds in its workspace from an earlier one (`Buffer.kept`).
+
+The sixth word of `ctx` says what the caller knows of the start of the workspace:
+
+    0  nothing: values are computed, copies are not there (what they are copies of is read)
+    1  it is as a call with 1 or 2 left it, and no module that it was computed from has changed
+    2  nothing, but it is worth computing all of it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from nnc.codegen import flow
+from nnc.codegen.emit import Emitter
+from nnc.codegen.loops import stores
+from nnc.ir.loop import Contract, Kernel, Program, Step
+from nnc.lang.dims import ZERO, Dim, dim_max, dim_prod
+
+WORD = 5  # of ctx; the next is the profiler's
+
+
+@dataclass(frozen=True)
+class State:
+    """Conditions (i1): copies are there (or will be); values, copies are to be computed."""
+
+    copies: str
+    make: dict[str, str]
+
+
+def state(em: Emitter, ctx: str) -> State:
+    """Reads the word."""
+    place = em.op(f"getelementptr i64, ptr {ctx}, i64 {WORD}", "kept")
+    word = em.op(f"load i64, ptr {place}", "kept")
+    make = {
+        "value": flow.compare(em, "ne", word, "1"),
+        "copy": flow.compare(em, "eq", word, "2"),
+    }
+    return State(flow.compare(em, "ne", word, "0"), make)
+
+
+def rows(program: Program) -> Dim:
+    """With how many rows, at most, kept copies are multiplied: one row does not read them."""
+    steps = program.steps[: program.prologue]
+    out = Dim.of(2) if any(kind_of(s) == "value" for s in steps) else ZERO
+    for kernel in program.kernels:
+        match kernel.body:
+            case (Contract(copied=True) as c,):
+                out = dim_max(out, dim_prod(a.extent for a in (*c.batch, *c.m)))
+    return out
+
+
+def stretches(prologue: Sequence[Step]) -> Iterator[tuple[str, tuple[Step, ...]]]:
+    """The kernels for values, those for copies; as long as there are some."""
+    kinds = [kind_of(s) for s in prologue]
+    for kind in dict.fromkeys(kinds):
+        yield kind, tuple(s for s, k in zip(prologue, kinds, strict=True) if k == kind)
+
+
+def kind_of(step: Step) -> str:
+    """What a kernel of the prologue makes."""
+    assert isinstance(step, Kernel), step
+    (kind,) = {s.buffer.kept for s in stores(step.body) if s.buffer.scope != "local"}
+    return kind
