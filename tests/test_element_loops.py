@@ -76,6 +76,20 @@ export def walked(x: f32[N]) -> (f32, f32[N]):
     s = walk(x, 0)
     return s, grad(s, x)
 
+def find(edges: real[E], v: real) -> i32:
+    lo, hi = 0, E
+    while hi - lo > 1 limit 32:
+        mid = (lo + hi) // 2
+        if edges[mid] <= v:
+            lo = mid
+        else:
+            hi = mid
+    return lo
+
+export def bins(edges: f32[E], v: f32[N]) -> (i32[N], i32) where E >= 1, N >= 1:
+    b[i] = find(edges, v[i])
+    return b, find(edges, v[0])
+
 def drawn(x: real) -> real:
     for t in 3:
         x = x + uniform!([])
@@ -142,6 +156,13 @@ def test_ended_elements_read_nothing() -> None:
     total, dx = run("walked", {"N": 5}, x=x)
     assert total == 9
     np.testing.assert_array_equal(dx, [1, 0, 1, 0, 1])
+
+
+def test_numbers_before_a_loop_are_those_of_the_first_turn_only() -> None:
+    v = np.array([0.5, 3.2, 7.5, 6.0, 0.0])
+    found, first = run("bins", {"E": 8, "N": 5}, edges=np.arange(8.0), v=v)
+    np.testing.assert_array_equal(found, [0, 3, 7, 6, 0])
+    assert first == 0
 
 
 def test_each_element_and_turn_draws() -> None:

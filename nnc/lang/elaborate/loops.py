@@ -32,8 +32,10 @@ from nnc.lang.elaborate.values import (
     Weak,
     WeakTensor,
     integer,
+    of_node,
     scalar,
 )
+from nnc.lang.elaborate.walks import assigned
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import TensorType
 
@@ -213,7 +215,38 @@ def _trial(
     cond: ast.Expr | None,
     before: _State,
 ) -> tuple[dict[str, Value] | None, list[str]]:
-    """What a turn assigns of what was alive before: variables and their new values, storage."""
+    """What a turn assigns of what was alive before: variables and their new values, storage.
+
+    With the numbers that variables have in the first turn; where these lead to mistakes (`x[k]`
+    with k = N before the loop), with integers that are not known.
+    """
+    known = len(cx.diagnostics.items)
+    found = _first_turn(cx, body, var, turn, cond, before)
+    counts = {n: v for n in assigned(body) if _is_whole(v := before.vars.get(n))}
+    if found[0] is not None or not counts:
+        return found
+    mistakes = cx.diagnostics.items[known:]
+    del cx.diagnostics.items[known:]
+    for name in counts:
+        cx.frame.vars[name] = of_node(Input(type=TensorType("i32"), name=name, kind="carry"))
+    again = _first_turn(cx, body, var, turn, cond, before)
+    if again[0] is None:
+        cx.diagnostics.items[known:] = mistakes
+    return again
+
+
+def _is_whole(value: Value | None) -> bool:
+    return isinstance(value, Weak) and value.kind == "int"
+
+
+def _first_turn(
+    cx: Context,
+    body: Sequence[ast.Stmt],
+    var: str | None,
+    turn: str,
+    cond: ast.Expr | None,
+    before: _State,
+) -> tuple[dict[str, Value] | None, list[str]]:
     errors = len(cx.diagnostics.errors)
     if var is not None:
         cx.frame.vars[var] = integer(Dim.of(turn))
