@@ -44,7 +44,7 @@ _RUN = "8"  # successive k copied from one panel's columns before going to the n
 
 def stage_bytes(t: Tile) -> int:
     """Bytes of the `stage` of packing: a square to transpose, a table of lines, and masks."""
-    return t.lanes**2 * t.size + LINE_WORDS * (_ROOM + LINES * 4)
+    return t.lanes**2 * t.size + LINE_WORDS * (_ROOM + 2 * LINES * 4)
 
 
 def words_of(em: Emitter, table: str, word: int) -> str:
@@ -52,9 +52,10 @@ def words_of(em: Emitter, table: str, word: int) -> str:
     return flow.offset(em, table, str(word * _ROOM), "i8")
 
 
-def masks_of(em: Emitter, table: str, word: int) -> str:
-    """Room for LINES masks of one vector, as i32."""
-    return flow.offset(em, table, str(LINE_WORDS * _ROOM + word * LINES * 4), "i8")
+def masks_of(em: Emitter, table: str, word: int, slot: int) -> str:
+    """Room for LINES masks of one vector, as i32; two vectors can be at hand."""
+    at = LINE_WORDS * _ROOM + (2 * word + slot) * LINES * 4
+    return flow.offset(em, table, str(at), "i8")
 
 
 Load = Callable[[Emitter, str, str], str]
@@ -92,13 +93,13 @@ class Tabled:
     """A computed operand in two shares: of lines (the other axis) and of lanes (the vector's).
 
     tabulate(em, line, table, at) writes the words of a vector of lines from that one on to entries
-    at, at + 1, ... of a table; prepare(em, index, mask, table, lines) works out a vector of lanes
-    for a table of so many lines; fetch(em, lanes, line, table, at, pieces) gives the vector at one
-    line, which consists of at most so many pieces (0: any number).
+    at, at + 1, ... of a table; prepare(em, index, mask, table, lines, slot) works out a vector of
+    lanes (number 0 or 1 of those at hand) for a table of so many lines; fetch(em, lanes, line,
+    table, at, pieces) gives the vector at one line, of at most so many pieces (0: any number).
     """
 
     tabulate: Callable[[Emitter, str, str, str], None]
-    prepare: Callable[[Emitter, str, str, str, str], Lanes]
+    prepare: Callable[[Emitter, str, str, str, str, int], Lanes]
     fetch: Callable[[Emitter, Lanes, str, str, str, int], str]
 
 
@@ -463,30 +464,24 @@ def lines_of(
         yield first, some
 
 
-def either(em: Emitter, lanes: Lanes, body: Callable[[int], None]) -> None:
-    """`body` for vectors of one piece, of two, of `PIECES`, of any number."""
+def either(em: Emitter, most: str, body: Callable[[int], None]) -> None:
+    """`body` for vectors of at most one piece, of two, of `PIECES`, of any number."""
     below = "0"
     for pieces in (1, 2, PIECES):
-        more = flow.compare(em, "sgt", lanes.pieces, below)
-        fits = flow.compare(em, "sle", lanes.pieces, str(pieces))
+        more = flow.compare(em, "sgt", most, below)
+        fits = flow.compare(em, "sle", most, str(pieces))
         with flow.when(em, flow.select(em, fits, "i1", more, "false")):
             body(pieces)
         below = str(pieces)
-    with flow.when(em, flow.compare(em, "sgt", lanes.pieces, below)):
+    with flow.when(em, flow.compare(em, "sgt", most, below)):
         body(0)
-
-
-def _vectors(em: Emitter, t: Tile, count: str, body: Callable[[str, str], None]) -> None:
-    """body(offset, mask) for the vectors of 0 .. count."""
-    with flow.loop(em, "0", count, str(t.lanes)) as at:
-        body(at, lane_mask(em, t, flow.sub(em, count, at)))
 
 
 def _tabled_rows(em: Emitter, t: Tile, a: Window, x: Tabled, panel: str, stage: str) -> None:
     def place(k: str) -> Callable[[str], str]:
         return lambda row: flow.add(em, flow.mul(em, row, str(t.a_row)), k)
 
-    _tabled(em, t, x, stage, (a.row, a.rows), (a.col, a.cols), panel, place)
+    _tabled(em, t, x, stage, (a.row, a.rows), (a.col, a.cols), 1, panel, place)
 
 
 def _tabled_panels(
@@ -498,32 +493,44 @@ def _tabled_panels(
         base = flow.add(em, flow.mul(em, flow.div(em, j, panel), gap), flow.rem(em, j, panel))
         return lambda k: flow.add(em, base, flow.mul(em, k, panel))
 
-    _tabled(em, t, x, stage, (b.row, b.rows), (b.col, b.cols), to, place)
+    _tabled(em, t, x, stage, (b.row, b.rows), (b.col, b.cols), t.panel // t.lanes, to, place)
 
 
 def _tabled(
     em: Emitter, t: Tile, x: Tabled, stage: str,
-    lines: tuple[str, str], lanes: tuple[str, str],
+    lines: tuple[str, str], lanes: tuple[str, str], together: int,
     to: str, place: Callable[[str], Callable[[str], str]],
 ) -> None:  # fmt: skip
     """Vectors at each line; `lines`, `lanes`: the first one and how many. place(lane)(line), both
-    from the first: where the vector goes."""
+    from the first: where `together` vectors go, the last of which may be past all lanes."""
     table = table_of(t, em, stage)
 
-    def vector(at: str, mask: str, first: str, some: str) -> None:
-        prepared = x.prepare(em, flow.add(em, lanes[0], at), mask, table, some)
+    def vectors(at: str, first: str, some: str) -> None:
+        prepared, most = [], "0"
+        for v in range(together):
+            here = flow.add(em, at, str(v * t.lanes))
+            mask = lane_mask(em, t, flow.sub(em, lanes[1], here))
+            p = x.prepare(em, flow.add(em, lanes[0], here), mask, table, some, v)
+            prepared.append(p)
+            most = flow.maximum(em, most, p.pieces)
         where = place(at)
 
         def each(pieces: int) -> None:
             with flow.loop(em, "0", some) as i:
                 line = flow.add(em, first, i)
-                value = x.fetch(em, prepared, flow.add(em, lines[0], line), table, i, pieces)
-                put(em, t, value, to, where(line), t.vector)
+                of = flow.add(em, lines[0], line)
+                values = [x.fetch(em, p, of, table, i, pieces) for p in prepared]
+                there = where(line)
+                for v, value in enumerate(values):
+                    put(em, t, value, to, flow.add(em, there, str(v * t.lanes)), t.vector)
 
-        either(em, prepared, each)
+        either(em, most, each)
 
-    with lines_of(em, t, x, table, *lines) as (first, some):
-        _vectors(em, t, lanes[1], lambda at, mask: vector(at, mask, first, some))
+    with (
+        lines_of(em, t, x, table, *lines) as (first, some),
+        flow.loop(em, "0", lanes[1], str(together * t.lanes)) as at,
+    ):
+        vectors(at, first, some)
 
 
 def _transpose_tabled_panels(
@@ -541,7 +548,7 @@ def _transpose_tabled_panels(
                 value = x.fetch(em, lanes, line, table, i, pieces)
                 put(em, t, value, stage, flow.mul(em, o, width), t.vector)
 
-            either(em, lanes, one)
+            either(em, lanes.pieces, one)
         places = [flow.offset(em, stage, str(o * t.lanes), t.type) for o in range(t.lanes)]
         columns = flow.add(em, first, j)
         base = flow.mul(em, flow.div(em, columns, panel), gap)
@@ -551,10 +558,14 @@ def _transpose_tabled_panels(
             at = flow.mul(em, flow.add(em, k, str(r)), panel)
             put(em, t, value, to, flow.add(em, base, at), t.vector)
 
-    def vector(k: str, mask: str, first: str, some: str) -> None:
-        lanes = x.prepare(em, flow.add(em, b.row, k), mask, table, some)
+    def vector(k: str, first: str, some: str) -> None:
+        mask = lane_mask(em, t, flow.sub(em, b.rows, k))
+        lanes = x.prepare(em, flow.add(em, b.row, k), mask, table, some, 0)
         with flow.loop(em, "0", some, width) as j:
             square(lanes, k, first, some, j)
 
-    with lines_of(em, t, x, table, b.col, b.cols) as (first, some):
-        _vectors(em, t, b.rows, lambda k, mask: vector(k, mask, first, some))
+    with (
+        lines_of(em, t, x, table, b.col, b.cols) as (first, some),
+        flow.loop(em, "0", b.rows, width) as k,
+    ):
+        vector(k, first, some)

@@ -92,7 +92,7 @@ class Thin(Leaves):
             end = flow.minimum(em, flow.add(em, start, str(_BATCHES)), b1)
             j = flow.mul(em, v, str(t.lanes))
             mask = lane_mask(em, t, flow.sub(em, size, j))
-            lanes = operands[0].prepare(em, j, mask, table, lines)
+            lanes = operands[0].prepare(em, j, mask, table, lines, 0)
             with self.bound(n.var, j, n.extent), self.counted(start, end, str(some)) as first:
                 few = flow.minimum(em, str(some), flow.sub(em, end, first))
                 self.sums(parts, k, lanes, table, (slots, first, few))
@@ -151,7 +151,7 @@ class Thin(Leaves):
                     place = flow.offset(em, slots, str(i), t.vector)
                     em.line(f"store {t.vector} {s}, ptr {place}, align 64")
 
-            pack.either(em, lanes, every)
+            pack.either(em, lanes.pieces, every)
 
     def results(self, c: Contract, m: Group, n: Group, slot: str, mask: str) -> None:
         """The epilogue of the rows of one batch."""

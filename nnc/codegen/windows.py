@@ -35,6 +35,7 @@ from nnc.ir.loop import Buffer
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.lang.types import DType
 
+_SOON = 512  # bytes from what is read to what is fetched ahead along a line
 _SHARES = 64  # of an index: more are not numbered, each line has its own
 
 
@@ -218,7 +219,9 @@ class _Window:
 
     # ---- lanes ----------------------------------------------------------------------------------
 
-    def prepare(self, em: Emitter, index: str, mask: str, table: str, lines: str) -> Lanes:
+    def prepare(
+        self, em: Emitter, index: str, mask: str, table: str, lines: str, slot: int
+    ) -> Lanes:
         """The vector of successive lanes from `index`; `mask`: those that count."""
         states, most, first = [], "0", 0
         with self._along(self.lanes, index):
@@ -230,7 +233,7 @@ class _Window:
         for read, (offsets, shares) in zip(self.reads, vectors_, strict=True):
             pieces, count = self._pieces(em, read, offsets, counted)
             masks = [
-                self._masks(em, read, c, share, table, lines, first + i)
+                self._masks(em, read, c, share, table, lines, first + i, slot)
                 for i, (c, share) in enumerate(zip(read.checks, shares, strict=True))
             ]
             states.append(_State(offsets, tuple(pieces), tuple(masks)))
@@ -309,10 +312,11 @@ class _Window:
         return em.op(f"bitcast i{n} {narrow} to <{n} x i1>", "mask")
 
     def _masks(
-        self, em: Emitter, read: _Read, c: _Check, share: str, table: str, lines: str, word: int
-    ) -> str:
+        self, em: Emitter, read: _Read, c: _Check, share: str, table: str, lines: str, word: int,
+        slot: int,
+    ) -> str:  # fmt: skip
         """Writes the lanes that are inside at each share of the lines; where to."""
-        n, to = self.t.lanes, masks_of(em, table, word)
+        n, to = self.t.lanes, masks_of(em, table, word, slot)
         size = splat(em, "i64", self.cx.uniform(c.size).text, n)
         count = lines if c.axes is None else str(dim_prod(a.extent for a in c.axes).const)
         with flow.loop(em, "0", count) as i:
@@ -409,6 +413,9 @@ class _Window:
             if inside is not None:
                 bits = em.op(f"and i32 {bits}, {inside}", "bits")
             place = flow.offset(em, p.base, shift, t.type)
+            if p is pieces[0]:
+                soon = flow.offset(em, place, str(_SOON), "i8")
+                em.line(f"call void @llvm.prefetch.p0(ptr {soon}, i32 0, i32 2, i32 1)")
             for v in range(read.step):
                 there = flow.offset(em, place, str(v * t.lanes), t.type)
                 loaded[v] = vectors.load_more(em, t, there, self._mask(em, bits, v), loaded[v])
