@@ -66,8 +66,8 @@ class Memory(Guards):
             if form[0] == ZERO or form[0] == ONE:
                 return Place("same" if form[0] == ZERO else "unit", pointer)
             ramp = Value(iota("i64", self.lanes), "i64", self.lanes)
-            step = self._near_step(buffer.type.dtype, form[0])
-            return Place("any", pointer, self.i64("mul", self.uniform(form[0]), ramp), step)
+            apart = self._near_step(buffer.type.dtype, form[0])
+            return Place("any", pointer, self.i64("mul", self.uniform(form[0]), ramp), apart)
         fixed = tuple(p for p in parts if p[0].lanes == 1)
         start, rest = self.fixed_part(buffer, affine) if varying else (affine, ZERO)
         pointer = self.pointer(buffer, start, fixed)

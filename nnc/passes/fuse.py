@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from types import UnionType
 
-from nnc.ir.expr import Idx, Load, Op, Tensor, walk
+from nnc.ir.expr import Idx, Load, Op, Tensor, names, walk
 from nnc.ir.graph import (
     Axis,
     Compute,
@@ -364,14 +364,14 @@ class _Fuser:
         return any(x.raxes and len(x.axes) == g.rows and mine & _row_reads(x) for x in others)
 
     def same_windows(self, s: Space, spaces: list[Space]) -> bool:
-        """Whether all reduce as many elements of the same tensors, each at the same kept axes: a
-        maximum and its place."""
-        if not all(x.raxes and len(x.axes) == len(s.axes) for x in spaces):
+        """Whether all reduce as many elements, some of a tensor in common: a maximum and its place,
+        sums over all pictures."""
+        if not s.raxes or not all(len(x.axes) == len(s.axes) for x in spaces):
             return False
         mine, count = _sources(s), dim_prod(a.extent for a in s.raxes)
-        return all(
-            _sources(x) == mine and dim_prod(a.extent for a in x.raxes) == count for x in spaces
-        )
+        others = [x for x in spaces if x is not s and x.raxes]
+        alike = all(dim_prod(a.extent for a in x.raxes) == count for x in others)
+        return alike and any(mine & _sources(x) for x in others)
 
     def prefix(self, e: Load, s: Space) -> int:
         """How many leading axes of `s` are, bare, the leading axes of the member that is read."""
@@ -389,7 +389,10 @@ def _extents(s: Space) -> tuple[Dim, ...]:
 
 
 def _sources(s: Space) -> set[Tensor]:
-    return {e.tensor for e in walk(s.body) if isinstance(e, Load)}
+    """Tensors read at reduced indices."""
+    inner = {a.var for a in s.raxes}
+    read = (e for e in walk(s.body) if isinstance(e, Load))
+    return {e.tensor for e in read if not names(e.index).isdisjoint(inner)}
 
 
 def _row_reads(s: Space) -> set[Tensor]:

@@ -15,7 +15,7 @@ from nnc.diagnostics import Span
 from nnc.ir.bounds import node_obligations, strides
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, as_dtype, loads, names, rewrite, subst, walk
 from nnc.ir.graph import Axis, Compute, Node, Update
-from nnc.ir.scalar import add, const, mul, op, select
+from nnc.ir.scalar import add, const, mul, neg, op, select
 from nnc.ir.share import share
 from nnc.lang.dims import Dim, Facts, dim_prod, dim_sum
 from nnc.lang.types import TensorType
@@ -167,7 +167,7 @@ def _gather(reader: Reader, load: Load, term: Term, way: Gather, g: Expr) -> Nod
         body = select(c, body, const(0, body))
     if not way.raxes and (copied := _copied(body, way.axes, tensor.type)):
         return copied
-    return Compute(
+    out = Compute(
         type=tensor.type,
         axes=way.axes,
         raxes=way.raxes,
@@ -176,6 +176,50 @@ def _gather(reader: Reader, load: Load, term: Term, way: Gather, g: Expr) -> Nod
         span=reader.span,
         name=name_of(tensor),
     )
+    return _scaled(out) if way.raxes else out
+
+
+def _scaled(node: Compute) -> Compute:
+    """A sum with the factors that are the same for all its terms outside of it: sums that differ in
+    them only become one. Products of two tensors are left, they may scale what they read."""
+    inner = {a.var for a in node.raxes}
+    sign, factors = _in_order(node.body)
+    outer = [f for f in factors if not names((f,)) & inner]
+    rest = [f for f in factors if names((f,)) & inner]
+    if not rest or not any(True for f in outer for _ in loads(f)) or _is_product(node, rest):
+        return node
+    total = replace(node, body=_product(rest, 1))
+    body = mul(_product(outer, sign), read(total, node.axes))
+    return replace(node, raxes=(), op="", body=body)
+
+
+def _in_order(e: Expr) -> tuple[int, list[Expr]]:
+    """The factors of a product tree from left to right, and its sign."""
+    sign, out, todo = 1, list[Expr](), [e]
+    while todo:
+        x = todo.pop()
+        match x:
+            case Op(fn="mul", args=(a, b)):
+                todo += (b, a)
+            case Op(fn="neg", args=(a,)):
+                sign, todo = -sign, [*todo, a]
+            case _:
+                out.append(x)
+    return sign, out
+
+
+def _product(parts: Sequence[Expr], sign: int) -> Expr:
+    out = parts[0]
+    for p in parts[1:]:
+        out = mul(out, p)
+    return neg(out) if sign < 0 else out
+
+
+def _is_product(node: Compute, parts: Sequence[Expr]) -> bool:
+    """Whether two of the factors have kept variables of their own: a contraction."""
+    kept = {a.var for a in node.axes}
+    used = [names((p,)) & kept for p in parts]
+    return any(a - b and b - a for a in used for b in used)
 
 
 def _all(conditions: Sequence[Expr]) -> Expr:
