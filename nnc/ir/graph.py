@@ -398,14 +398,23 @@ def _used_names(node: Node) -> frozenset[str]:
     return frozenset(out - {a.var for a in bound})
 
 
+class Cycle(Exception):
+    """A node that depends on itself: never so in a Graph that has been verified."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__("a cycle")
+        self.node = node
+
+
 def toposort(
     roots: Iterable[Node], reads: Callable[[Node], Sequence[Node]] | None = None
 ) -> list[Node]:
     """All nodes reachable from the roots, operands first (deterministic, explicit stack).
 
-    `reads`: the operands of a node, if they are others than `operands`.
+    `reads`: the operands of a node, if they are others than `operands`. Raises Cycle.
     """
     done: set[Node] = set()
+    open_: set[Node] = set()  # its operands are being visited
     order: list[Node] = []
     stack = list(roots)
     stack.reverse()
@@ -414,6 +423,9 @@ def toposort(
         if node not in done:
             before = node.needs if reads is None else reads(node)
             if missing := [o for o in before if o not in done]:
+                if node in open_:
+                    raise Cycle(node)
+                open_.add(node)
                 missing.reverse()
                 stack += missing
                 continue

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from math import copysign, nan
 
 import numpy as np
 
 from nnc.ir.bounds import axis_ranges
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Tensor, rewrite, subst_exprs, walk
-from nnc.ir.form import Formed, Result
+from nnc.ir.form import KEPT, Formed, Result
 from nnc.ir.graph import (
     Axis,
     Compute,
@@ -326,8 +327,12 @@ def _once(node: Node, user: Node, facts: Facts) -> bool:
     """Whether the loops of `user` are not longer than `node` has elements."""
     assert isinstance(user, Compute | Update), user
     raxes = user.raxes if isinstance(user, Compute) else ()
-    count = dim_prod(a.extent for a in (*user.axes, *raxes))
-    elements = node.type.elements
+    return _not_longer((*user.axes, *raxes), node.type.shape, facts)
+
+
+@lru_cache(maxsize=KEPT)
+def _not_longer(loops: tuple[Axis, ...], shape: tuple[Dim, ...], facts: Facts) -> bool:
+    count, elements = dim_prod(a.extent for a in loops), dim_prod(shape)
     return count == elements or prove_nonneg(elements - count, facts, depth=1)
 
 

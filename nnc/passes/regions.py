@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from heapq import heappop, heappush
 
 import numpy as np
@@ -209,6 +210,16 @@ class _Search:
             )
         return self.found[node]
 
+    @cached_property
+    def columns(self) -> set[Dim]:
+        """The extents that columns may have: of an axis of a short sum of products."""
+        found: set[Dim] = set()
+        for node in self.order:
+            c = self.contraction(node) if node.op == "sum" else None
+            if c is not None and _is_short(c):
+                found |= {axes[0].extent for axes in (c.m, c.n) if len(axes) == 1}
+        return found
+
     def ends(self, node: Compute) -> bool:
         """Whether it is a contraction over one axis."""
         if node.op != "sum" or node.type.dtype not in ("f32", "f64"):
@@ -334,6 +345,8 @@ class _Growth:
 
     def upward(self) -> bool:
         """Everything that the first strip is made of; whether a contraction is among it."""
+        if self.col.extent not in self.s.columns:
+            return False
         self.env[self.start] = {v: v for v in self.names}
         stack: list[Compute] = [self.start]
         while stack:
@@ -408,8 +421,7 @@ class _Growth:
         m, n = ({env[a.var] for a in axes} for axes in (c.m, c.n))
         if node.type.dtype not in ("f32", "f64"):
             return False
-        length = dim_prod(a.extent for a in c.k).const
-        if length is not None and length > DEEP:
+        if not _is_short(c):
             return False
         if self.row.var in m and n == {self.col.var}:
             self.sides[node] = Side(c.a, c.b, c.k, c.masks)
@@ -632,6 +644,11 @@ class _Growth:
     def depends_on_outer(self, e: Expr, node: Node) -> bool:
         env, outer = self.env[node], {a.var for a in self.outer}
         return any(env.get(v) in outer for i in walk(e) if isinstance(i, Idx) for v in i.dim.names)
+
+
+def _is_short(c: Contraction) -> bool:
+    length = dim_prod(a.extent for a in c.k).const
+    return length is None or length <= DEEP
 
 
 def _name(e: Expr) -> str | None:

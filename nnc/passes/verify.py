@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import chain
 
 from nnc.ir.bounds import loop_facts, node_obligations
@@ -15,6 +15,7 @@ from nnc.ir.graph import (
     Compute,
     Constant,
     Custom,
+    Cycle,
     Grad,
     Graph,
     Input,
@@ -23,7 +24,6 @@ from nnc.ir.graph import (
     Part,
     Stop,
     Update,
-    operands,
 )
 from nnc.ir.printer import print_expr, print_node
 from nnc.ir.scalar import SCALARS
@@ -31,6 +31,12 @@ from nnc.lang.dims import Facts, dim_prod
 from nnc.lang.types import DTYPES, TensorType, is_float, is_int
 
 Faults = Iterator[str]
+
+
+@lru_cache(maxsize=256)
+def _known(*what: Hashable) -> object:
+    """One object for equal things."""
+    return object()
 
 
 @dataclass(frozen=True)
@@ -55,9 +61,9 @@ class _Scope:
     def names(self) -> frozenset[str]:
         return self.dims | {a.var for a in self.loops}
 
-    @property
-    def known(self) -> tuple[Hashable, ...]:
-        return (self.dims, self.facts, self.loops)
+    @cached_property
+    def known(self) -> object:
+        return _known(self.dims, self.facts, self.loops)
 
     @cached_property
     def inputs(self) -> frozenset[Input]:
@@ -99,7 +105,7 @@ def _verify_formula(node: Compute | Update, scope: _Scope, after: str) -> None:
         case Update(axes=axes, base=base, target=target, guard=guard):
             key = (node.type, axes, base.type, len(target), guard is None, node.check is None)
     of = node.formed
-    memo, key = of.form.memo, ("verified", of.telling, *scope.known, *key)
+    memo, key = of.form.memo, ("verified", of.telling, scope.known, *key)
     if key not in memo:
         for text in _faults(node, scope):
             raise AssertionError(f"after {after}: {text}\n  {print_node(node)}")
@@ -107,20 +113,11 @@ def _verify_formula(node: Compute | Update, scope: _Scope, after: str) -> None:
 
 
 def _assert_acyclic(graph: Graph, after: str) -> None:
-    """Depth-first with an explicit stack; a node met again while it is open closes a cycle."""
-    state: dict[Node, bool] = {}
-    stack: list[tuple[Node, bool]] = [(r, False) for r in graph.roots]
-    while stack:
-        node, leaving = stack.pop()
-        if leaving:
-            state[node] = True
-            continue
-        if node in state:
-            assert state[node], f"after {after}: a cycle through {print_node(node)}"
-            continue
-        state[node] = False
-        stack.append((node, True))
-        stack += [(o, False) for o in operands(node) if not state.get(o, False)]
+    try:
+        assert graph.order or not graph.roots
+    except Cycle as cycle:
+        text = f"after {after}: a cycle through {print_node(cycle.node)}"
+        raise AssertionError(text) from None
 
 
 def _graph_faults(graph: Graph) -> Faults:
