@@ -27,6 +27,7 @@ from nnc.codegen.regions import Regions
 from nnc.codegen.registers import MEMORY, literal, round_bf16
 from nnc.codegen.scopes import FRAME, Value
 from nnc.codegen.spmd import (
+    MANY,
     Launch,
     Spmd,
     all_small,
@@ -35,6 +36,7 @@ from nnc.codegen.spmd import (
     enclosing,
     total_work,
 )
+from nnc.codegen.table import Tabled
 from nnc.codegen.target import Target
 from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Idx
@@ -343,7 +345,8 @@ class _Emission:
         turns = enclosing(self.program.steps)
         kernels = [self.kernel(k, turns[i]) for i, k in enumerate(self.program.kernels)]
         parts = [f"define internal void {name}{text}" for text, name in self.named.items()]
-        spmd = self.spmd(self.scopes(), self.symbol, kernels, self.program.buffers)
+        kind = Tabled if self.spmd is Spmd and len(kernels) > MANY else self.spmd
+        spmd = kind(self.scopes(), self.symbol, kernels, self.program.buffers)
         parts.append(spmd.emit(self.program.steps, self.program.prologue))
         return [*parts, self.entry(linkage, tuple(spmd.offsets)), self.size(linkage)]
 

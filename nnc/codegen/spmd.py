@@ -21,7 +21,7 @@ from nnc.ir.loop import Buffer, Commit, Kernel, Repeat, Step
 from nnc.lang.dims import ONE, ZERO, Dim, dim_sum
 
 _SMALL = 1 << 15  # scalar operations: kernels of fewer are serial
-_MANY = 32  # kernels: more are launched by code that LLVM does not optimise
+MANY = 32  # kernels: more are launched by code that LLVM does not optimise
 _SMALL_TURN = 1 << 18  # and all turns of a loop of so few: every turn would need barriers
 
 
@@ -258,7 +258,7 @@ class Spmd:
 def attributes(kernels: int) -> str:
     """Of the functions around so many kernels: where they are many, their own time does not count,
     but that of compiling them does."""
-    return "nounwind" if kernels <= _MANY else "nounwind optnone noinline"
+    return "nounwind" if kernels <= MANY else "nounwind optnone noinline"
 
 
 def constant_name(symbol: str, b: Buffer) -> str:
