@@ -45,6 +45,8 @@ def rows(program: Program) -> Dim:
     steps = program.steps[: program.prologue]
     out = Dim.of(2) if any(kind_of(s) == "value" for s in steps) else ZERO
     for kernel in program.kernels:
+        if kernel.alike is not None:  # as it was lowered
+            continue
         match kernel.body:
             case (Contract(copied=True) as c,):
                 out = dim_max(out, dim_prod(a.extent for a in (*c.batch, *c.m)))

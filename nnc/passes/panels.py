@@ -49,10 +49,13 @@ def panels(program: Program, constant: frozenset[str] = frozenset()) -> Program:
     if any(isinstance(s, Repeat) for s in program.steps):
         steps = packing.steps(program.steps)
         program = packing.added(replace(program, steps=steps))
-    copying = replace(packing, prologue=[], buffers=[])
-    steps = tuple(map(copying.copied, program.steps))
-    fits = sum(b.bytes.evaluate({}) for b in copying.buffers) <= KEPT
-    return copying.added(replace(program, steps=steps)) if fits else program
+    copying = replace(packing, prologue=[], buffers=[], size=0)
+    steps = []
+    for step in program.steps:
+        steps.append(copying.copied(step))
+        if copying.size > KEPT:
+            return program
+    return copying.added(replace(program, steps=tuple(steps)))
 
 
 @dataclass
@@ -63,6 +66,7 @@ class _Packing:
     buffers: list[Buffer] = field(default_factory=list)
     prologue: list[Kernel] = field(default_factory=list)
     kept: dict[object, Load] = field(default_factory=dict)
+    size: int = 0  # bytes of the buffers
 
     def added(self, program: Program) -> Program:
         """With the buffers and the prologue made so far."""
@@ -87,6 +91,8 @@ class _Packing:
 
     def copied(self, step: Step) -> Step:
         """A contraction outside of loops, with a kept copy of its right operand if it can be."""
+        if isinstance(step, Kernel) and not _contracts(step):
+            return step
         match step:
             case Kernel(body=(Contract(panels=None, fn="mul") as c,)) if self.fits(c):
                 return replace(step, body=(replace(c, panels=self.keep(c, step, "copy")),))
@@ -147,7 +153,16 @@ class _Packing:
         shape = (Dim.of(-(-n // SLAB)), Dim.of(-(-k // SLAB_K) * SLAB_K), Dim.of(SLAB))
         out = Buffer(name, TensorType(c.b.dtype, shape), "arena", span=c.span, kept=kept)
         self.buffers.append(out)
+        self.size += out.bytes.evaluate({})
         return out
+
+
+def _contracts(kernel: Kernel) -> bool:
+    """Whether it is a contraction, found once for all kernels alike."""
+    memo = {} if kernel.alike is None else kernel.alike.pattern.memo
+    if "contracts" not in memo:
+        memo["contracts"] = isinstance(kernel.body[0], Contract)
+    return bool(memo["contracts"])
 
 
 class _Turns:
