@@ -70,7 +70,7 @@ class Formed:
     def over(self, tensors: Sequence[Tensor]) -> Formed | None:
         """With other tensors; None where some became one, which is another form."""
         distinct = len(set(tensors)) == len(tensors)
-        return replace(self, tensors=tuple(tensors)) if distinct else None
+        return Formed(self.form, tuple(tensors), self.numbers, self.checks) if distinct else None
 
 
 @lru_cache(maxsize=KEPT)
