@@ -120,6 +120,7 @@ class Diagnostic:
     severity: str = "error"
     whole: Span | None = None  # the expression at fault, when the primary underline is a part of it
     once: tuple[str, ...] = ()  # of several with the same mark only the first is reported
+    sizes: tuple[tuple[object, object], ...] = ()  # pairs that should be equal, and are not
 
     @property
     def at(self) -> Span:

@@ -679,6 +679,22 @@ def test_reductions_of_trees() -> None:
     same(run(text, p_a=A, p_b=BB), flat.sum(), np.sqrt((flat**2).sum()), True)
 
 
+def test_equalities_of_nested_conditions_hold_together() -> None:
+    text = """
+module Block(I, O, s=1):
+    param w: real[I, O] = 1
+    def forward(x: real[B, I, H*s]) -> real[B, O, H]:
+        y[b, o, h:H] = sum[i](w[i, o] * x[b, i, h*s])
+        if s == 1:
+            if I == O:
+                y = y + x
+        return y
+export def f(net: Block(2, 2), x: f32[B, 2, H]) -> f32[B, 2, H] = net(x)
+"""
+    out = run(text, net_w=np.eye(2), x=np.ones((1, 2, 3)))
+    same(out, 2 * np.ones((1, 2, 3)))
+
+
 def test_the_gradient_of_a_norm_of_zeros_is_zero() -> None:
     text = "export def f(x: f32[N]) -> f32[N]:\n    n = norm(x)\n    return grad(n, x)\n"
     same(run(text, x=np.zeros(3)), np.zeros(3))

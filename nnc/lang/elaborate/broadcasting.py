@@ -224,6 +224,7 @@ def _no_join(
         help=_transpose_help(oa, ob, sa, sb)
         or _product_help(fn, oa, ob, sa, sb)
         or stride_help(cx, va, vb, axis),
+        sizes=[(x, y) for x, y in zip(sa, sb, strict=True) if not _fit(x, y)],
         whole=_around(oa.span, ob.span, span),
     )
 
@@ -322,6 +323,7 @@ def _rank_error(
         _place_text(vb, ob.span),
         [Label(oa.span, _place_text(va, ob.span))],
         [f"{note}: {tail[axis]} is not {short[axis]}"],
+        sizes=list(zip(tail, short, strict=True)),
         help=_rank_help(*((oa, ob) if len(sa) > len(sb) else (ob, oa)), long, short, oa, ob, fn),
         whole=_around(oa.span, ob.span, span),
     )

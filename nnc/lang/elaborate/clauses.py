@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from nnc.diagnostics import Label, Span
+from nnc.diagnostics import Diagnostic, Label, Span
 from nnc.lang import ast
-from nnc.lang.dims import Dim
+from nnc.lang.dims import ONE, Dim
 from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.mistakes import fail
@@ -21,6 +21,21 @@ OF_SIZES = frozenset(
 def states_equality(facts: Sequence[Dim]) -> bool:
     """Whether among facts (`>= 0`) there is a size and its negative, both: it is 0."""
     return any(-f in facts for f in facts)
+
+
+def vanishes(d: Diagnostic, facts: Sequence[Dim]) -> bool:
+    """Whether a mistake may be none under the equalities among these facts."""
+    if not states_equality(facts) or d.code not in OF_SIZES:
+        return False
+    env: dict[str, Dim] = {}
+    for f in facts:
+        for name in sorted(f.names) if -f in facts else ():
+            form = f.subst(env).linear_in(name)
+            if form is not None and form[0] in (ONE, -ONE):
+                env[name] = -form[1] * form[0]
+                break
+    found = [d.subst(env) for pair in d.sizes for d in pair if isinstance(d, Dim)]
+    return all(a == b or ONE in (a, b) for a, b in zip(found[::2], found[1::2], strict=True))
 
 
 def where_clauses(b: Binding) -> None:

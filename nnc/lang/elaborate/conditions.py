@@ -10,7 +10,7 @@ from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import element, elementwise, lift, settle, weak_kind
 from nnc.lang.elaborate.broadcasting import broadcast, common_dtype
-from nnc.lang.elaborate.clauses import OF_SIZES, comparison_facts, states_equality
+from nnc.lang.elaborate.clauses import comparison_facts, vanishes
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.values import (
@@ -166,7 +166,7 @@ def _side(cx: Context, e: ast.Expr, facts: Sequence[Dim]) -> Value:
         try:
             return cx.tensor(cx.eval(e))
         except Mistake as mistake:
-            if states_equality(facts) and mistake.diagnostic.code in OF_SIZES:
+            if vanishes(mistake.diagnostic, cx.facts.nonneg):
                 return UNKNOWN
             raise
 

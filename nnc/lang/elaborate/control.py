@@ -9,7 +9,7 @@ from nnc.diagnostics import Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.elaborate.branches import branch, restore, returns, snapshot
-from nnc.lang.elaborate.clauses import OF_SIZES, constraint, states_equality
+from nnc.lang.elaborate.clauses import constraint, vanishes
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.lists import iteration
 from nnc.lang.elaborate.loops import UNLIMITED, run_loop
@@ -86,8 +86,9 @@ def _side(cx: Context, body: Sequence[ast.Stmt], facts: Sequence[Dim]) -> None:
     with cx.assuming(facts):
         cx.execute(body)
     found = cx.diagnostics.items[known:]
-    if states_equality(facts) and any(d.code in OF_SIZES for d in found):
-        cx.diagnostics.items[known:] = [d for d in found if d.code not in OF_SIZES]
+    every = (*cx.facts.nonneg, *facts)  # those of the conditions around it too
+    if any(vanishes(d, every) for d in found):
+        cx.diagnostics.items[known:] = [d for d in found if not vanishes(d, every)]
         if body and always_returns(body[-1]) and not cx.frame.returned:
             cx.frame.returned, cx.frame.result = True, UNKNOWN
 

@@ -164,7 +164,7 @@ def wrong_size(
     label, replacement = _takes(b, p, pattern, want, size)
     replacement = _other_axes(p, v, want, axis, span) or replacement
     message = f"`{b.shown}` is given {where} but takes {takes}"
-    return fail("E0301", message, span, text, (label,), help=replacement)
+    return fail("E0301", message, span, text, (label,), help=replacement, sizes=((size, want),))
 
 
 def _other_axes(p: ast.Param, v: Tensor, want: Dim, axis: int, span: Span) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnc.diagnostics import Diagnostic, Label, Span
+from nnc.lang.dims import Dim
 
 
 class Mistake(Exception):
@@ -37,8 +38,9 @@ def fail(
     help: str | None = None,
     whole: Span | None = None,
     once: tuple[str, ...] = (),
+    sizes: Sequence[tuple[Dim, Dim]] = (),
 ) -> Mistake:
     """The exception to raise for a mistake in the program."""
-    labels, notes = tuple(labels), tuple(notes)
-    d = Diagnostic(code, message, span, text, labels, notes, help, whole=whole, once=once)
-    return Mistake(d)
+    rows = tuple(labels), tuple(notes), help
+    made = Diagnostic(code, message, span, text, *rows, whole=whole, once=once, sizes=tuple(sizes))
+    return Mistake(made)

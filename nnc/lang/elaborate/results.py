@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
-from nnc.lang.dims import ONE
+from nnc.lang.dims import ONE, Dim
 from nnc.lang.elaborate.arith import adapt, module_tree, settle
 from nnc.lang.elaborate.broadcasting import grouped, same_dtype, typed, unequal
 from nnc.lang.elaborate.context import Context
@@ -193,8 +193,14 @@ def _wrong_shape(
         (Label(t.span, "declared here"),),
         notes,
         help=_help(got, want, span) if got is not None else None,
+        sizes=_pairs(got, want) if got is not None else (),
         once=("not a scalar", span.source.name, span.text) if want.rank == 0 else (),
     )
+
+
+def _pairs(got: TensorType, want: TensorType) -> list[tuple[Dim, Dim]]:
+    same = got.rank == want.rank
+    return [(a, b) for a, b in zip(got.shape, want.shape, strict=True) if a != b] if same else []
 
 
 def _help(got: TensorType, want: TensorType, span: Span) -> str | None:
