@@ -40,7 +40,9 @@ from nnc.passes.vjp import Share, fill, is_zero, node_of, pull, total
 
 def autodiff(graph: Graph) -> Graph:
     """The graph without Grad, Part of a Grad, Stop and Custom; every loop has its own variable."""
-    return without_stops(expanded(graph))
+    if any(isinstance(n, Grad | Loop) for n in graph.order):
+        graph = expanded(graph)
+    return without_stops(graph)  # marks of regions mean nothing to the passes that follow
 
 
 def expanded(graph: Graph) -> Graph:

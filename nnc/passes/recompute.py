@@ -16,7 +16,6 @@ from nnc.diagnostics import Span
 from nnc.ir.expr import Const
 from nnc.ir.graph import (
     Compute,
-    Grad,
     Graph,
     Input,
     Loop,
@@ -43,12 +42,7 @@ NONE: frozenset[Region] = frozenset()
 
 
 def asked_regions(graph: Graph) -> Graph:
-    """The graph with marks of those regions only that are computed again.
-
-    Where nothing is differentiated, and no loop may be left, marks mean nothing.
-    """
-    if not any(isinstance(n, Grad | Loop) for n in graph.order):
-        return graph
+    """The graph with marks of those regions only that are computed again."""
     return _marked_again(graph, lambda r: r if r.asked else None)
 
 
