@@ -57,9 +57,7 @@ def may_define(cx: Context, name: str, span: Span) -> None:
 def write_storage(cx: Context, stmt: ast.Update) -> None:
     """`targets := values`; all values are computed before anything is written."""
     if cx.ranges:
-        help = "return the new value, and write it where the function is called"
-        text = "writing inside index notation is not compiled yet"
-        raise fail("E0901", text, stmt.span, help=help)
+        raise _for_each(cx, stmt)
     parts = [t for t in stmt.targets if isinstance(t, ast.Index)]
     if parts and len(stmt.targets) > 1:
         raise fail("E0811", "parts are written one at a time", parts[0].span)
@@ -73,6 +71,18 @@ def write_storage(cx: Context, stmt: ast.Update) -> None:
         values = _unpacked(cx, stmt)
     for t, value, span in values:
         _write_whole(cx, t, value, span)
+
+
+def _for_each(cx: Context, stmt: ast.Update) -> Mistake:
+    """A write in a function that is called in index notation."""
+    help = "return the new value, and write it where the function is called"
+    base = stmt.targets[0].value if isinstance(stmt.targets[0], ast.Index) else None
+    if isinstance(base, ast.Name) and base.id in cx.frame.vars and base.id not in cx.frame.inout:
+        help = f"define all of it at once: `{base.id}[k:2] = a if k == 0 else b`"
+    text = "writing inside index notation is not compiled yet"
+    labels = [Label(c.span, "called for each element") for c in cx.calls[-1:]]
+    once = ("write for each", stmt.span.source.name, help)
+    return fail("E0901", text, stmt.span, labels=labels, help=help, once=once)
 
 
 def _now(cx: Context, value: Value) -> Value:
