@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from nnc.ir.expr import Expr, Load, rewrite
 from nnc.ir.loop import Buffer, Kernel, Program, Repeat, Step, Store, kernel_like
@@ -134,35 +135,59 @@ class _Slots:
     slots: list[_Slot] = field(default_factory=list)
     offsets: list[Dim] = field(default_factory=list)
     proved: dict[Dim, bool] = field(default_factory=dict)
+    exact: dict[Dim, list[int]] = field(default_factory=dict)  # places of just one size
+    by_guess: dict[int, list[int]] = field(default_factory=dict)
+    guesses: list[int] = field(default_factory=list)  # in order
 
     def take(self, size: Dim, span: Span) -> int:
         guess = self.guess(size)
-        free = [p for p, slot in enumerate(self.slots) if slot.is_free(span)]
-        order = sorted(free, key=lambda p: self.distance(p, size, guess))
-        for place in order[:TRIES]:
-            if self.grow(self.slots[place], size, guess):
+        free = (p for p in self.near(size, guess) if self.slots[p].is_free(span))
+        for place in islice(free, TRIES):
+            if self.grow(place, size, guess):
                 insort(self.slots[place].spans, span)
                 return place
         self.slots.append(_Slot([size], guess, [span]))
+        self.note(len(self.slots) - 1)
         return len(self.slots) - 1
+
+    def near(self, size: Dim, guess: int) -> Iterator[int]:
+        """Equal places first, then the smallest that is large enough, then the largest."""
+        exact = self.exact.get(size, [])
+        yield from exact
+        equal, at = set(exact), bisect_left(self.guesses, guess)
+        for g in (*self.guesses[at:], *reversed(self.guesses[:at])):
+            yield from (p for p in self.by_guess[g] if p not in equal)
+
+    def note(self, place: int) -> None:
+        """Puts a place where `near` finds it."""
+        slot = self.slots[place]
+        if len(slot.sizes) == 1:
+            insort(self.exact.setdefault(slot.sizes[0], []), place)
+        if slot.guess not in self.by_guess:
+            insort(self.guesses, slot.guess)
+        insort(self.by_guess.setdefault(slot.guess, []), place)
+
+    def forget(self, place: int) -> None:
+        slot = self.slots[place]
+        if len(slot.sizes) == 1:
+            self.exact[slot.sizes[0]].remove(place)
+        self.by_guess[slot.guess].remove(place)
 
     def guess(self, size: Dim) -> int:
         return size.evaluate(self.sample)
 
-    def distance(self, place: int, size: Dim, guess: int) -> tuple[bool, bool, int]:
-        """Equal places first, then the smallest that is large enough, then the largest."""
-        slot = self.slots[place]
-        return slot.sizes != [size], slot.guess < guess, abs(slot.guess - guess)
-
-    def grow(self, slot: _Slot, size: Dim, guess: int) -> bool:
+    def grow(self, place: int, size: Dim, guess: int) -> bool:
         """Makes a place hold so many bytes; False when its size would be too long a formula."""
+        slot = self.slots[place]
         if any(self.fits(size, s) for s in slot.sizes):
             return True
         rest = [s for s in slot.sizes if not self.fits(s, size)]
         if len(rest) >= ALTERNATIVES:
             return False
+        self.forget(place)
         slot.sizes = [*rest, size]
         slot.guess = max(slot.guess, guess)
+        self.note(place)
         return True
 
     def fits(self, small: Dim, large: Dim) -> bool:

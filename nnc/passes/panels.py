@@ -50,12 +50,12 @@ def panels(program: Program, constant: frozenset[str] = frozenset()) -> Program:
         steps = packing.steps(program.steps)
         program = packing.added(replace(program, steps=steps))
     copying = replace(packing, prologue=[], buffers=[], size=0)
-    steps = []
+    new: list[Step] = []
     for step in program.steps:
-        steps.append(copying.copied(step))
+        new.append(copying.copied(step))
         if copying.size > KEPT:
             return program
-    return copying.added(replace(program, steps=tuple(steps)))
+    return copying.added(replace(program, steps=tuple(new)))
 
 
 @dataclass
