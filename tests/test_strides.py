@@ -108,3 +108,17 @@ export def f(x: {dtype}[B, W, {n}], s: {dtype}[{n}]) -> ({dtype}[B, W, {n}], {dt
     for w in (1, 8, 15, 16, 17, 35):
         dims = {"B": 2, "W": w}
         compare(found.graph, dims, sample(found.graph, dims, RNG), 3e-3 if dtype == "f16" else 2e-4)
+
+
+@pytest.mark.parametrize("op", ["sum", "max", "argmax"])
+def test_reductions_of_lanes_at_their_ends(op):
+    text = f"""
+export def f(x: f32[B, K, W]) -> {"i32" if op == "argmax" else "f32"}[B, W]:
+    y[b, w] = {op}[k](x[b, k, w])
+    return y
+"""
+    (found,) = built(text).values()
+    for w in (1, 7, 16, 17, 48, 63, 64, 65, 80, 133):
+        for k in (1, 3, 40):
+            dims = {"B": 2, "K": k, "W": w}
+            compare(found.graph, dims, sample(found.graph, dims, RNG))

@@ -52,7 +52,7 @@ class Outline:
                     self.key += ("let", name, self.expr(value))
                 case Reduce(name=name, op=op, axes=axes, vector=vector):
                     loops = tuple(x for a in axes for x in _axis(a))
-                    self.key += ("reduce", name, op, loops, vector, self.expr(s.value))
+                    self.key += ("reduce", name, s.best, op, loops, vector, self.expr(s.value))
                 case Store():
                     self.store(s)
                 case Contract(name=name, epilogue=epilogue):

@@ -110,31 +110,35 @@ class Loops(Expressions):
                 self.block(loop.body)
 
     def vector_loop(self, loop: For, lo: str, hi: str) -> None:
-        """Whole vectors from `lo` to `hi`, then the rest under a mask."""
-        em, lanes = self.em, self.loop_lanes(loop)
-        step, size = str(lanes), flow.sub(em, hi, lo)
+        """Whole vectors from `lo` to `hi` (of several registers, if that is faster), then the rest,
+        register by register, under a mask."""
+        em, one, lanes = self.em, *self.loop_lanes(loop)
+        size = flow.sub(em, hi, lo)
         if flow.const(size) is not None:
             lanes = min(lanes, 1 << (int(size) - 1).bit_length())
-            step = str(lanes)
-        self.vector, self.lanes = loop.axis.var, lanes
+            one = lanes if int(size) <= lanes else min(one, lanes)
         with flow.when(em, flow.compare(em, "slt", lo, hi)), self.scope():
-            full = flow.sub(em, hi, flow.rem(em, size, step))
+            full = flow.sub(em, hi, flow.rem(em, size, str(lanes)))
             if flow.compare(em, "slt", lo, full) != "false":
+                self.vector, self.lanes = loop.axis.var, lanes
                 with (
-                    self.counted(lo, full, step) as i,
+                    self.counted(lo, full, str(lanes)) as i,
                     self.bound(loop.axis.var, i, loop.axis.extent),
                 ):
                     self.block(loop.body)
+            self.vector, self.lanes = loop.axis.var, one
             rest = flow.compare(em, "slt", full, hi)
-            if rest != "false":
-                count = flow.sub(em, hi, full)
-                with (
-                    flow.when(em, rest),
-                    self.edge(count, lanes),
-                    self.bound(loop.axis.var, full, loop.axis.extent),
-                ):
-                    self.block(loop.body)
+            if rest != "false" and one < lanes:
+                with self.counted(full, hi, str(one)) as i:
+                    self.last(loop, i, flow.minimum(em, flow.sub(em, hi, i), str(one)))
+            elif rest != "false":
+                with flow.when(em, rest):
+                    self.last(loop, full, flow.sub(em, hi, full))
         self.vector, self.lanes = None, 1
+
+    def last(self, loop: For, start: str, count: str) -> None:
+        with self.edge(count, self.lanes), self.bound(loop.axis.var, start, loop.axis.extent):
+            self.block(loop.body)
 
     @contextmanager
     def edge(self, count: str, lanes: int) -> Iterator[None]:
@@ -146,8 +150,9 @@ class Loops(Expressions):
             yield
             self.guard = outer
 
-    def loop_lanes(self, loop: For) -> int:
-        """A register of the widest float stored (or the widest number, where no float is).
+    def loop_lanes(self, loop: For) -> tuple[int, int]:
+        """A register of the widest float stored (or the widest number, where no float is), and how
+        many lanes run together.
 
         Four registers where the lanes reduce: a chain of additions waits for itself, four do not.
         """
@@ -156,7 +161,8 @@ class Loops(Expressions):
         widest = max((DTYPES[d].bytes for d in floats or dtypes), default=4)
         lanes = self.target.vector_bytes // max(widest, 4)
         reduces = [s for s in loop.body if isinstance(s, Reduce)]
-        return lanes * 4 if reduces and all(cheap(s.value) for s in reduces) else lanes
+        chains = all(cheap(s.value) and not s.op.startswith("arg") for s in reduces)
+        return lanes, lanes * 4 if reduces and chains else lanes
 
     # ---- threads --------------------------------------------------------------------------------
 

@@ -92,6 +92,9 @@ class Reductions(Loops):
             text = self.ops.cast(text, "i32", "bool", lanes)
         elif not fold.positions:
             text = self.ops.rounded(text, dtype, lanes)
+        if leaf.best:
+            best = self.ops.rounded(state[0], dtype, lanes)
+            self.variables[leaf.best] = Value(best, dtype, lanes, self.depth)
         dtype = "i32" if fold.positions else dtype
         self.variables[leaf.name] = Value(text, dtype, lanes, self.depth)
 

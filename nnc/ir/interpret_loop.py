@@ -161,6 +161,8 @@ class _Machine:
                     self.write(s, env)
                 case Reduce():
                     env[s.name] = self.reduce(s.op, s.axes, s.value, env)
+                    if s.best:
+                        env[s.best] = self.reduce(s.op.removeprefix("arg"), s.axes, s.value, env)
                 case Contract():
                     self.contract(s, env)
                 case Call():

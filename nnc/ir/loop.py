@@ -91,8 +91,8 @@ class Reduce:
 
     `vector`: the reduced axis that runs over the lanes, or None when the lanes run over an
     enclosing vector loop (or there are none). For argmax/argmin `name` is the i32 position along
-    the one axis, else it has the dtype of `value`. An extent may hold variables of enclosing loops
-    that are not vector.
+    the axes (row-major), else it has the dtype of `value`; with `best` that names the value found
+    there. An extent may hold variables of enclosing loops that are not vector.
     """
 
     name: str
@@ -101,6 +101,7 @@ class Reduce:
     value: Expr
     vector: str | None
     span: Span = NOWHERE
+    best: str = ""
 
 
 SLAB, SLAB_K = 32, 16  # see `Contract.panels`; a multiple of the panel of every target

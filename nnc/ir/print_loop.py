@@ -90,7 +90,7 @@ def _stmts(stmts: tuple[Stmt, ...], pad: str) -> list[str]:
                 axes = ", ".join(
                     _axis(a) + (" vector" if a.var == s.vector else "") for a in s.axes
                 )
-                out += _named(s.value, pad, f"{s.name} = {s.op}[{axes}] ")
+                out += _named(s.value, pad, f"{s.best and s.best + ', '}{s.name} = {s.op}[{axes}] ")
             case Contract():
                 out += _contract(s, pad)
             case Call():

@@ -29,6 +29,7 @@ from nnc.passes.fuse import Fused, Group
 from nnc.passes.lower_alike import Kernels
 from nnc.passes.lower_regions import RegionLoops
 from nnc.passes.schedule.contraction import contraction
+from nnc.passes.schedule.extrema import joined
 from nnc.passes.schedule.merge import Stmts, Views, loaded_from, merge, stores_in
 from nnc.passes.schedule.nest import nest
 from nnc.passes.schedule.pieces import pieces
@@ -357,7 +358,7 @@ class _Lowering(RegionLoops):
             store = self.store(node, self.values[node])
             (late if flat else stmts).extend([] if store is None else [store])
         stmts += self.flush(segment)
-        body = self.around(rows, (*stmts, *late))
+        body = self.around(rows, joined((*stmts, *late)))
         return _without(body, self.unread(body))
 
     def around(self, rows: tuple[Axis, ...], stmts: Stmts) -> Stmts:
@@ -398,7 +399,13 @@ class _Lowering(RegionLoops):
         """Whether a member may run in the segment's loops: same sizes, reads its own element."""
         first = self.fused.spaces[segment[0]]
         old = first.axes[self.group.rows :]
-        if space.raxes or first.raxes or [a.extent for a in old] != [a.extent for a in rest]:
+        if bool(space.raxes) != bool(first.raxes):
+            return False
+        if [a.extent for a in old] != [a.extent for a in rest]:
+            return False
+        if space.raxes and any(
+            isinstance(e, Load) and e.tensor in segment for e in walk(space.body)
+        ):
             return False
         for e in walk(space.body):
             if isinstance(e, Load) and e.tensor in segment:
@@ -425,7 +432,8 @@ class _Lowering(RegionLoops):
             stores += [] if store is None else [store]
         for node in segment:
             del self.values[node]
-        return list(nest(rest, (*body, *stores), self.views, parallel=False, taken=self.taken))
+        stmts = joined((*body, *stores))
+        return list(nest(rest, stmts, self.views, parallel=False, taken=self.taken))
 
 
 def _without(stmts: Stmts, names: set[str]) -> Stmts:

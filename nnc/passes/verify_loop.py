@@ -151,7 +151,7 @@ class _Outline:
                 case Let(name=name, value=value):
                     self.add(("let", name), value)
                 case Reduce(name=name, op=op, axes=axes, vector=vector, value=value):
-                    self.add((op, name, axes, vector), value)
+                    self.add((op, name, s.best, axes, vector), value)
                 case Store(index=index, value=value):
                     guards = () if s.guard is None else (s.guard,)
                     flags = (s.accumulate, s.guard is None, s.check is None)
@@ -247,7 +247,7 @@ class _Checker:
                     for a in axes:
                         inner = self.enter(a, inner, False)
                     yield from self.exprs((value,), inner)
-                    scope = replace(scope, scalars=scope.scalars | {name})
+                    scope = replace(scope, scalars=scope.scalars | {name, s.best})
                 case Store():
                     yield from self.store(s, scope)
                 case Contract():
