@@ -157,3 +157,42 @@ def test_run(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     saved = np.load(tmp_path / "out.npz")
     assert set(saved) == {"result", "h.0.p", "y"} and np.array_equal(saved["y"], saved["result"])
     assert main([*args, "--probe", "loss"]) == 2 and "predict" in capsys.readouterr().err
+
+
+def test_in_a_function_called_for_each_element(tmp_path: Path) -> None:
+    (tmp_path / "each.nn").write_text(
+        """
+def doubled(x: real) -> real:
+    h = x * 2
+    probe h
+    return h + 1
+
+def iterated(x: real, n: dim) -> real:
+    for t in n:
+        x = 0.5 * x + 1
+        probe x
+    return x
+
+export def some(x: f32[M]) -> f32[M]:
+    y[i] = doubled(x[i]) if x[i] > 0 else 0
+    return y
+
+export def sums(x: f32[M], w: f32[K]) -> f32[M]:
+    y[i] = sum[k](doubled(x[i] * w[k]))
+    return y
+
+export def loop(x: f32[M], n: dim) -> f32[M] where n >= 1:
+    y[i] = iterated(x[i], n)
+    return y
+"""
+    )
+    m = nnc.load(tmp_path / "each.nn")
+    x, w = np.array([1, 2, -3], np.float32), np.array([1, 10], np.float32)
+    with m.probe("doubled.h") as seen:
+        m.some(x)
+        np.testing.assert_array_equal(seen.value, [2, 4, 0])
+        m.sums(x, w)
+        np.testing.assert_array_equal(seen.value, 2 * x[:, None] * w)
+    with m.probe("iterated.x") as seen:
+        m.loop(x, 2)
+        np.testing.assert_array_equal(seen.value, [0.5 * x + 1, 0.25 * x + 1.5])

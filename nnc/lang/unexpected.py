@@ -26,6 +26,9 @@ def _general_help(stop: Stop) -> str | None:
     other = _other_syntax(stop)
     if other is not None:
         return other
+    marked = token.type == "STRING" or (before is not None and before.text == "test")
+    if stop.head == "ADJOINT" and marked:
+        return 'one that is meant to differ says why: `adjoint f(x; y, dy) test "why":`'
     ends = before is not None and before.type in OPERAND_ENDS and stop.accepts("CMP")
     if before is not None and before.text == "," == token.text:
         return "one comma is enough"

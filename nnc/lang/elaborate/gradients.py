@@ -141,11 +141,12 @@ def _grad_of_each(cx: Context, y: Tensor, x: ast.Expr, e: ast.Call, zero: bool) 
 def _again(cx: Context, y: ast.Expr, x: ast.Index, other: Tensor) -> Tensor:
     """y once more, with another value of the variable x."""
     saved, counters, checks = dict(cx.frame.vars), dict(cx.counters), len(cx.checks)
+    probes = dict(cx.probes)
     if isinstance(x.value, ast.Name):
         cx.frame.vars[x.value.id] = other
     value = settle(cx, Operand(cx.eval(y), y.span), "a scalar")
     assert isinstance(value, Tensor), value
-    cx.frame.vars, cx.counters = saved, counters
+    cx.frame.vars, cx.counters, cx.probes = saved, counters, probes
     del cx.checks[checks:]
     return value
 

@@ -12,6 +12,7 @@ from nnc.ir.graph import Node
 from nnc.lang import ast
 from nnc.lang.elaborate.arith import adapt
 from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.lifting import Lifted, ranges_of
 from nnc.lang.elaborate.mistakes import Poisoned, fail
 from nnc.lang.elaborate.values import (
     Bool,
@@ -32,11 +33,9 @@ def run_probe(cx: Context, stmt: ast.Probe) -> None:
         parts = list(_tensors(cx, name, name.id, value))
         if cx.generic:
             continue
-        if cx.ranges:
-            text = "`probe` in a function called inside index notation is not compiled yet"
-            raise fail("E0901", text, stmt.span)
-        for path, tensor in parts:
-            _record(cx, path, cx.as_node(tensor, name.span))
+        for path, tensor in parts:  # in index notation the value of every element
+            outer = ranges_of(cx, [tensor])
+            _record(cx, path, Lifted(cx, outer, name.span).node(tensor))
 
 
 def _tensors(cx: Context, name: ast.Name, path: str, value: Value) -> Iterator[tuple[str, Tensor]]:
