@@ -21,6 +21,7 @@ def load(
     nan_trap: bool = False,
     max_memory: int | float | str | None = None,
     sizes: Mapping[str, int] | None = None,
+    winograd: bool = False,
     **modules: object,
 ) -> Model:
     """Checks and compiles a `.nn` file (or loads the `.json` of `nnc compile`).
@@ -37,18 +38,22 @@ def load(
     `max_memory`: bytes (or "8 GB", "8 GiB") that an export with a gradient may take at `sizes`
     (`dict(B=8, T=1024)`), arguments included: calls of modules are computed again for the gradient
     until it keeps them, the best first. DeviceError, with the bytes that can be reached.
+
+    `winograd`: windows of 3 x 3 with stride 1 over weights of modules that are only read take a
+    quarter of the products, and a little more memory. Results are rounded otherwise: `nnc compile
+    --winograd` and `nnc profile --winograd` print by how much.
     """
     limit = _limit(max_memory, sizes)
     if Path(path).suffix == ".json":
         from nnc.runtime import artifact
 
-        if modules or limit:
-            raise ArgumentError(f"{path} is compiled already: its parameters are fixed")
+        if modules or limit or winograd:
+            raise ArgumentError(f"{path} is compiled already: nothing about it can be chosen")
         model = artifact.load(path)
     else:
         from nnc.loading import load_model
 
-        model = load_model(str(path), _overrides(modules), cache, limit)
+        model = load_model(str(path), _overrides(modules), cache, limit, winograd)
     model.link(libraries)
     if threads is not None:
         model.threads = threads

@@ -44,6 +44,7 @@ from nnc.passes.specialize import specialized
 from nnc.passes.split import differentiable_inputs, forward_backward
 from nnc.passes.verify import verify
 from nnc.passes.verify_loop import verify as verify_program
+from nnc.passes.winograd import winograd as by_tiles
 from nnc.runtime.cpu import cpu_count
 
 Overrides = Mapping[str, Mapping[str, object]]
@@ -166,16 +167,24 @@ def optimise(graph: Graph) -> Graph:
 
 
 def schedule(
-    graph: Graph, fused: Fused | None = None, constant: frozenset[str] = frozenset()
+    graph: Graph,
+    fused: Fused | None = None,
+    constant: frozenset[str] = frozenset(),
+    winograd: bool = False,
 ) -> Program:
     """A Graph without gradients as a Program with its memory planned; `fused`: if at hand.
 
-    `constant`: inputs on which values may be kept from call to call (see `read_only`).
+    `constant`: inputs on which values may be kept from call to call (see `read_only`). `winograd`:
+    windows of 3 x 3 over such weights by fewer products, which rounds otherwise.
     """
     program = lower(fused or fuse(graph))
     verify_program(program, "lower")
     pairs = zip(graph.inputs, program.args, strict=False)
-    program = panels(program, frozenset(b.name for x, b in pairs if x.name in constant))
+    leaves = frozenset(b.name for x, b in pairs if x.name in constant)
+    if winograd:
+        program = by_tiles(program, leaves)
+        verify_program(program, "winograd")
+    program = panels(program, leaves)
     verify_program(program, "panels")
     program = memory(program)
     verify_program(program, "memory")
@@ -230,7 +239,10 @@ def limited(checked: Checked, budget: Budget | None) -> tuple[Elaborated, tuple[
 
 
 def scheduled(
-    path: str, overrides: Overrides | None = None, budget: Budget | None = None
+    path: str,
+    overrides: Overrides | None = None,
+    budget: Budget | None = None,
+    winograd: bool = False,
 ) -> list[Scheduled]:
     """Every export of a file, then the variants, up to the Program.
 
@@ -244,7 +256,7 @@ def scheduled(
         graph = optimise(built.graph)
         fused = fuse(graph)
         choice = chosen.get(built.graph.name)
-        program = schedule(graph, fused, read_only(built, choice))
+        program = schedule(graph, fused, read_only(built, choice), winograd)
         out.append(Scheduled(built, graph, fused, program, special, choice))
     return out
 
@@ -258,6 +270,7 @@ class _Objects:
 
     target: Target
     cache: Cache | None
+    winograd: bool = False
     made: list[bytes] = field(default_factory=list)
     contractions: set[str] = field(default_factory=set)
 
@@ -269,7 +282,8 @@ class _Objects:
         constant: frozenset[str] = frozenset(),
     ) -> Native:
         """Compiles an optimised Graph to one native entry; `cases`: its variants."""
-        return self.emitted(schedule(graph, constant=constant), symbol, cases=cases)
+        program = schedule(graph, constant=constant, winograd=self.winograd)
+        return self.emitted(program, symbol, cases=cases)
 
     def emitted(
         self,
@@ -365,13 +379,14 @@ def compile_file(
     cache: Cache | None = None,
     tests: bool = False,
     budget: Budget | None = None,
+    winograd: bool = False,
 ) -> Compiled:
     """Compiles every export of a file; CompileError with all diagnostics when it has mistakes.
 
     DeviceError when the limit of memory cannot be kept.
     """
     found, choices = limited(check(path, overrides), budget)
-    return compile_found(path, found, target, cache, tests, choices)
+    return compile_found(path, found, target, cache, tests, choices, winograd)
 
 
 def compile_found(
@@ -381,15 +396,16 @@ def compile_found(
     cache: Cache | None = None,
     tests: bool = False,
     choices: tuple[Choice, ...] = (),
+    winograd: bool = False,
 ) -> Compiled:
-    """Compiles what a file was elaborated to."""
-    out, chosen = _Objects(target or host(), cache), {c.name: c for c in choices}
+    """Compiles what a file was elaborated to; `winograd`: see `schedule`."""
+    out, chosen = _Objects(target or host(), cache, winograd), {c.name: c for c in choices}
     graphs = {b.graph.name: optimise(b.graph) for b in found.exports}
     natives = [
         out.native(
             graphs[b.graph.name],
             b.signature.symbol,
-            _cases(found, b, chosen.get(b.graph.name)),
+            _cases(found, b, chosen.get(b.graph.name), winograd),
             read_only(b, chosen.get(b.graph.name)),
         )
         for b in found.exports
@@ -437,11 +453,13 @@ def variants(found: Elaborated) -> list[tuple[Specialized, Built]]:
     return [(s, variant(exports[s.export], s)) for s in order]
 
 
-def _cases(found: Elaborated, built: Built, choice: Choice | None) -> list[llvm.Case]:
+def _cases(
+    found: Elaborated, built: Built, choice: Choice | None, winograd: bool
+) -> list[llvm.Case]:
     """The variants of an export as Programs."""
     own = [(s, b) for s, b in variants(found) if s.export == built.graph.name]
     return [
-        llvm.Case(s.sizes, schedule(optimise(b.graph), constant=read_only(b, choice)))
+        llvm.Case(s.sizes, schedule(optimise(b.graph), None, read_only(b, choice), winograd))
         for s, b in own
     ]
 

@@ -33,12 +33,15 @@ def compile_file(
     cache: bool = True,
     tests: bool = False,
     budget: Budget | None = None,
+    winograd: bool = False,
 ) -> Compiled:
     """Compiles every export. CompileError or LoadError; DeviceError beyond the budget."""
     read_file(path)
     found = fetch if cache else None
     with _few_collections():
-        return compiler.compile_file(str(path), overrides, cache=found, tests=tests, budget=budget)
+        return compiler.compile_file(
+            str(path), overrides, cache=found, tests=tests, budget=budget, winograd=winograd
+        )
 
 
 @contextmanager
@@ -83,11 +86,14 @@ def dump_file(path: str | Path, name: str, stage: str, overrides: Overrides | No
 
 
 def schedule_file(
-    path: str | Path, overrides: Overrides | None = None, budget: Budget | None = None
+    path: str | Path,
+    overrides: Overrides | None = None,
+    budget: Budget | None = None,
+    winograd: bool = False,
 ) -> list[Scheduled]:
     """Every export with its kernels and memory. CompileError or LoadError."""
     read_file(path)
-    return compiler.scheduled(str(path), overrides, budget)
+    return compiler.scheduled(str(path), overrides, budget, winograd)
 
 
 def read_file(path: str | Path) -> Source:

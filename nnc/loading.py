@@ -32,22 +32,29 @@ Limit = tuple[int, Mapping[str, int]]  # bytes, at these sizes
 
 
 def load_model(
-    path: str, overrides: Overrides, use_cache: bool = True, limit: Limit | None = None
+    path: str,
+    overrides: Overrides,
+    use_cache: bool = True,
+    limit: Limit | None = None,
+    winograd: bool = False,
 ) -> Model:
     """Compiles a file, or takes what is in the cache. CompileError, LoadError.
 
     `limit` of memory: DeviceError when it cannot be kept.
     """
-    key = source_key(path, overrides, limit) if use_cache else None
+    options = (overrides, limit, winograd)
+    key = source_key(path, *options) if use_cache else None
 
     @once
     def compiled() -> Any:
         from nnc import driver
 
-        if key is not None and source_key(path, overrides, limit) != key:
+        if key is not None and source_key(path, *options) != key:
             raise Error(f"{path} has changed since it was loaded: load it again")
         budget = None if limit is None else driver.Budget(*limit)
-        return driver.compile_file(path, overrides, cache=use_cache, budget=budget)
+        return driver.compile_file(
+            path, overrides, cache=use_cache, budget=budget, winograd=winograd
+        )
 
     def lazy(name: str) -> Differentiated:
         found = None if key is None else cache.get(f"{key} {name}")
@@ -123,7 +130,9 @@ def _unpacked(kind: type[Differentiated], data: bytes) -> Differentiated:
 # ---- the key ----------------------------------------------------------------------------------
 
 
-def source_key(path: str, overrides: Overrides, limit: Limit | None = None) -> str | None:
+def source_key(
+    path: str, overrides: Overrides, limit: Limit | None = None, winograd: bool = False
+) -> str | None:
     """Identifies all that a compilation depends on; None when the file cannot be read."""
     texts: dict[str, str] = {}
     if not _read(Path(path), texts):
@@ -134,6 +143,8 @@ def source_key(path: str, overrides: Overrides, limit: Limit | None = None) -> s
         raise ArgumentError("module parameters are numbers, true, false or texts") from None
     if limit is not None:
         set_ += f" {limit[0]} {sorted(limit[1].items())}"
+    if winograd:
+        set_ += " winograd"
     parts = (str(path), json.dumps(texts, sort_keys=True), set_, _own_files(), *_machine())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

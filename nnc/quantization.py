@@ -429,7 +429,7 @@ def _compared(
         other = _results(model.exports[function], converted, data)
         for name, want in one.items():
             rows.setdefault(name, []).append((want, other[name]))
-    return tuple(_difference(name, pairs) for name, pairs in rows.items())
+    return tuple(difference(name, pairs) for name, pairs in rows.items())
 
 
 def _arguments(export: Export, net: Module, data: Data) -> dict[str, Any]:
@@ -457,7 +457,8 @@ def _results(export: Export, net: Module, data: Data) -> dict[str, Array]:
     return {n: np.asarray(x) for n, x in zip(names, items, strict=True) if not isinstance(x, Tree)}
 
 
-def _difference(name: str, pairs: Sequence[tuple[Array, Array]]) -> Difference:
+def difference(name: str, pairs: Sequence[tuple[Array, Array]]) -> Difference:
+    """What two computations of a result, in one or several calls, differ by."""
     want = np.concatenate([a.ravel() for a, _ in pairs])
     got = np.concatenate([b.ravel() for _, b in pairs])
     same = (want == got) | ((want != want) & (got != got))

@@ -47,10 +47,12 @@ def sample(graph: Graph, dims: Mapping[str, int], rng: np.random.Generator) -> d
 
 
 def run_native(
-    graph: Graph, dims: Mapping[str, int], inputs: Mapping[str, Any]
+    graph: Graph, dims: Mapping[str, int], inputs: Mapping[str, Any], winograd: bool = False
 ) -> tuple[list[Any], dict[str, Any]]:
     """Results and final storage of the compiled graph: 1, 2 and 3 threads with equal bits, guard pages."""
-    program = compiler.schedule(compiler.optimise(graph))
+    stored = {i.name for i in graph.inputs if i.kind in ("param", "state")}
+    constant = frozenset(stored - {w.target.name for w in graph.writes})
+    program = compiler.schedule(compiler.optimise(graph), None, constant, winograd)
     arrays = [_bytes(np.asarray(inputs[i.name])) for i in graph.inputs]
     for r in graph.results:
         shape = tuple(d.evaluate(dims) for d in r.type.shape)
@@ -69,10 +71,14 @@ def _bytes(a: Any) -> Any:
 
 
 def compare(
-    graph: Graph, dims: Mapping[str, int], inputs: Mapping[str, Any], tolerance: float = 2e-4
+    graph: Graph,
+    dims: Mapping[str, int],
+    inputs: Mapping[str, Any],
+    tolerance: float = 2e-4,
+    winograd: bool = False,
 ) -> list[Any]:
     """Native results against the interpreter before and after every pass; returns the native results."""
-    results, written = run_native(graph, dims, inputs)
+    results, written = run_native(graph, dims, inputs, winograd)
     stage, wanted = graph, None
     for name, run_pass in compiler.GRAPH_PASSES:
         stage = run_pass(stage)

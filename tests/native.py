@@ -36,6 +36,7 @@ class Ctx(ctypes.Structure):
         ("err_site", ctypes.c_int64),
         ("err_value", ctypes.c_int64),
         ("err_extent", ctypes.c_int64),
+        ("kept", ctypes.c_int64),
     ]
 
 
@@ -137,18 +138,25 @@ class Native:
         dims: Mapping[str, int] | None = None,
         threads: int = 1,
         side: str = "end",
+        kept: Sequence[int] = (0,),
     ) -> list[np.ndarray]:
-        """Calls with guarded copies of the arrays (all writable) and gives them after the call."""
+        """Calls with guarded copies of the arrays (all writable) and gives them after the call.
+
+        `kept`: the words of as many calls, one after the other on the same workspace.
+        """
         sizes = [int((dims or {})[n]) for n in self.program.dims]
         native_dims = (ctypes.c_int64 * max(len(sizes), 1))(*sizes)
         held = [Guarded(a.shape, a.dtype, side) for a in arrays]
-        for h, a in zip(held, arrays, strict=True):
-            h.array[...] = a
         pointers = (ctypes.c_void_p * len(held))(*(_address(h) for h in held))
         size = self.bytes(native_dims, threads)
         work = Guarded((-(-size // 64) * 64,), np.uint8)
         ctx = Ctx(_address(work), threads)
-        failed = self.entry(ctypes.byref(ctx), native_dims, pointers)
+        failed = 0
+        for word in kept:
+            for h, a in zip(held, arrays, strict=True):
+                h.array[...] = a
+            ctx.kept = word
+            failed = failed or self.entry(ctypes.byref(ctx), native_dims, pointers)
         out = [h.array.copy() for h in held]
         for h in (*held, work):
             h.release()
@@ -204,10 +212,13 @@ def native(p: Program, target: Target | None = None) -> Native:
 def run(
     p: Program, arrays: Sequence[np.ndarray], dims: Mapping[str, int] | None = None, **more: Any
 ) -> list[np.ndarray]:
-    """Compiles and runs with 1, 2 and 3 threads; the results must have the same bits."""
+    """Compiles and runs with 1, 2 and 3 threads, with what is kept and without; the results must
+    have the same bits."""
     compiled = native(p, **more)
     outs = [compiled.run(arrays, dims, threads=t) for t in (1, 2, 3)]
     outs.append(compiled.run(arrays, dims, threads=1, side="start"))
+    if p.prologue:
+        outs += [compiled.run(arrays, dims, threads=t, kept=(2, 1)) for t in (1, 3)]
     for other in outs[1:]:
         for x, y in zip(outs[0], other, strict=True):
             assert x.tobytes() == y.tobytes()

@@ -148,7 +148,16 @@ def _compile(commands: Commands) -> None:
     parser.add_argument("-o", dest="out", metavar="DIR", type=Path, default=Path())
     parser.add_argument("--target", choices=("cpu", "cuda"), default="cpu")
     _max_memory(parser, "the sizes of --at")
-    _pairs(parser, "--at", "NAME=SIZE", "a size for --max-memory, e.g. --at B=8")
+    _pairs(parser, "--at", "NAME=SIZE", "a size for --max-memory and --winograd, e.g. --at B=8")
+    _winograd(parser)
+
+
+def _winograd(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--winograd",
+        action="store_true",
+        help="windows of 3 x 3 by fewer products; prints how far results are off",
+    )
 
 
 def _check(commands: Commands) -> None:
@@ -284,6 +293,7 @@ def _plan(commands: Commands) -> None:
     _max_memory(parser, "the sizes")
     parser.add_argument("function", metavar="FUNC")
     parser.add_argument("--threads", type=int)
+    _winograd(parser)
     parser.add_argument("--all", action="store_true", help="each value, not the sums by line")
 
 
@@ -341,6 +351,7 @@ def _profile(commands: Commands) -> None:
     _model(parser)
     parser.add_argument("function", metavar="FUNC")
     parser.add_argument("--threads", type=int)
+    _winograd(parser)
     parser.add_argument(
         "--trace", metavar="FILE", type=Path, help="write a Chrome trace (ui.perfetto.dev), JSON"
     )

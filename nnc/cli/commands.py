@@ -68,15 +68,19 @@ def compile_(args: argparse.Namespace) -> int:
 
     if args.target == "cuda":
         raise DeviceError("this nnc has no CUDA back end yet")
-    budget = None
+    given = {n: number(v, f"--at {n}") for n, v in pairs("--at", args.at).items()}
+    if any(isinstance(v, float | bool) or v < 1 for v in given.values()):
+        raise ArgumentError("--at: a size is a whole number, like --at B=8")
+    at, modules, budget = {n: int(v) for n, v in given.items()}, overrides(args.define), None
     if args.max_memory is not None:
-        at = {n: number(v, f"--at {n}") for n, v in pairs("--at", args.at).items()}
-        if any(isinstance(v, float | bool) or v < 1 for v in at.values()):
-            raise ArgumentError("--at: a size is a whole number, like --at B=8")
-        budget = driver.Budget(byte_count(args.max_memory), {n: int(v) for n, v in at.items()})
-    compiled = driver.compile_file(args.model, overrides(args.define), budget=budget)
+        budget = driver.Budget(byte_count(args.max_memory), at)
+    compiled = driver.compile_file(args.model, modules, budget=budget, winograd=args.winograd)
     for choice in compiled.choices:
         print(choice)
+    if args.winograd:
+        from nnc.cli.winograd import errors
+
+        print(errors(args.model, compiled, modules, at))
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

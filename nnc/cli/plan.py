@@ -61,7 +61,8 @@ def plan(args: argparse.Namespace) -> int:
     env = sizes(args.sizes)
     limit = None if args.max_memory is None else byte_count(args.max_memory)
     budget = None if limit is None else driver.Budget(limit, env, args.function)
-    found = chosen(args.model, args.function, overrides(args.define), env, budget)
+    given = overrides(args.define)
+    found = chosen(args.model, args.function, given, env, budget, args.winograd)
     threads = cpu_count() if args.threads is None else args.threads
     if threads < 1:
         raise ArgumentError("--threads must be at least 1")
@@ -83,12 +84,13 @@ def chosen(
     given: Mapping[str, Mapping[str, object]],
     env: Mapping[str, int] | None = None,
     budget: driver.Budget | None = None,
+    winograd: bool = False,
 ) -> Scheduled:
     """One export of a file, or its variant for the sizes `env`.
 
     ArgumentError when there is none of this name.
     """
-    every = driver.schedule_file(path, given, budget)
+    every = driver.schedule_file(path, given, budget, winograd)
     found = {s.name: s for s in every}
     if function not in found:
         raise ArgumentError(f"{path} exports no {function!r}{nearest(function, found)}")

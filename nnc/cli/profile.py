@@ -20,6 +20,7 @@ from nnc.cli.inputs import arguments, sizes_for
 from nnc.cli.options import overrides, sizes
 from nnc.cli.plan import check_sizes, chosen
 from nnc.cli.profile_view import Event, Line, write_picture, write_trace
+from nnc.cli.winograd import errors
 from nnc.codegen.profile import BETWEEN, FIRST
 from nnc.codegen.roof import Roof
 from nnc.codegen.roof import measured as measured_roof
@@ -56,8 +57,10 @@ class Row:
 def profile(args: argparse.Namespace) -> int:
     """Prints a table of the kernels, slowest first, and one of the lines."""
     given = sizes(args.sizes)
-    found = chosen(args.model, args.function, overrides(args.define))
-    model = driver.model_of(driver.compile_file(args.model, overrides(args.define)), args.library)
+    modules = overrides(args.define)
+    found = chosen(args.model, args.function, modules, winograd=args.winograd)
+    compiled = driver.compile_file(args.model, modules, winograd=args.winograd)
+    model = driver.model_of(compiled, args.library)
     if args.threads is not None:
         model.threads = args.threads
     export = model.exports[args.function]
@@ -68,6 +71,8 @@ def profile(args: argparse.Namespace) -> int:
     lines = by_line(rows, roof)
     title = _title(found.name, env, threads, sum(r.seconds for r in rows) + between)
     print("\n".join(_report(title, rows, between, lines, roof)))
+    if args.winograd:
+        print("", errors(args.model, compiled, modules, env, args.function), sep="\n")
     if args.trace is not None:
         write_trace(args.trace, title, events(rows, roof))
     if args.picture is not None:
