@@ -48,7 +48,7 @@ def load(
         from nnc.runtime import artifact
 
         if modules or limit or winograd:
-            raise ArgumentError(f"{path} is compiled already: nothing about it can be chosen")
+            raise ArgumentError(f"{path} is compiled already: its parameters and form are fixed")
         model = artifact.load(path)
     else:
         from nnc.loading import load_model
