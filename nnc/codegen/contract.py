@@ -73,8 +73,10 @@ __all__ = [
 _COLUMNS = {64: 2048, 32: 1024, 16: 512}  # bytes of a row of a B block, by vector bytes
 _PARTIAL_ROWS = 512  # rows of partial sums kept while B is packed once
 _IN_PLACE = 256  # rows up to which packing B costs more than reading it in place,
-_FAR = 1 << 19  # bytes of A from which on its rows are fetched ahead
-_ALIASING = 8192  # if its rows are no multiple of so many bytes apart: those share cache sets
+_NEAR = 1 << 20  # if all of B has few enough bytes to be found in the cache
+_FAR = 1 << 19  # bytes of A from which on its rows are fetched ahead,
+_B_FAR = 1 << 21  # and of B
+_ALIASING = 4096  # and its rows are no multiple of so many bytes apart: those share cache sets
 
 Store = Callable[[Emitter, str, str, str, str | None], None]
 StoreRow = Callable[[Emitter, str, str], None]  # (em, row, value)
@@ -273,6 +275,7 @@ class _Emission:
         self.one_block = flow.compare(em, "eq", self.blocks, "1")
         self.in_place = self.reads_in_place(rows)
         self.far = self.is_far(rows)
+        self.b_far = self.is_b_far()
         if t.fetches:
             pack.list_nothing(em, t, self.a_panel)
         for_columns = flow.ceil_div(em, columns.size, str(_columns(t)))
@@ -282,7 +285,12 @@ class _Emission:
         with flow.loop(em, "0", for_columns) as jb:
             block = self.column_block(columns, jb, for_columns)
             with flow.loop(em, "0", row_blocks) as ib:
-                self.row_block(self.cut(rows, ib, row_blocks), block)
+                more = flow.compare(em, "slt", flow.add(em, ib, "1"), row_blocks)
+                after = flow.add(em, block.start, block.size)
+                after = flow.select(em, more, "i64", block.start, after)
+                left = flow.sub(em, flow.add(em, columns.start, columns.size), after)
+                follow = _Range(after, flow.minimum(em, left, block.size))
+                self.row_block(self.cut(rows, ib, row_blocks), block, follow)
 
     def parts(self) -> tuple[_Range, _Range]:
         """The rows and columns of this thread."""
@@ -326,11 +334,16 @@ class _Emission:
             return "false"
         apart = flow.rem(em, flow.mul(em, b.row_stride, str(self.t.size)), str(_ALIASING))
         clash = flow.compare(em, "eq", apart, "0")
-        # One row tile reads B once: nothing is better than in place.
-        most = flow.select(em, clash, "i64", str(self.t.rows), str(_IN_PLACE))
+        elements = flow.mul(em, self.c.k, self.c.n)
+        near = flow.compare(em, "sle", elements, str(_NEAR // self.t.size))
+        # One row tile reads B once: nothing is better than in place. For more, whole runs of a row,
+        # as packing reads them, come in faster from memory than columns of a panel.
+        most = flow.select(em, near, "i64", str(_IN_PLACE), str(self.t.rows))
+        most = flow.select(em, clash, "i64", str(self.t.rows), most)
         return flow.compare(em, "sle", rows.size, most)
 
-    def row_block(self, rows: _Range, columns: _Range) -> None:
+    def row_block(self, rows: _Range, columns: _Range, follow: _Range) -> None:
+        """`follow`: the columns after these."""
         em, t = self.em, self.t
         with flow.loop(em, "0", self.blocks) as pc:
             k0 = flow.mul(em, pc, self.depth)
@@ -341,7 +354,62 @@ class _Emission:
                 part = self.cut(rows, it, tiles_)
                 window = Window(self.c.a, part.start, part.size, k0, kc)
                 pack.pack_rows(em, t, window, self.a_panel, self.stage)
-                self.row_tile(rows, part, columns, pc, _Range(k0, kc), panels)
+                ahead = self.next_block(pc, columns, follow)
+                self.row_tile(rows, part, columns, pc, _Range(k0, kc), panels, (it, *ahead))
+
+    def is_b_far(self) -> str:
+        """Whether B comes from memory that is far, by whole runs, and is not packed yet."""
+        em, c = self.em, self.c
+        if not isinstance(c.b, Strided) or c.b.stored or not self.t.fetches:
+            return "false"
+        if "1" not in (c.b.row_stride, c.b.col_stride):
+            return "false"
+        size = flow.mul(em, flow.mul(em, c.n, c.k), str(self.t.size))
+        far = flow.compare(em, "sge", size, str(_B_FAR))
+        if c.ready is None or far == "false":
+            return far
+        return flow.select(em, flow.negate(em, c.ready.when), "i1", far, "false")
+
+    def next_block(self, pc: str, columns: _Range, follow: _Range) -> tuple[_Range, _Range]:
+        """The k and the columns of the block of B after this one (perhaps none)."""
+        em = self.em
+        next_ = flow.add(em, pc, "1")
+        more = flow.compare(em, "slt", next_, self.blocks)
+        k = flow.select(em, more, "i64", flow.mul(em, next_, self.depth), "0")
+        kc = flow.minimum(em, self.depth, flow.sub(em, self.c.k, k))
+        start = flow.select(em, more, "i64", columns.start, follow.start)
+        size = flow.select(em, more, "i64", columns.size, follow.size)
+        return _Range(k, kc), _Range(start, size)
+
+    def fetch_block(self, ahead: tuple[str, _Range, _Range], turn: str, turns: str, k: str) -> None:
+        """Lists a share of the block of B that comes next; `ahead`: the number of the row tile, and
+        the block; `turn` of `turns` in this tile."""
+        em, b, t = self.em, self.c.b, self.t
+        if self.b_far == "false":
+            return
+        assert isinstance(b, Strided)
+        tile, ks, columns = ahead
+        skip = flow.select(em, self.far, "i64", "2", "0")  # those list rows of A
+        mine = flow.sub(em, turn, skip)
+        listing = flow.select(em, self.b_far, "i1", flow.compare(em, "sge", mine, "0"), "false")
+        with flow.when(em, listing):
+            each = flow.maximum(em, flow.sub(em, turns, skip), "0")
+            number = flow.add(em, flow.mul(em, tile, each), mine)
+            along = b.col_stride == "1"
+            run, runs = (columns.size, ks.size) if along else (ks.size, columns.size)
+            line = str(64 // t.size)
+            lines = flow.maximum(em, flow.ceil_div(em, run, line), "1")
+            room = flow.div(em, flow.div(em, k, str(tiles.UNROLL)), lines)
+            first = flow.mul(em, number, room)
+            some = flow.compare(em, "slt", first, runs)
+            with flow.when(em, some):
+                count = flow.minimum(em, room, flow.sub(em, runs, first))
+                source = b if along else Strided(b.ptr, b.col_stride, "1")
+                row, col = (ks.start, columns.start) if along else (columns.start, ks.start)
+                start = flow.add(em, row, first), col
+                pack.list_rows(em, t, source, start, count, run, self.a_panel)
+            with flow.when(em, flow.negate(em, some)):
+                pack.list_nothing(em, t, self.a_panel)
 
     def is_far(self, rows: _Range) -> str:
         """Whether A comes from memory that is far, by whole runs of its rows."""
@@ -430,7 +498,14 @@ class _Emission:
         return _Right(either(here.first), either(here.edge), whole)
 
     def row_tile(
-        self, rows: _Range, part: _Range, columns: _Range, pc: str, k: _Range, right: _Right
+        self,
+        rows: _Range,
+        part: _Range,
+        columns: _Range,
+        pc: str,
+        k: _Range,
+        right: _Right,
+        ahead: tuple[str, _Range, _Range],
     ) -> None:
         """The kernels of one row tile over the panels, each followed by its epilogue."""
         em, t = self.em, self.t
@@ -441,6 +516,7 @@ class _Emission:
         )
         wides = em.op(f"getelementptr i64, ptr @nnrt_wide_{t.dtype}, i64 {index}", "wides")
         wide = em.op(f"load i64, ptr {wides}", "wide")
+        turns = flow.ceil_div(em, columns.size, wide)
         first = flow.compare(em, "eq", pc, "0")
         again = em.op(f"select i1 {first}, i32 0, i32 1", "again")
         last = flow.compare(em, "eq", flow.add(em, pc, "1"), self.blocks)
@@ -461,7 +537,9 @@ class _Emission:
             kind = em.op(f"select i1 {is_wide}, i64 2, i64 {kind}", "kind")
             kernel = em.op(f"getelementptr ptr, ptr {kernels}, i64 {kind}", "kernel")
             kernel = em.op(f"load ptr, ptr {kernel}", "kernel")
-            self.fetch_next(rows, part, k, flow.div(em, j, wide))
+            turn = flow.div(em, j, wide)
+            self.fetch_next(rows, part, k, turn)
+            self.fetch_block(ahead, turn, turns, k.size)
             b, b_k, b_panel = right.at(em, t, j)
             at = flow.add(em, strip, flow.mul(em, j, part.size))
             at = flow.select(em, self.one_block, "i64", "0", at)
