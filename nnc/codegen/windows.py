@@ -113,19 +113,25 @@ class Windows(Expressions):
     """Expressions, and operands by tables."""
 
     def window(
-        self, e: Expr, line: Group, lanes: Group, t: Tile, later: frozenset[str] = frozenset()
+        self, e: Expr, line: Group, lanes: Group, t: Tile, later: frozenset[str] | None = None
     ) -> Tabled | None:
         """The operand with `lanes` along its vectors; None when no load of it is of this kind.
 
-        `later`: variables that are known only where elements are read.
+        `later`: variables that are known only where elements are read, for a few lines of which
+        nothing is fetched ahead.
         """
         reads, words = [], 0
         for load in loads(e):
-            found = self._shares(load, line, lanes, later) if load.dtype == t.dtype else None
+            found = (
+                self._shares(load, line, lanes, later or frozenset())
+                if load.dtype == t.dtype
+                else None
+            )
             if found is not None and words + found.words <= LINE_WORDS:
                 reads.append(found)
                 words += found.words
-        return _Window(self, e, tuple(reads), line, lanes, t).operand() if reads else None
+        window = _Window(self, e, tuple(reads), line, lanes, t, later is None)
+        return window.operand() if reads else None
 
     def each(self, dtype: DType, base: str, offsets: str, mask: str | None, lanes: int) -> str:
         """A vector of elements anywhere; excluded lanes are 0."""
@@ -200,6 +206,7 @@ class _Window:
     line: Group
     lanes: Group
     t: Tile
+    ahead: bool  # whether what comes next along a line is fetched
 
     def operand(self) -> Tabled:
         return Tabled(self.tabulate, self.prepare, self.fetch)
@@ -413,7 +420,7 @@ class _Window:
             if inside is not None:
                 bits = em.op(f"and i32 {bits}, {inside}", "bits")
             place = flow.offset(em, p.base, shift, t.type)
-            if p is pieces[0]:
+            if self.ahead and p is pieces[0]:
                 soon = flow.offset(em, place, str(_SOON), "i8")
                 em.line(f"call void @llvm.prefetch.p0(ptr {soon}, i32 0, i32 2, i32 1)")
             for v in range(read.step):
