@@ -211,13 +211,17 @@ class _Search:
         return self.found[node]
 
     @cached_property
-    def columns(self) -> set[Dim]:
-        """The extents that columns may have: of an axis of a short sum of products."""
-        found: set[Dim] = set()
+    def frames(self) -> set[tuple[object, ...]]:
+        """The extents that frames may have: those of short sums of products, see `makes_strip`."""
+        found: set[tuple[object, ...]] = set()
         for node in self.order:
             c = self.contraction(node) if node.op == "sum" else None
-            if c is not None and _is_short(c):
-                found |= {axes[0].extent for axes in (c.m, c.n) if len(axes) == 1}
+            if c is None or not _is_short(c):
+                continue
+            axes = self.space(node).axes
+            for rows, columns in ((c.m, c.n), (c.n, c.m)):
+                if len(columns) == 1:
+                    found |= {_extents(axes, row, columns[0]) for row in rows}
         return found
 
     def ends(self, node: Compute) -> bool:
@@ -345,7 +349,7 @@ class _Growth:
 
     def upward(self) -> bool:
         """Everything that the first strip is made of; whether a contraction is among it."""
-        if self.col.extent not in self.s.columns:
+        if _extents(self.s.space(self.start).axes, self.row, self.col) not in self.s.frames:
             return False
         self.env[self.start] = {v: v for v in self.names}
         stack: list[Compute] = [self.start]
@@ -644,6 +648,10 @@ class _Growth:
     def depends_on_outer(self, e: Expr, node: Node) -> bool:
         env, outer = self.env[node], {a.var for a in self.outer}
         return any(env.get(v) in outer for i in walk(e) if isinstance(i, Idx) for v in i.dim.names)
+
+
+def _extents(axes: Sequence[Axis], row: Axis, col: Axis) -> tuple[object, ...]:
+    return (row.extent, col.extent, *sorted(str(a.extent) for a in axes))
 
 
 def _is_short(c: Contraction) -> bool:
