@@ -423,7 +423,8 @@ def test_layers_of_one_storage_are_written_in_place() -> None:
     first, versions = x, []
     state: Node = kv
     for layer in range(3):
-        state = update(state, axes(t="B", e=4), (layer, "$t", "$e"), cells(x, "t", "e"))
+        twice = mul(cells(x, "t", "e"), Const("f64", 2.0))  # a plain copy would be forwarded
+        state = update(state, axes(t="B", e=4), (layer, "$t", "$e"), twice)
         s = comp(
             mul(load(state, layer, "$j", "$e"), cells(x, "t", "e")),
             axes(t="B", j="B"),

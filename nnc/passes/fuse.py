@@ -25,6 +25,7 @@ from nnc.ir.graph import (
 from nnc.ir.printer import node_names, print_graph
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.passes.factor import factor
+from nnc.passes.forward import forward
 from nnc.passes.inline import inline
 from nnc.passes.loop_body import joined_parts, turns
 from nnc.passes.order import Launch, feeds, launch, together
@@ -84,7 +85,9 @@ class Turn:
 
 def fuse(graph: Graph, body: bool = False) -> Fused:
     """Decides buffers and kernels. `body`: of a turn of a loop."""
-    graph = split_reductions(factor(settled(inline(own_roots(slices(joined_parts(graph)))))))
+    graph = split_reductions(
+        factor(settled(inline(own_roots(forward(slices(joined_parts(graph)))))))
+    )
     found = find_regions(graph)
     graph = found.graph
     first = launch(graph, body)
