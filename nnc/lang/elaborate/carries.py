@@ -99,9 +99,6 @@ class Carries:
             dtype = self.cx.frame.real
         start = as_carried(self.cx, old, self.span, dtype)
         if isinstance(new, Tensor) and new.type != start.type:
-            shape = new.shape
-            if not start.shape and shape and isinstance(old, Weak | WeakTensor):
-                pass
             raise _differs(name, start.type, new.type, self.span)
         return self.slot(name, start)
 
