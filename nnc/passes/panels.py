@@ -4,7 +4,7 @@ which register tiles read them, slabs of SLAB columns, in each of them all of k.
 * What no turn of a run-time loop changes is packed before the loop: a recurrent network multiplies
   by the same weights in every turn.
 * What no call changes, the weights of a module that is only read, is packed in the program's
-  prologue and kept between calls (docs/decisions/0011-prepared-values.md).
+  prologue and kept between calls (docs/decisions/0012-prepared-values.md).
 """
 
 from __future__ import annotations
