@@ -26,7 +26,7 @@ from nnc.ir.loop import (
     Store,
     kernels_of,
 )
-from nnc.lang.dims import Dim, Facts, prove_nonneg
+from nnc.lang.dims import Dim, Facts, evaluated, prove_nonneg
 
 SAMPLE = 64  # what sizes are taken to be where only an order is needed
 _MOST = 3  # choices in a proof that is tried; without one, a barrier costs 0.2 us
@@ -154,7 +154,8 @@ class Order:
         longest: dict[Dim, set[Dim]] = {}
         for x in buffers:
             longest.setdefault(x.offset, set()).add(x.bytes)
-        starts = sorted(longest, key=lambda d: d.evaluate(sample))
+        place = evaluated(longest, sample)
+        starts = sorted(longest, key=lambda d: place[d])
         self.number = {d: i for i, d in enumerate(starts)}
         self.run = [0] * len(starts)  # places of one run follow each other surely
         self.within: set[Stretch] = set()  # stretches that end before the next place

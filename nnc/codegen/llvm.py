@@ -41,7 +41,7 @@ from nnc.codegen.target import Target
 from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Idx
 from nnc.ir.loop import Alike, Buffer, Call, Contract, Kernel, Pattern, Program, Repeat, Stmt
-from nnc.lang.dims import ZERO, Dim, Facts, dim_max, dim_sum, prove_nonneg
+from nnc.lang.dims import ZERO, Dim, Facts, dim_max, dim_sum, evaluated, prove_nonneg
 from nnc.lang.types import DType
 
 _ON_STACK = 16 << 10  # bytes: larger local buffers live in scratch
@@ -454,7 +454,8 @@ class _Emission:
         """A table of addresses, each reckoned from the one before it in memory."""
         em, table = s.em, s.em.op(f"alloca [{max(len(offsets), 1)} x ptr], align 16", "places")
         sample = {d: 64 + i for i, d in enumerate(self.program.dims)}
-        order = sorted(enumerate(offsets), key=lambda x: x[1].evaluate(sample))
+        where = evaluated(offsets, sample)
+        order = sorted(enumerate(offsets), key=lambda x: where[x[1]])
         at, here = ZERO, workspace
         for number, offset in order:
             step = offset - at

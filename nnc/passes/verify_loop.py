@@ -27,7 +27,7 @@ from nnc.ir.loop import (
 )
 from nnc.ir.print_loop import print_kernel
 from nnc.ir.printer import print_expr
-from nnc.lang.dims import ONE, ZERO, Dim, Facts, prove_nonneg
+from nnc.lang.dims import ONE, ZERO, Dim, Facts, evaluated, prove_nonneg
 from nnc.passes.memory import ALIGN, lifetimes
 
 Faults = Iterator[str]
@@ -471,15 +471,15 @@ def _overlaps(program: Program) -> Faults:
     arena = [b for b in program.buffers if b.scope == "arena"]
     if not program.arena.terms or not arena:
         return
-    spans = lifetimes(program)
+    spans, bytes_ = lifetimes(program), [b.bytes for b in arena]
+    dims = dict.fromkeys((*bytes_, *(b.offset for b in arena)))
     for n in SAMPLES:
         sizes = {d: n + i for i, d in enumerate(program.dims)}
         if any(f.evaluate(sizes) < 0 for f in program.facts.nonneg):
             continue
         end = program.arena.evaluate(sizes)
-        dims = dict.fromkeys(d for b in arena for d in (b.offset, b.bytes))
-        bytes_ = {d: d.evaluate(sizes) for d in dims}
-        placed = [(b, bytes_[b.offset], bytes_[b.bytes]) for b in arena]
+        found = evaluated(dims, sizes)
+        placed = [(b, found[b.offset], found[size]) for b, size in zip(arena, bytes_, strict=True)]
         for b, at, size in placed:
             if at % ALIGN or at + size > end:
                 yield f"{b.name} lies at {at}..{at + size} of {end} bytes with sizes {sizes}"

@@ -213,6 +213,21 @@ def _named(name: str) -> Dim:
     return Dim(((((name, 1),), 1),))
 
 
+def evaluated(dims: Iterable[Dim], env: Mapping[str, int]) -> dict[Dim, int]:
+    """The number of each under `env`; what they have in common is evaluated once."""
+    known: dict[Mono, int] = {}
+    out: dict[Dim, int] = {}
+    for d in dims:
+        total = 0
+        for mono, c in d.terms:
+            value = known.get(mono)
+            if value is None:
+                value = known[mono] = prod([_atom_value(a, env) ** n for a, n in mono])
+            total += c * value
+        out[d] = total
+    return out
+
+
 def from_json(x: object) -> Dim:
     if isinstance(x, int | str):
         return Dim.of(x)
