@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nnc import compiler
+from nnc.passes.fuse import fuse
 from tests.endtoend import built, compare, sample
 
 RNG = np.random.default_rng(5)
@@ -122,3 +124,28 @@ export def f(x: f32[B, K, W]) -> {"i32" if op == "argmax" else "f32"}[B, W]:
         for k in (1, 3, 40):
             dims = {"B": 2, "K": k, "W": w}
             compare(found.graph, dims, sample(found.graph, dims, RNG))
+
+
+def test_epilogues_over_digits():
+    """The gradient of a flattened layer and its update are one kernel; storage is in place."""
+    text = """
+from std.nn import Linear
+from std.optim import Adam
+export def f(inout net: Linear(6*{n}*{n}, 5), inout opt: Adam(Linear(6*{n}*{n}, 5)), x: f32[B, 6, {n}, {n}]) -> f32:
+    flat[b, (c, i, j)] = max(0, x[b, c, i, j])
+    loss = sum(net(flat)**2)
+    net := opt!(net, grad(loss, net), 0.01)
+    return loss
+"""
+    for n in (3, 7):
+        (found,) = built(text.format(n=n)).values()
+        groups = fuse(compiler.optimise(found.graph)).groups
+        assert sum(g.kind == "contraction" for g in groups) == 2
+        assert all(len(g.nodes) > 1 for g in groups if g.kind == "contraction")
+        inputs = sample(found.graph, {"B": 9}, RNG)
+        for name in inputs:
+            if name.startswith("opt.v"):
+                inputs[name] = abs(inputs[name])
+            if name == "opt.t":
+                inputs[name] = np.int32(3)
+        compare(found.graph, {"B": 9}, inputs)

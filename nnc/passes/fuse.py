@@ -33,7 +33,7 @@ from nnc.passes.partials import split_reductions
 from nnc.passes.recompute import settled
 from nnc.passes.regions import Found, Region, find_regions
 from nnc.passes.schedule.contraction import Contraction, contraction
-from nnc.passes.schedule.space import Space, space
+from nnc.passes.schedule.space import Space, matched, space
 from nnc.passes.slices import slices
 
 MAX_MEMBERS = 24  # nodes of a group
@@ -52,7 +52,7 @@ class Group:
     nodes: tuple[Compute | Update | Loop | External, ...]
     rows: int = 0
     reason: str = ""
-    maps: dict[Node, dict[str, str]] = field(default_factory=dict)  # see `_Open`
+    maps: dict[Node, dict[str, Dim]] = field(default_factory=dict)  # see `_Open`
     region: Region | None = None
 
 
@@ -174,7 +174,7 @@ class _Open:
     rows: int
     exprs: int
     found: Contraction | None = None
-    maps: dict[Node, dict[str, str]] = field(default_factory=dict)
+    maps: dict[Node, dict[str, Dim]] = field(default_factory=dict)
     region: Region | None = None
     refused: str = ""
 
@@ -218,7 +218,7 @@ class _Fuser:
         if group is None:
             kind = "update" if isinstance(node, Update) else "contraction" if found else "rows"
             group = _Open(kind, len(self.groups), [], len(s.axes), 0, found)
-            group.maps[node] = {a.var: a.var for a in s.axes}
+            group.maps[node] = {a.var: Dim.of(a.var) for a in s.axes}
             group.refused = self.refused.get(node, "")
             self.groups.append(group)
         group.nodes.append(node)
@@ -309,31 +309,21 @@ class _Fuser:
         """Element-wise over exactly the kept axes of the contraction."""
         if s.raxes or any(not _static(e) for e in walk(s.body) if isinstance(e, Load)):
             return False
-        names: dict[str, str] | None = None
+        names: dict[str, Dim] | None = None
         for e in walk(s.body):
             if isinstance(e, Load) and e.tensor in g.maps:
-                found = self.matched(e, s, g)
-                if found is None or (names is not None and found != names):
+                found = matched(e, self.spaces[e.tensor], s)
+                if found is None:
+                    return False
+                mapping = g.maps[e.tensor]
+                found = {v: d.subst(mapping) for v, d in found.items()}
+                if names is not None and found != names:
                     return False
                 names = found
         if names is None:
             return False
         g.maps[node] = names
         return True
-
-    def matched(self, e: Load, s: Space, g: _Open) -> dict[str, str] | None:
-        """The variables of `s` in those of the contraction, if a load is one to one."""
-        member: Node = e.tensor  # type: ignore[assignment]
-        homes, mapping = self.spaces[member].homes(), g.maps[member]
-        out: dict[str, str] = {}
-        extents = {a.var: a.extent for a in s.axes}
-        for a in self.spaces[member].axes:
-            i = e.index[homes[a.var]] if a.var in homes else None
-            name = i.dim.name if isinstance(i, Idx) else None
-            if name is None or extents.get(name) != a.extent or name in out:
-                return None
-            out[name] = mapping[a.var]
-        return out if len(out) == len(s.axes) and e.other is None else None
 
     # ---- rows ---------------------------------------------------------------------------------
 

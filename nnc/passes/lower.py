@@ -33,7 +33,7 @@ from nnc.passes.schedule.extrema import joined
 from nnc.passes.schedule.merge import Stmts, Views, loaded_from, merge, stores_in
 from nnc.passes.schedule.nest import nest
 from nnc.passes.schedule.pieces import pieces
-from nnc.passes.schedule.space import Space
+from nnc.passes.schedule.space import Space, matched
 from nnc.passes.storage import Place, Storage, assign
 
 
@@ -281,14 +281,9 @@ class _Lowering(RegionLoops):
             if not isinstance(e, Load) or e.tensor not in self.env:
                 continue
             member: Node = e.tensor
-            other = self.fused.spaces[member]
-            homes, env = other.homes(), self.env[member]
-            out = {}
-            for a in other.axes:
-                i = e.index[homes[a.var]]
-                assert isinstance(i, Idx) and i.dim.name is not None, node
-                out[i.dim.name] = env[a.var]
-            return out
+            found = matched(e, self.fused.spaces[member], space)
+            assert found is not None, node
+            return {v: d.subst(self.env[member]) for v, d in found.items()}
         raise AssertionError(node)
 
     # ---- functions of C ----

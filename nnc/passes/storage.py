@@ -201,16 +201,15 @@ class _Assigner:
         if group.kind == "contraction":
             if reader is group.nodes[0]:
                 return False
-            maps: dict[Node, dict[str, str]] = group.maps
-            first = {v: i for i, v in enumerate(maps[group.nodes[0]])}
-            order, own = ({v: first[w] for v, w in maps[n].items()} for n in (reader, writer))
+            order, own = group.maps[reader], group.maps[writer]
         else:
             # Rows of scalars are stored when all are computed.
             flat = all(len(spaces[n].axes) == group.rows for n in group.nodes)
             if not flat and _after(group, reader, writer):
                 return False
             order, own = (
-                {a.var: i for i, a in enumerate(spaces[n].axes)} for n in (reader, writer)
+                {a.var: Dim.of(f"${i}") for i, a in enumerate(spaces[n].axes)}
+                for n in (reader, writer)
             )
         want = [_positions(i, own) for i in spaces[writer].index]
         return all(
@@ -423,9 +422,6 @@ def _after(group: Group, a: Node, b: Node) -> bool:
     return nodes.index(a) > nodes.index(b)
 
 
-def _positions(e: object, order: dict[str, int]) -> object:
+def _positions(e: object, order: dict[str, Dim]) -> object:
     """An index component in a form that is equal for equal places."""
-    if isinstance(e, Idx):
-        env = {v: Dim.of(f"${i}") for v, i in order.items()}
-        return e.dim.subst(env)
-    return e
+    return e.dim.subst(order) if isinstance(e, Idx) else e

@@ -200,6 +200,20 @@ def map_idx(s: Space, fn: Callable[[Dim], Dim]) -> Space:
     return Space(s.axes, s.raxes, s.op, tuple(map(go, s.index)), go(s.body), guard)
 
 
+def matched(e: Load, member: Space, s: Space) -> dict[str, Dim] | None:
+    """The variables of `s` in those of a member that it reads, if that is one to one."""
+    extents = {a.var: a.extent for a in s.axes}
+    out: dict[str, Dim] = {}
+    for i, place, size in zip(e.index, member.index, e.tensor.type.shape, strict=True):
+        if size == ONE:
+            continue
+        name = i.dim.name if isinstance(i, Idx) else None
+        if name is None or extents.get(name) != size or name in out or not isinstance(place, Idx):
+            return None
+        out[name] = place.dim
+    return out if len(out) == len(s.axes) and e.other is None else None
+
+
 # ---- phases -------------------------------------------------------------------------------------
 
 _NOTHING = Facts()
