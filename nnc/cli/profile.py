@@ -31,6 +31,7 @@ from nnc.ir.expr import Expr, Op, walk
 from nnc.ir.graph import Compute, Node, Update
 from nnc.ir.loop import Kernel, Repeat
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, dim_sum
+from nnc.lang.types import is_float
 from nnc.passes.fuse import Group
 from nnc.passes.memory import touched
 from nnc.runtime.cpu import Code, Entry
@@ -38,6 +39,7 @@ from nnc.runtime.export import Export
 from nnc.runtime.memory import Array, human
 from nnc.runtime.model import Model
 
+SMALL = 1e-3
 _SECONDS = 1.0  # of measuring
 _CALLS = (3, 200)  # at least, at most
 
@@ -93,7 +95,7 @@ def measured(
 ) -> tuple[list[Row], float, int]:
     """Every kernel, the seconds between kernels, and the number of threads."""
     native, objects, support = compiler.profiled(found)
-    values = arguments(export, env)
+    values = arguments(export, env) | _small_numbers(export)
     export(**values)  # reports what is wrong with them
     count = len(found.program.kernels)
     table = np.zeros(FIRST + count, np.int64)
@@ -116,6 +118,20 @@ def measured(
         parts = _parts(kernel, group, env)
         rows.append(Row(i - first, kernel, float(ns[FIRST + i]) / 1e9, done, moved, parts))
     return rows, float(ns[BETWEEN]) / 1e9, threads
+
+
+def _small_numbers(export: Export) -> dict[str, float]:
+    """Values for float arguments of rank 0: a learning rate with which a training step is repeated
+    and stays what it is (weights that explode, or denormals, are slow)."""
+    return {
+        a.name: SMALL
+        for a in export.args
+        if a.kind not in ("module", "tree", "dim")
+        and a.default is None
+        and a.type is not None
+        and not a.type.shape
+        and is_float(a.type.dtype)
+    }
 
 
 def _parts(
