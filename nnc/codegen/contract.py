@@ -101,6 +101,7 @@ class Contraction:
     ready: Ready | None = None
     begin: tuple[str, str] = ("0", "0")  # column and k of `ready` that are 0 here
     columns: Columns | None = None
+    batches: str = "1"  # so many, whose A lie one behind the other
 
 
 @dataclass(frozen=True)
@@ -417,11 +418,12 @@ class _Emission:
         if not isinstance(a, Strided) or a.col_stride != "1" or a.stored or not self.t.fetches:
             return "false"
         size = flow.mul(em, flow.mul(em, rows.size, self.c.k), str(self.t.size))
-        return flow.compare(em, "sge", size, str(_FAR))
+        return flow.compare(em, "sge", flow.mul(em, size, self.c.batches), str(_FAR))
 
     def fetch_next(self, rows: _Range, part: _Range, k: _Range, turn: str) -> None:
-        """Lists the rows of A that are packed next (the last time, the first ones of the next k):
-        half of them in the first turn, the others in the second."""
+        """Lists the rows of A that are packed next (the last time, the first ones of the next k, or
+        of the next batch, behind this one): half of them in the first turn, the others in the
+        second."""
         em, a, t = self.em, self.c.a, self.t
         if self.far == "false":
             return
@@ -430,6 +432,7 @@ class _Emission:
         with flow.when(em, listing):
             after = flow.sub(em, flow.add(em, part.start, part.size), rows.start)
             more = flow.compare(em, "slt", after, rows.size)
+            more = more if self.c.batches == "1" else "true"
             half = flow.ceil_div(em, part.size, "2")
             row = flow.add(em, rows.start, flow.select(em, more, "i64", after, "0"))
             row = flow.add(em, row, flow.mul(em, half, turn))

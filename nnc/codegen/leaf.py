@@ -180,8 +180,18 @@ class Leaves(Sweeps, Windows):
             ready,
             ("0", "0") if c.part is None else self.starts(c),
             self.columns(c, m, n),
+            self.follow(c),
         )
         contract.emit_contraction(self.em, done)
+
+    def follow(self, c: Contract) -> str:
+        """How many batches there are whose left operands lie one behind the other; else 1."""
+        if not c.batch or not isinstance(c.a, Load) or not isinstance(c.a.tensor, Buffer):
+            return "1"
+        form = self.affine(c.a, c.a.tensor).linear_in(c.batch[-1].var)
+        if form is None or form[0] != dim_prod(a.extent for a in (*c.m, *c.k)):
+            return "1"
+        return self.uniform(dim_prod(a.extent for a in c.batch)).text
 
     def direct(self, c: Contract) -> bool:
         raise NotImplementedError
