@@ -277,6 +277,7 @@ class _Emission:
         self.in_place = self.reads_in_place(rows)
         self.far = self.is_far(rows)
         self.b_far = self.is_b_far()
+        self.height = self.most_rows(rows)
         if t.fetches:
             pack.list_nothing(em, t, self.a_panel)
         for_columns = flow.ceil_div(em, columns.size, str(_columns(t)))
@@ -333,8 +334,7 @@ class _Emission:
         em, b = self.em, self.c.b
         if not isinstance(b, Strided) or b.col_stride != "1" or b.stored:
             return "false"
-        apart = flow.rem(em, flow.mul(em, b.row_stride, str(self.t.size)), str(_ALIASING))
-        clash = flow.compare(em, "eq", apart, "0")
+        clash = self.clashes(b)
         elements = flow.mul(em, self.c.k, self.c.n)
         near = flow.compare(em, "sle", elements, str(_NEAR // self.t.size))
         # One row tile reads B once: nothing is better than in place. For more, whole runs of a row,
@@ -343,6 +343,24 @@ class _Emission:
         most = flow.select(em, clash, "i64", str(self.t.rows), most)
         return flow.compare(em, "sle", rows.size, most)
 
+    def clashes(self, b: Strided) -> str:
+        """Whether the rows of B share sets of the cache."""
+        em = self.em
+        apart = flow.rem(em, flow.mul(em, b.row_stride, str(self.t.size)), str(_ALIASING))
+        return flow.compare(em, "eq", apart, "0")
+
+    def most_rows(self, rows: _Range) -> str:
+        """Rows of a tile. Low tiles are wider: where B is far and read in place, two of them find
+        longer runs of it in memory than one."""
+        em, t, b = self.em, self.t, self.c.b
+        if self.b_far == "false" or self.in_place == "false" or not isinstance(b, Strided):
+            return str(t.rows)
+        low = max(h for h in range(1, t.rows + 1) if t.wide(h) > t.panel)
+        few = flow.compare(em, "sle", rows.size, str(t.rows))
+        few = flow.select(em, self.b_far, "i1", few, "false")
+        few = flow.select(em, self.clashes(b), "i1", "false", few)
+        return flow.select(em, few, "i64", str(low), str(t.rows))
+
     def row_block(self, rows: _Range, columns: _Range, follow: _Range) -> None:
         """`follow`: the columns after these."""
         em, t = self.em, self.t
@@ -350,7 +368,7 @@ class _Emission:
             k0 = flow.mul(em, pc, self.depth)
             kc = flow.minimum(em, self.depth, flow.sub(em, self.c.k, k0))
             panels = self.right(k0, kc, columns)
-            tiles_ = flow.ceil_div(em, rows.size, str(t.rows))
+            tiles_ = flow.ceil_div(em, rows.size, self.height)
             with flow.loop(em, "0", tiles_) as it:
                 part = self.cut(rows, it, tiles_)
                 window = Window(self.c.a, part.start, part.size, k0, kc)
