@@ -20,7 +20,7 @@ QUICK = {  # one of each kind, with a program that shows it
     "product_rule": 0,
     "unlimited_gather": 0,
     "shares_of_threads": 3,
-    "edge_of_a_contraction": 0,
+    "edge_of_a_contraction": 2,
 }
 
 RARE = {  # not seen in some 30 programs on a busy machine; a longer run has to tell
