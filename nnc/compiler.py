@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -102,6 +104,18 @@ class Compiled:
 Cache = Callable[[str, Callable[[], bytes]], bytes]  # (key, make) -> object
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Without searches for cycles of garbage: nearly all that a compiler makes stays alive."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 # ---- front end --------------------------------------------------------------------------------
 
 
@@ -110,6 +124,7 @@ def read(path: str) -> Source:
     return Source(path, Path(path).read_text(encoding="utf-8-sig"))
 
 
+@uncollected()
 def check(path: str, overrides: Overrides | None = None, source: Source | None = None) -> Checked:
     """Parses, links and checks a file and everything it imports."""
     diagnostics = Diagnostics()
@@ -372,6 +387,7 @@ def work_of(program: Program) -> Dim:
     return total_work(program.steps)
 
 
+@uncollected()
 def compile_file(
     path: str,
     overrides: Overrides | None = None,
@@ -389,6 +405,7 @@ def compile_file(
     return compile_found(path, found, target, cache, tests, choices, winograd)
 
 
+@uncollected()
 def compile_found(
     path: str,
     found: Elaborated,
@@ -471,6 +488,7 @@ def _tests(found: Elaborated, out: _Objects) -> Iterable[TestCase]:
         yield TestCase(title, native, places, bool(graph.inputs))
 
 
+@uncollected()
 def differentiate(built: Built, target: Target, cache: Cache | None) -> Differentiated:
     """Forward and backward of one export. CompileError where no derivative is known."""
     _check_derivatives(built.graph)
