@@ -79,6 +79,51 @@ export def step(x: f32[T, B, 24], v: f32[96, 24], w: f32[96, 24]) -> (f32[96, 24
     return d[0], d[1]
 """
 
+OTHERS = {
+    "carry read before and after": """
+export def f(x: f32[T, B, 6], w: f32[6, 6], u: f32[6, 6]) -> (f32[6, 6], f32[6, 6], f32[T, B, 6]):
+    a, b = ones[B, 6], zeros[B, 6]
+    ys = for t in T:
+        old = a
+        a = tanh(x[t] + a @ u)
+        b = tanh(old @ w + b @ u * 0.5 + a)
+        yield old - b
+    d = grad(sum[t, i, j](ys[t, i, j] ** 2), [w, u])
+    return d[0], d[1], ys
+""",
+    "losses in turns": """
+export def f(x: f32[T, B, 6], y: i32[T, B], w: f32[6, 4], u: f32[6, 6]) -> (f32[], f32[6, 4], f32[6, 6]):
+    a, loss = zeros[B, 6], 0.0
+    for t in T:
+        a = tanh(x[t] + a @ u)
+        z = a @ w
+        p[i, c] = exp(z[i, c]) / sum[k](exp(z[i, k]))
+        loss = loss - sum[i](log(p[i, y[t, i]]))
+    d = grad(loss, [w, u])
+    return loss, d[0], d[1]
+""",
+    "counter and cache": """
+export def f(x: f32[T, B, 6], w: f32[6, 6], u: f32[6, 6]) -> (f32[T, B, 6], i32[]):
+    a, b, n, cache = zeros[B, 6], zeros[B, 6], 0, zeros[T, B, 6]
+    ys = for t in T:
+        a = tanh(x[t] + a @ u)
+        cache[t, i, j] := a[i, j]
+        b = tanh(a @ w + b @ u + cache[0])
+        n = n + 1
+        yield b * f32(n)
+    return ys, n
+""",
+    "recompute": """
+export def f(x: f32[T, B, 6], w: f32[6, 6], u: f32[6, 6]) -> f32[6, 6]:
+    a, b = zeros[B, 6], zeros[B, 6]
+    ys = for t in T:
+        a = recompute(tanh(x[t] + a @ u))
+        b = tanh(a @ w + b @ u)
+        yield b
+    return grad(sum[t, i, j](ys[t, i, j] ** 2), u)
+""",
+}
+
 
 def loops(graph: Graph) -> list[Loop]:
     return [n for n in all_nodes(compiler.optimise(graph)) if isinstance(n, Loop)]
@@ -108,6 +153,11 @@ def test_one_loop_where_nothing_is_gained(text: str) -> None:
     one = built(text)["forward"]
     assert len(loops(one.graph)) == 1
     agree(one)
+
+
+@pytest.mark.parametrize("name", list(OTHERS))
+def test_other_loops(name: str) -> None:
+    agree(built(OTHERS[name])["f"])
 
 
 def test_gates_and_their_gradients_are_one_kernel_of_a_turn() -> None:
