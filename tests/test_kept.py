@@ -304,6 +304,35 @@ def test_copies_give_the_same_bits(threads: int, tmp_path: Path) -> None:
             assert export._entry._context[5] == RIGHT
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_exchanged_roles_give_the_same_bits(threads: int, tmp_path: Path) -> None:
+    """Convolutions whose weights are large, over maps of few places and of many."""
+    file = tmp_path / "m.nn"
+    file.write_text(
+        """module M:
+    param w: f32[531, 221, 3, 3] = normal(0.1)
+    param v: f32[40, 531] = normal(0.1)
+    param scale: f32[531] = normal(1)
+export def f(m: M, x: f32[B, 221, H, W], skip: f32[B, 531, H, W]) -> f32[B, 40, (H + 1)//2, (W + 1)//2]:
+    y[b, o, i:H, j:W] = max(skip[b, o, i, j] + m.scale[o] * sum[c, u, v](
+        x[b, c, i + u - 1, j + v - 1 else 0] * m.w[o, c, u, v]), 0)
+    z[b, o, i:(H + 1)//2, j:(W + 1)//2] = sum[c](y[b, c, 2*i, 2*j] * m.v[o, c])
+    return z
+"""
+    )
+    m = nnc.load(file, threads=threads)
+    net, rng = m.M.init(seed=0), np.random.default_rng(0)
+    for sizes in ((1, 7, 7), (2, 5, 9), (1, 1, 1), (1, 1, 2), (1, 3, 40), (1, 12, 13)):
+        b, h, w = sizes
+        x = rng.standard_normal((b, 221, h, w), dtype=F)
+        skip = rng.standard_normal((b, 531, h, w), dtype=F)
+        want = m.f(net, x, skip)
+        for _ in range(3):
+            assert np.array_equal(m.f(net, x, skip), want), sizes
+        if b * h * w > 2:
+            assert m.exports["f"]._entry._context[5] == RIGHT
+
+
 # ---- what is kept, and where --------------------------------------------------------------------
 
 

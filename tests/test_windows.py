@@ -187,3 +187,18 @@ def test_filters_of_sequences() -> None:
             dims = {"N": n, "B": 2, "D": 9, "T": n} if name == "blur" else {"B": 2, "D": 9, "T": n}
             dims = {k: dims[k] for k in b.graph.dims}
             compare(b.graph, dims, sample(b.graph, dims, np.random.default_rng(n)))
+
+
+def test_windows_on_the_left() -> None:
+    """Results with channels last: the rows are places."""
+    text = """
+    export def same(x: f32[B, C, H, W], w: f32[O, C, 3, 3]) -> f32[B, H, W, O]:
+        y[b, i:H, j:W, o] = sum[c, u, v](x[b, c, i + u - 1, j + v - 1 else 0] * w[o, c, u, v])
+        return y
+    export def strided(x: f32[B, C, 2*H, 2*W], w: f32[O, C, 3, 3]) -> f32[B, H, W, O]:
+        y[b, i:H, j:W, o] = sum[c, u, v](x[b, c, 2*i + u - 1, 2*j + v - 1 else 0] * w[o, c, u, v])
+        return y
+    """
+    for b in built(dedent(text)).values():
+        for dims in SIZES:
+            compare(b.graph, dict(dims), sample(b.graph, dict(dims), np.random.default_rng(2)))

@@ -59,7 +59,8 @@ class Outline:
                     groups = tuple(tuple(map(_axis, g)) for g in (s.batch, s.m, s.n, s.k))
                     part = None if s.part is None else (s.part.var, s.part.start, s.part.extent)
                     packed = None if s.panels is None else (self.expr(s.panels), s.copied)
-                    operands = self.expr(s.a), self.expr(s.b), packed
+                    turned = None if s.turned is None else self.expr(s.turned)
+                    operands = self.expr(s.a), self.expr(s.b), packed, turned
                     self.key += ("contract", name, s.fn, groups, part, *operands)
                     if not self.block(epilogue):
                         return False

@@ -254,8 +254,8 @@ def expressions(body: Iterable[Stmt]) -> list[Expr]:
                 out.append(value)
             case Store(index=index, value=value, guard=guard):
                 out += [*index, value, *([] if guard is None else [guard])]
-            case Contract(a=a, b=b, epilogue=epilogue, panels=panels):
-                out += [a, b, *([] if panels is None else [panels])]
+            case Contract(a=a, b=b, epilogue=epilogue, panels=panels, turned=turned):
+                out += [a, b, *(e for e in (panels, turned) if e is not None)]
                 stack.extend(epilogue)
             case Call(inputs=inputs):
                 out += inputs

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from nnc.codegen import flow
 from nnc.codegen.emit import Emitter
 from nnc.codegen.loops import stores
+from nnc.ir.expr import Load
 from nnc.ir.loop import Contract, Kernel, Program, Step
 from nnc.lang.dims import ZERO, Dim, dim_max, dim_prod
 
@@ -50,6 +51,8 @@ def rows(program: Program) -> Dim:
         match kernel.body:
             case (Contract(copied=True) as c,):
                 out = dim_max(out, dim_prod(a.extent for a in (*c.batch, *c.m)))
+            case (Contract(turned=Load()) as c,):
+                out = dim_max(out, dim_prod(a.extent for a in (*c.batch, *c.n)))
     return out
 
 

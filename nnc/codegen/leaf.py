@@ -20,7 +20,7 @@ from nnc.codegen.sweeps import Sweeps
 from nnc.codegen.windows import Group, Windows
 from nnc.ir.expr import Expr, Idx, Load, Op, loads
 from nnc.ir.graph import Axis
-from nnc.ir.loop import REVERSED, SLAB, Buffer, Contract, For, Reduce, Stmt, Store
+from nnc.ir.loop import FEW, REVERSED, SLAB, Buffer, Contract, For, Reduce, Stmt, Store
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.lang.types import DType
 
@@ -86,6 +86,9 @@ class Leaves(Sweeps, Windows):
     def tiled(self, c: Contract) -> None:
         """Batches outside, each one contraction by register tiles."""
         if self.direct(c):
+            return
+        if c.turned is not None:
+            self.either_way(c)
             return
         self.contractions |= {kind(c)}
         groups = [group(x, axes) for x, axes in zip("mnk", (c.m, c.n, c.k), strict=True)]
@@ -192,6 +195,17 @@ class Leaves(Sweeps, Windows):
         if form is None or form[0] != dim_prod(a.extent for a in (*c.m, *c.k)):
             return "1"
         return self.uniform(dim_prod(a.extent for a in c.batch)).text
+
+    def either_way(self, c: Contract) -> None:
+        """With few columns the roles are exchanged, where there are copies for that."""
+        other = replace(c, m=c.n, n=c.m, a=c.b, b=c.a, panels=c.turned, turned=None)
+        columns = self.uniform(dim_prod(a.extent for a in c.n)).text
+        few = flow.compare(self.em, "sle", columns, str(FEW))
+        few = flow.select(self.em, few, "i1", self.has_copies(), "false")
+        with flow.when(self.em, few), self.scope():
+            self.tiled(other)
+        with flow.when(self.em, flow.negate(self.em, few)), self.scope():
+            self.tiled(replace(c, turned=None))
 
     def direct(self, c: Contract) -> bool:
         raise NotImplementedError

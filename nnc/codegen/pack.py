@@ -309,6 +309,8 @@ def _rows(em: Emitter, t: Tile, a: Window, panel: str, stage: str) -> None:
         _tabled_rows(em, t, a, source.table, panel, stage)
     elif source.axis == 1:
         _copy_rows(em, t, a, source.vector, panel)
+    elif source.table is not None:
+        _transpose_tabled_rows(em, t, a, source.table, panel, stage)
     else:
         _transpose_rows(em, t, a, panel, stage)
 
@@ -533,39 +535,56 @@ def _tabled(
         vectors(at, first, some)
 
 
+def _transpose_tabled_rows(
+    em: Emitter, t: Tile, a: Window, x: Tabled, panel: str, stage: str
+) -> None:
+    def place(row: str, col: str) -> str:
+        return flow.add(em, flow.mul(em, row, str(t.a_row)), col)
+
+    _transpose_tabled(em, t, x, stage, (a.col, a.cols), (a.row, a.rows), panel, place)
+
+
 def _transpose_tabled_panels(
     em: Emitter, t: Tile, b: Window, x: Tabled, to: str, gap: str, stage: str
 ) -> None:
-    table, panel, width = table_of(t, em, stage), str(t.panel), str(t.lanes)
+    panel = str(t.panel)
 
-    def square(lanes: Lanes, k: str, first: str, some: str, j: str) -> None:
+    def place(row: str, col: str) -> str:
+        base = flow.add(em, flow.mul(em, flow.div(em, col, panel), gap), flow.rem(em, col, panel))
+        return flow.add(em, base, flow.mul(em, row, panel))
+
+    _transpose_tabled(em, t, x, stage, (b.col, b.cols), (b.row, b.rows), to, place)
+
+
+def _transpose_tabled(
+    em: Emitter, t: Tile, x: Tabled, stage: str,
+    lines: tuple[str, str], lanes: tuple[str, str], to: str, place: Callable[[str, str], str],
+) -> None:  # fmt: skip
+    """As `_tabled`, with vectors along the lines: place(lane, line) is where one goes."""
+    table, width = table_of(t, em, stage), str(t.lanes)
+
+    def square(prepared: Lanes, k: str, first: str, some: str, j: str) -> None:
         last = flow.sub(em, some, "1")
         with flow.loop(em, "0", width) as o:
             i = flow.minimum(em, flow.add(em, j, o), last)  # lines past the end repeat the last
-            line = flow.add(em, b.col, flow.add(em, first, i))
+            line = flow.add(em, lines[0], flow.add(em, first, i))
 
             def one(pieces: int) -> None:
-                value = x.fetch(em, lanes, line, table, i, pieces)
+                value = x.fetch(em, prepared, line, table, i, pieces)
                 put(em, t, value, stage, flow.mul(em, o, width), t.vector)
 
-            either(em, lanes.pieces, one)
+            either(em, prepared.pieces, one)
         places = [flow.offset(em, stage, str(o * t.lanes), t.type) for o in range(t.lanes)]
-        columns = flow.add(em, first, j)
-        base = flow.mul(em, flow.div(em, columns, panel), gap)
-        base = flow.add(em, base, flow.rem(em, columns, panel))
         rows = transpose(em, t, [load_vector(em, t, p, None) for p in places])
         for r, value in enumerate(rows):
-            at = flow.mul(em, flow.add(em, k, str(r)), panel)
-            put(em, t, value, to, flow.add(em, base, at), t.vector)
-
-    def vector(k: str, first: str, some: str) -> None:
-        mask = lane_mask(em, t, flow.sub(em, b.rows, k))
-        lanes = x.prepare(em, flow.add(em, b.row, k), mask, table, some, 0)
-        with flow.loop(em, "0", some, width) as j:
-            square(lanes, k, first, some, j)
+            at = place(flow.add(em, k, str(r)), flow.add(em, first, j))
+            put(em, t, value, to, at, t.vector)
 
     with (
-        lines_of(em, t, x, table, b.col, b.cols) as (first, some),
-        flow.loop(em, "0", b.rows, width) as k,
+        lines_of(em, t, x, table, *lines) as (first, some),
+        flow.loop(em, "0", lanes[1], width) as k,
     ):
-        vector(k, first, some)
+        mask = lane_mask(em, t, flow.sub(em, lanes[1], k))
+        prepared = x.prepare(em, flow.add(em, lanes[0], k), mask, table, some, 0)
+        with flow.loop(em, "0", some, width) as j:
+            square(prepared, k, first, some, j)

@@ -104,6 +104,7 @@ class Reduce:
     best: str = ""
 
 
+FEW = 128  # columns for which `Contract.turned` is used
 SLAB, SLAB_K = 32, 16  # see `Contract.panels`; a multiple of the panel of every target
 
 
@@ -151,11 +152,12 @@ class Contract:
     span: Span = NOWHERE
     part: Part | None = None
     panels: Load | None = None
+    turned: Load | None = None
     fn: str = "mul"  # or dot4, dot4r
 
     @property
     def copied(self) -> bool:
-        """Whether `panels` are a kept copy, which a call may be without."""
+        """Whether `panels` are a kept copy, which a call may be without (as `turned` is)."""
         return (
             self.panels is not None
             and isinstance(b := self.panels.tensor, Buffer)

@@ -108,6 +108,7 @@ def _contract(s: Contract, pad: str) -> list[str]:
         *_named(s.a, pad + "  ", "a = "),
         *_named(s.b, pad + "  ", "b = "),
         *([] if s.panels is None else _named(s.panels, pad + "  ", "packed from ")),
+        *([] if s.turned is None else _named(s.turned, pad + "  ", "few columns: packed from ")),
         *_stmts(s.epilogue, pad + "  "),
     ]
 

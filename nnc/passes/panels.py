@@ -16,6 +16,7 @@ from nnc.ir.expr import Const, Expr, Idx, Load, loads, names, subst
 from nnc.ir.form import formed
 from nnc.ir.graph import Axis
 from nnc.ir.loop import (
+    FEW,
     SLAB,
     SLAB_K,
     Buffer,
@@ -29,12 +30,13 @@ from nnc.ir.loop import (
     kernels_of,
 )
 from nnc.lang.dims import ZERO, Dim, dim_prod
-from nnc.lang.types import TensorType
+from nnc.lang.types import DTYPES, TensorType
 from nnc.passes.schedule.merge import Views, stores_in
 from nnc.passes.schedule.nest import nest
 
 MOST = 1 << 23  # elements that are worth the memory
 LEAST = 1 << 12
+LARGE = 1 << 20  # elements of a left operand
 # Bytes of copies that a program keeps for ever. They make products of some rows about 8 % faster
 # (of few rows with k contiguous: much faster); where all of them take more, there are none.
 KEPT = 64 << 20
@@ -55,7 +57,9 @@ def panels(program: Program, constant: frozenset[str] = frozenset()) -> Program:
         new.append(copying.copied(step))
         if copying.size > KEPT:
             return program
-    return copying.added(replace(program, steps=tuple(new)))
+    copying.size = 0
+    turned = [copying.turned(step) for step in new]
+    return copying.added(replace(program, steps=tuple(turned)))
 
 
 @dataclass
@@ -96,6 +100,22 @@ class _Packing:
         match step:
             case Kernel(body=(Contract(panels=None, fn="mul") as c,)) if self.fits(c):
                 return replace(step, body=(replace(c, panels=self.keep(c, step, "copy")),))
+        return step
+
+    def turned(self, step: Step) -> Step:
+        """A contraction with a kept copy of its left operand, if that is large: with the roles
+        exchanged, few columns leave no lanes idle. As far as there is memory left."""
+        if isinstance(step, Kernel) and not _contracts(step):
+            return step
+        match step:
+            case Kernel(body=(Contract(panels=None, fn="mul", part=None) as c,)) if c.m and c.n:
+                back = replace(c, m=c.n, n=c.m, a=c.b, b=c.a)
+                size = dim_prod(a.extent for a in (*c.m, *c.k)).const or 0
+                room = self.size + size * DTYPES[c.a.dtype].bytes <= KEPT
+                columns = dim_prod(a.extent for a in c.n).const or 1
+                if size >= LARGE and columns <= FEW and room and self.fits(back):
+                    copy = self.keep(back, step, "copy")
+                    return replace(step, body=(replace(c, turned=copy),))
         return step
 
     def fits(self, c: Contract) -> bool:

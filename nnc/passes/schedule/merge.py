@@ -192,9 +192,10 @@ def map_stmts(
                 out.append(replace(s, buffer=buffer, index=index, value=fn(s.value), guard=guard))
             case Contract():
                 epilogue = map_stmts(s.epilogue, fn, place, axis)
-                panels = None if s.panels is None else fn(s.panels)
-                assert panels is None or isinstance(panels, Load), s
-                out.append(replace(s, a=fn(s.a), b=fn(s.b), epilogue=epilogue, panels=panels))
+                panels, turned = (None if e is None else fn(e) for e in (s.panels, s.turned))
+                assert isinstance(panels, Load | None) and isinstance(turned, Load | None), s
+                new = replace(s, a=fn(s.a), b=fn(s.b), epilogue=epilogue)
+                out.append(replace(new, panels=panels, turned=turned))
             case Call():
                 (result,) = map_stmts((s.result,), fn, place, axis)
                 inputs = tuple(e for i in s.inputs if isinstance(e := fn(i), Load))
@@ -217,7 +218,7 @@ def exprs_in(stmts: Iterable[Stmt]) -> list[Expr]:
             case Store():
                 out += [*s.index, s.value, *(() if s.guard is None else (s.guard,))]
             case Contract():
-                out += [s.a, s.b, *(() if s.panels is None else (s.panels,))]
+                out += [s.a, s.b, *(e for e in (s.panels, s.turned) if e is not None)]
                 stack += reversed(s.epilogue)
             case Call():
                 out += s.inputs
