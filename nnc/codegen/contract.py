@@ -71,6 +71,7 @@ __all__ = [
 ]
 
 _COLUMNS = {64: 2048, 32: 1024, 16: 512}  # bytes of a row of a B block, by vector bytes
+_KEPT = 10  # panels of a computed A that are made once for all blocks of columns (in L2)
 _PARTIAL_ROWS = 512  # rows of partial sums kept while B is packed once
 _IN_PLACE = 256  # rows up to which packing B costs more than reading it in place,
 _NEAR = 1 << 20  # if all of B has few enough bytes to be found in the cache
@@ -119,11 +120,16 @@ def _columns(t: Tile) -> int:
 
 
 def _areas(t: Tile) -> tuple[int, int, int, int]:
-    """Bytes of scratch for transposing, the panel of A, the block of B and the (partial) sums."""
+    """Bytes of scratch for transposing, panels of A, the block of B and the (partial) sums."""
     depth = -(-t.block // OVERSHOOT) * OVERSHOOT
-    a = t.panel_bytes + t.list_bytes + pack.LIST_ROOM
+    a = _KEPT * _slot(t)
     b, c = depth * _columns(t), _PARTIAL_ROWS * _columns(t)
     return pack.stage_bytes(t), a, b * t.size, c * t.size
+
+
+def _slot(t: Tile) -> int:
+    """Bytes of a panel of A and what stands behind it."""
+    return -(-(t.panel_bytes + t.list_bytes + pack.LIST_ROOM) // 64) * 64
 
 
 def scratch_bytes(dtype: str, target: Target) -> int:
@@ -242,7 +248,8 @@ class _Emission:
         self.t = tiles.tile(c.dtype, c.target)
         starts = accumulate(_areas(self.t), initial=0)
         areas = [flow.offset(em, c.scratch, str(at), "i8") for at in starts]
-        self.stage, self.a_panel, self.b_block, self.sums, _ = areas
+        self.stage, self.panels, self.b_block, self.sums, _ = areas
+        self.a_panel = self.panels
 
     def is_one_row(self) -> str:
         """Whether there is one row and B is best read where it lies."""
@@ -284,7 +291,10 @@ class _Emission:
         # Without partial sums there is no reason to cut the rows.
         row_blocks = flow.ceil_div(em, rows.size, str(_PARTIAL_ROWS))
         row_blocks = flow.select(em, self.one_block, "i64", "1", row_blocks)
+        self.keep(rows, for_columns)
         with flow.loop(em, "0", for_columns) as jb:
+            first = flow.compare(em, "eq", jb, "0")
+            self.packs = flow.select(em, self.kept, "i1", first, "true")
             block = self.column_block(columns, jb, for_columns)
             with flow.loop(em, "0", row_blocks) as ib:
                 more = flow.compare(em, "slt", flow.add(em, ib, "1"), row_blocks)
@@ -293,6 +303,25 @@ class _Emission:
                 left = flow.sub(em, flow.add(em, columns.start, columns.size), after)
                 follow = _Range(after, flow.minimum(em, left, block.size))
                 self.row_block(self.cut(rows, ib, row_blocks), block, follow)
+
+    def keep(self, rows: _Range, blocks: str) -> None:
+        """Whether all panels of A are made with the first of `blocks` of columns, and kept."""
+        em, t, self.kept = self.em, self.t, "false"
+        plain = self.far == "false" and self.b_far == "false"
+        if not isinstance(self.c.a, Computed) or not plain or blocks == "1":
+            return
+        count = flow.mul(em, flow.ceil_div(em, rows.size, self.height), self.blocks)
+        fits = flow.compare(em, "sle", count, str(_KEPT))
+        many = flow.compare(em, "sgt", blocks, "1")
+        self.kept = fits if many == "true" else flow.select(em, many, "i1", fits, "false")
+        if t.fetches:
+            with flow.when(em, self.kept), flow.loop(em, "1", count) as slot:
+                pack.list_nothing(em, t, self.slot(slot))
+
+    def slot(self, number: str) -> str:
+        return flow.offset(
+            self.em, self.panels, flow.mul(self.em, number, str(_slot(self.t))), "i8"
+        )
 
     def parts(self) -> tuple[_Range, _Range]:
         """The rows and columns of this thread."""
@@ -372,7 +401,10 @@ class _Emission:
             with flow.loop(em, "0", tiles_) as it:
                 part = self.cut(rows, it, tiles_)
                 window = Window(self.c.a, part.start, part.size, k0, kc)
-                pack.pack_rows(em, t, window, self.a_panel, self.stage)
+                number = flow.add(em, flow.mul(em, pc, tiles_), it)
+                self.a_panel = self.slot(flow.select(em, self.kept, "i64", number, "0"))
+                with flow.when(em, self.packs):
+                    pack.pack_rows(em, t, window, self.a_panel, self.stage)
                 ahead = self.next_block(pc, columns, follow)
                 self.row_tile(rows, part, columns, pc, _Range(k0, kc), panels, (it, *ahead))
 
