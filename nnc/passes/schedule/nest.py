@@ -36,7 +36,8 @@ def nest(
     """
     used = set() if taken is None else taken
     used |= {a.var for a in (*axes, *serial)}
-    turns = () if serial else told_apart(axes, exprs_in(stmts))
+    sums = bool(serial) or any(isinstance(s, Reduce) for s in stmts)
+    turns = () if sums else told_apart(axes, exprs_in(stmts))
     if len(turns) < len(axes) or not parallel:
         axes = [a for a in axes if a not in turns]
         for a in reversed(turns):

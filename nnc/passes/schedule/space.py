@@ -106,8 +106,14 @@ def _space(node: Compute | Update, facts: Facts) -> Space:
 
 
 def told_apart(axes: Sequence[Axis], exprs: Iterable[Expr]) -> list[Axis]:
-    """The short axes at whose indices different things are computed: `a if k == 0 else b`."""
-    short = {a.var: a for a in axes if (a.extent.const or SHORT + 1) <= SHORT}
+    """The short axes at whose indices different things are computed: `a if k == 0 else b`.
+
+    Not those on which the length of another one depends.
+    """
+    lengths = {n for a in axes for n in a.extent.names}
+    short = {
+        a.var: a for a in axes if (a.extent.const or SHORT + 1) <= SHORT and a.var not in lengths
+    }
     out: dict[Axis, None] = {}
     for e in walk(*exprs) if short else ():
         match e:
