@@ -184,11 +184,15 @@ class _Kernels:
         o, c, n, t = found.o.extent, found.c.extent, found.count, Dim.of(POINTS)
         name = kernel.name
         self.u = made.buffer(f"{name}.u", (t, o, c), found.of, "value")
+        side = (d.extent * TILE + (SIDE - TILE) for d in found.tiles)
+        outer = (c, *(a.extent for a in found.rest))
+        self.x = made.buffer(f"{name}.x", (*outer, *side), found.of)
         self.v = made.buffer(f"{name}.v", (t, c, n), found.of)
         self.m = made.buffer(f"{name}.m", (t, o, n), found.of)
 
     def steps(self) -> Iterator[Kernel]:
         self.made.prologue.append(self.weights())
+        yield self.around()
         yield self.input()
         yield self.products()
         yield self.output()
@@ -210,16 +214,27 @@ class _Kernels:
         body = _nest((f.o,), f.c, stmts)
         return self.named("weights", body, "weights", dim_prod(self.u.type.shape))
 
+    def around(self) -> Kernel:
+        """What whole tiles read, with what stands around it: so the rest has no conditions."""
+        f, (i, j), (u, v) = self.f, self.f.map, self.f.window
+        rows, columns = (
+            Axis(n, d) for n, d in zip(("$p", "$q"), self.x.type.shape[-2:], strict=True)
+        )
+        zero = {u.var: Dim.of(0), v.var: Dim.of(0)}
+        moved = subst(f.x, {i.var: Dim.of(rows.var), j.var: Dim.of(columns.var), **zero})
+        assert isinstance(moved, Load), moved
+        value = replace(moved, other=moved.other or Const(moved.dtype, 0))
+        to = tuple(map(_at, (f.c, *f.rest, rows, columns)))
+        body = _nest((f.c, *f.rest, rows), columns, [Store(self.x, to, value)])
+        return self.named("around", body, "tiles", dim_prod(self.x.type.shape))
+
     def input(self) -> Kernel:
-        f, (i, j), (u, v), (ti, tj) = self.f, self.f.map, self.f.window, self.f.tiles
+        f, (ti, tj) = self.f, self.f.tiles
         names_: dict[str, Expr] = {}
 
         def tile(p: int, q: int) -> Expr:
-            at = {i.var: _first(ti), j.var: _first(tj), u.var: Dim.of(p), v.var: Dim.of(q)}
-            moved = subst(f.x, at)
-            assert isinstance(moved, Load), moved
-            other = moved.other or Const(moved.dtype, 0)
-            return replace(moved, other=other)
+            at = (*map(_at, (f.c, *f.rest)), Idx(_first(ti) + p), Idx(_first(tj) + q))
+            return Load(f.x.dtype, self.x, at)
 
         x = [[tile(p, q) for q in range(SIDE)] for p in range(SIDE)]
         stmts: list[Stmt] = list(_both(B, x, "x", names_))
@@ -342,7 +357,7 @@ def _at(a: Axis) -> Idx:
 
 
 def _first(tile: Axis) -> Dim:
-    return Dim.of(tile.var) * TILE
+    return _at(tile).dim * TILE
 
 
 def _n(number: int) -> Idx:
