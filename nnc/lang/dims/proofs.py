@@ -50,7 +50,7 @@ def _proved(p: Dim, facts: Facts, bounds: tuple[tuple[str, Range], ...], depth: 
         p, facts, ranges = exact
     if _plainly_nonneg(_minimum(p, facts, ranges), facts):
         return True
-    if _divided(p, ranges):
+    if depth > 1 and _divided(p, ranges):
         if _plainly_nonneg(_eliminate(p, facts, ranges, True, True), facts):
             return True
         if _plainly_nonneg(_paired(_minimum(p, facts, ranges)), facts):

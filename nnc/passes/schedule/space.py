@@ -99,7 +99,7 @@ def _space(node: Compute | Update, facts: Facts) -> Space:
         raw = Space(node.axes, node.raxes, node.op, index, node.body)
     first = _drop_units(_first_only(_shortened(simplify(raw, facts), facts)))
     made = _split(first, facts)
-    if (phased := _phases(first, facts)) is not first:
+    if (phased := _phases(first)) is not first:
         phased = _exact(_split(phased, facts))
         made = phased if _is_inside(phased, node, facts) else made
     return made if made.raxes or isinstance(node, Update) else _told_apart_last(made)
@@ -226,7 +226,7 @@ _NOTHING = Facts()
 _PHASES = 8  # strides up to this one
 
 
-def _phases(s: Space, facts: Facts) -> Space:
+def _phases(s: Space) -> Space:
     """Splits the kept axes `$x` of a sum that is read at `($x + p) // Q` and `($x + p) % Q`.
 
     `$xl:Q`, which comes first, is the phase; `$xh` counts the elements of that phase, which may be
@@ -237,7 +237,7 @@ def _phases(s: Space, facts: Facts) -> Space:
     for axis in s.axes:
         q = _stride(s, axis)
         if q is not None:
-            s = simplify(_cut_phases(s, axis, q), facts)
+            s = _cut_phases(s, axis, q)
     return s
 
 
