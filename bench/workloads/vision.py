@@ -75,9 +75,16 @@ def _loss(x: Any, y: Any) -> Any:
 
 
 def resnet(
-    depth: int, batch: int, demand: float, aim: float, flop: float, context: Context
+    depth: int,
+    batch: int,
+    demand: float,
+    aim: float,
+    flop: float,
+    context: Context,
+    winograd: bool = False,
 ) -> Case:
-    model = load(f"resnet{depth}.nn", context)
+    """`flop`: of one picture, of the direct form."""
+    model = load(f"resnet{depth}.nn", context, winograd=winograd)
     net = getattr(model, f"ResNet{depth}").init(seed=0)
     p = weights(net)
     x = _pictures(batch, 3, 224, 224)
@@ -88,7 +95,7 @@ def resnet(
         return torch_models.with_weights(getattr(torch_models, f"resnet{depth}")(), p)
 
     return Case(
-        f"ResNet-{depth}, inference, batch {batch}",
+        f"ResNet-{depth}, inference, batch {batch}" + (", winograd=True" if winograd else ""),
         {
             "nnc": lambda: partial(model.predict, net, x),
             **peers.inference(module, [x], context.threads, channels_last=True),
@@ -170,6 +177,8 @@ WORKLOADS: dict[str, Callable[[Context], Case]] = {
     "cnn": cnn,
     "resnet18_b1": partial(resnet, 18, 1, 1.2, 1.8, 3.63e9),
     "resnet18_b8": partial(resnet, 18, 8, 1.2, 1.8, 3.63e9),
+    "resnet18_b1_winograd": partial(resnet, 18, 1, 1.2, 1.8, 3.63e9, winograd=True),
+    "resnet18_b8_winograd": partial(resnet, 18, 8, 1.2, 1.8, 3.63e9, winograd=True),
     "resnet50_b1": partial(resnet, 50, 1, 1.2, 1.6, 8.18e9),
     "resnet50_b8": partial(resnet, 50, 8, 1.2, 1.6, 8.18e9),
     "resnet18_train": resnet18_train,
