@@ -406,6 +406,7 @@ class _Emission:
                 with flow.when(em, self.packs):
                     pack.pack_rows(em, t, window, self.a_panel, self.stage)
                 ahead = self.next_block(pc, columns, follow)
+                self.tiles_ = tiles_
                 self.row_tile(rows, part, columns, pc, _Range(k0, kc), panels, (it, *ahead))
 
     def is_b_far(self) -> str:
@@ -469,6 +470,22 @@ class _Emission:
             return "false"
         size = flow.mul(em, flow.mul(em, rows.size, self.c.k), str(self.t.size))
         return flow.compare(em, "sge", flow.mul(em, size, self.c.batches), str(_FAR))
+
+    def fetch_ready(self, b: str, tile: str, kc: str) -> None:
+        """Lists this row tile's share of what follows in a panel that was packed before."""
+        em, c, t = self.em, self.c, self.t
+        if c.ready is None or not t.fetches:
+            return
+        size = flow.mul(em, flow.mul(em, c.n, c.k), str(t.size))
+        far = flow.compare(em, "sge", size, str(_B_FAR))
+        free = flow.select(em, self.far, "i1", "false", c.ready.when)
+        with flow.when(em, flow.select(em, far, "i1", free, "false")):
+            block = flow.mul(em, kc, str(t.panel))
+            share = flow.round_up(em, flow.ceil_div(em, block, self.tiles_), str(64 // t.size))
+            room = flow.mul(em, flow.div(em, kc, str(tiles.UNROLL)), str(64 // t.size))
+            at = flow.add(em, block, flow.mul(em, tile, share))
+            source, some = Strided(b, "0", "1"), flow.minimum(em, share, room)
+            pack.list_rows(em, t, source, ("0", at), "1", some, self.a_panel)
 
     def fetch_next(self, rows: _Range, part: _Range, k: _Range, turn: str) -> None:
         """Lists the rows of A that are packed next (the last time, the first ones of the next k, or
@@ -594,6 +611,7 @@ class _Emission:
             self.fetch_next(rows, part, k, turn)
             self.fetch_block(ahead, turn, turns, k.size)
             b, b_k, b_panel = right.at(em, t, j)
+            self.fetch_ready(b, ahead[0], k.size)
             at = flow.add(em, strip, flow.mul(em, j, part.size))
             at = flow.select(em, self.one_block, "i64", "0", at)
             sums = flow.offset(em, self.sums, at, t.type)
