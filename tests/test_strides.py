@@ -1,4 +1,5 @@
-"""Gradients in the data of strided windows: sums by phases, without the outputs that pass by."""
+"""Strides: gradients in the data of strided windows and transposed windows, as sums by phases
+without the terms that pass by; lanes a few elements apart."""
 
 from __future__ import annotations
 
@@ -6,7 +7,10 @@ import numpy as np
 import pytest
 
 from nnc import compiler
+from nnc.ir.expr import Op, walk
+from nnc.ir.graph import Compute
 from nnc.passes.fuse import fuse
+from nnc.passes.schedule.space import space
 from tests.endtoend import built, compare, sample
 
 RNG = np.random.default_rng(5)
@@ -149,3 +153,85 @@ export def f(inout net: Linear(6*{n}*{n}, 5), inout opt: Adam(Linear(6*{n}*{n}, 
             if name == "opt.t":
                 inputs[name] = np.int32(3)
         compare(found.graph, {"B": 9}, inputs)
+
+
+TRANSPOSED = """
+export def f(x: f32[B, 5, H, W], w: f32[5, 3, {k}, {k}], z: f32[B, 3, {s}*H, {s}*W], t: f32[B, 3, {s}*H, {s}*W]) -> (f32[B, 3, {s}*H, {s}*W], f32[B, 5, H, W], f32[5, 3, {k}, {k}], f32[B, 3, {s}*H, {s}*W], f32[B, 5, H, W], f32[5, 3, {k}, {k}]):
+    y[b, o, i:{s}*H, j:{s}*W] = sum[c, u, v](x[b, c, (i + {p} - u)//{s}, (j + {p} - v)//{s} else 0] * w[c, o, u, v] if (i + {p} - u) % {s} == 0 and (j + {p} - v) % {s} == 0 else 0)
+    dx, dw = grad(sum(y * t), [x, w])
+    r[b, c, i:H, j:W] = sum[o, u, v](z[b, o, i*{s} + u - {p}, j*{s} + v - {p} else 0] * w[c, o, u, v])
+    a = grad(sum(r * x), z)
+    ax, aw = grad(sum(a * t), [x, w])
+    return y, dx, dw, a, ax, aw
+"""
+
+
+@pytest.mark.parametrize("k,s,p", [(4, 2, 1), (3, 2, 1), (2, 2, 0), (5, 3, 1), (3, 3, 0)])
+def test_transposed_windows(k, s, p):
+    """By hand and as the adjoint of a strided window; the gradients are windows again."""
+    (found,) = built(TRANSPOSED.format(k=k, s=s, p=p)).values()
+    for b, h, w in ((1, 3, 5), (2, 5, 12), (1, 1, 1)):
+        dims = {"B": b, "H": h, "W": w}
+        out = compare(found.graph, dims, sample(found.graph, dims, RNG))
+        for got, want in zip(out[:3], out[3:], strict=True):
+            np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_terms_that_pass_by_are_not_computed():
+    text = TRANSPOSED.format(k=4, s=2, p=1)
+    (found,) = built(text).values()
+    graph = compiler.optimise(found.graph)
+    for y in graph.results[:3]:
+        assert isinstance(y, Compute) and y.op == "sum"
+        assert "%" not in repr(
+            [c for c in walk(space(y, graph.facts).body) if isinstance(c, Op) and c.fn == "eq"]
+        )
+
+
+@pytest.mark.parametrize(
+    "condition",
+    [
+        "(i + 2*u) % 3 == 0",
+        "u % 2 == 0",
+        "(3*i - u) % 4 == 1",
+        "(i + j + u) % 2 == 0",
+        "u % 3 == i % 3",
+    ],
+)
+def test_every_so_manieth_term(condition):
+    text = f"""
+export def f(x: f32[N, M, 7], w: f32[M]) -> (f32[N, M], f32[N, M, 7]):
+    y[i, j] = sum[u](x[i, j, u] * w[j] if {condition} else 0)
+    return y, grad(sum(y**2), x)
+"""
+    (found,) = built(text).values()
+    for n, m in ((1, 1), (5, 8), (17, 33)):
+        dims = {"N": n, "M": m}
+        compare(found.graph, dims, sample(found.graph, dims, RNG))
+
+
+def test_values_with_zeros_between():
+    text = """
+export def f(x: f32[B, N], w: f32[3]) -> (f32[B, 2*N], f32[B, N], f32[3]):
+    z[b, i:2*N] = x[b, i//2] if i % 2 == 0 else 0
+    y[b, i:2*N] = sum[u](z[b, i + u - 1 else 0] * w[u])
+    dx, dw = grad(sum(y**2), [x, w])
+    return y, dx, dw
+"""
+    (found,) = built(text).values()
+    for n in (1, 4, 19):
+        dims = {"B": 2, "N": n}
+        compare(found.graph, dims, sample(found.graph, dims, RNG))
+
+
+def test_windows_over_values_that_are_repeated():
+    text = """
+export def f(x: f32[B, N], w: f32[3]) -> (f32[B, 2*N], f32[B, N]):
+    z[b, i:2*N] = 2 * x[b, i//2]
+    y[b, i:2*N] = sum[u](z[b, i + u - 1 else 0] * w[u])
+    return y, grad(sum(y**2), x)
+"""
+    (found,) = built(text).values()
+    for n in (1, 4, 19):
+        dims = {"B": 2, "N": n}
+        compare(found.graph, dims, sample(found.graph, dims, RNG))

@@ -42,18 +42,26 @@ class Gather:
     conditions: tuple[Condition, ...]
     ranges: Ranges
     facts: Facts
+    implied: tuple[Func, ...] = ()  # `a % q` that are 0 in all solutions
 
     def apply(self, e: Expr) -> Expr:
         """An expression of the reader's loops in terms of the gather's."""
         return subst(into_digits(e, self.digits, self.ranges, self.facts), self.solved)
 
 
-def solve(load: Load, axes: Sequence[Axis], facts: Facts) -> Gather | None:
-    """The gather for `load` inside `axes`, or None."""
-    split = _split_variables(load, axes)
+def solve(
+    load: Load, axes: Sequence[Axis], facts: Facts, multiples: Sequence[Func] = ()
+) -> Gather | None:
+    """The gather for `load` inside `axes`, or None.
+
+    `multiples`: `a % q` that are 0 wherever it reads.
+    """
+    exact = _divisions(load, multiples)
+    split = _split_variables(load, axes, exact)
     digits: dict[str, Dim] = {v: s.value for v, s in split.items()}
     loops = [b for a in axes for b in (split[a.var].axes if a.var in split else (a,))]
-    search = _Search(loops, facts, axis_ranges(loops), {a.var for a in (*axes, *loops)})
+    taken = {a.var for a in (*axes, *loops)}
+    search = _Search(loops, facts, axis_ranges(loops), taken, exact)
     for v, s in split.items():
         if not s.exact:
             extent = next(a.extent for a in axes if a.var == v)
@@ -83,6 +91,7 @@ class _Search:
     facts: Facts
     ranges: dict[str, tuple[Dim, Dim]]
     taken: set[str]
+    exact: Mapping[Func, Func]  # divisions without a remainder
     late: list[Condition] = field(default_factory=list)
     axes: dict[int, Axis] = field(default_factory=dict)
     solved: dict[str, Dim] = field(default_factory=dict)
@@ -106,7 +115,9 @@ class _Search:
         while rest:
             rest.sort(key=lambda j: len(self._now(affine[j]).names & self.open.keys()))
             j = rest.pop(0)
-            if not self._affine(Dim.of(self.axes[j].var), self._now(affine[j]), shape[j], load):
+            scale, d = _cleared(affine[j], self.exact)
+            extent = shape[j] if scale == ONE and load.other is None else None
+            if not self._affine(scale * Dim.of(self.axes[j].var), self._now(d), extent):
                 return None
         data = [j for j in range(len(shape)) if j not in affine]
         if data and self.open:
@@ -124,6 +135,7 @@ class _Search:
             (*self.conditions, *late),
             self.ranges,
             self.facts,
+            tuple(self.exact.values()),
         )
 
     def _now(self, d: Dim) -> Dim:
@@ -162,8 +174,11 @@ class _Search:
         self.solved = {v: d.subst({loop.var: value}) for v, d in self.solved.items()}
         self.solved[loop.var] = value
 
-    def _affine(self, target: Dim, d: Dim, extent: Dim, load: Load) -> bool:
-        """Solves `target == d` for open variables; False when d is not linear in them."""
+    def _affine(self, target: Dim, d: Dim, extent: Dim | None) -> bool:
+        """Solves `target == d` for open variables; False when d is not linear in them.
+
+        `extent`: of the axis, if nothing outside of it is read.
+        """
         terms: list[tuple[Dim, Axis]] = []
         for name in sorted(d.names & self.open.keys()):
             form = d.linear_in(name)
@@ -173,7 +188,7 @@ class _Search:
             d = form[1]
         target = target - d
         if not terms:
-            if extent != ONE or load.other is not None:
+            if extent != ONE:
                 self.conditions.append(Condition(op("eq", Idx(target), Idx(ZERO))))
             return True
         return self._digits(target, terms)
@@ -241,6 +256,41 @@ class _Search:
         return True
 
 
+# ---- divisions without a remainder ---------------------------------------------------------
+
+
+def _divisions(load: Load, multiples: Sequence[Func]) -> dict[Func, Func]:
+    """The `a // q` in the index for which one of the `multiples` says that nothing remains."""
+    out: dict[Func, Func] = {}
+    for d in filter(None, map(as_dim, load.index)) if multiples else ():
+        for f in d.funcs():
+            said = (m for m in multiples if _same_remainder(f, m))
+            if f.kind == "floor" and (m := next(said, None)) and _apart(d, f) is not None:
+                out[f] = m
+    return out
+
+
+def _same_remainder(f: Func, m: Func) -> bool:
+    return f.b == m.b and polynomial_quotient(f.a - m.a, f.b) is not None
+
+
+def _apart(d: Dim, f: Func) -> tuple[int, Dim] | None:
+    """(c, rest) with `d == c*f + rest`."""
+    c = next((c for mono, c in d.terms if mono == ((f, 1),)), 0)
+    rest = d - c * _atom(f)
+    return None if not c or f in _all_funcs(rest) else (c, rest)
+
+
+def _cleared(d: Dim, exact: Mapping[Func, Func]) -> tuple[Dim, Dim]:
+    """(q, q*d) without such divisions."""
+    scale = ONE
+    for f in d.funcs():
+        found = _apart(d, f) if f in exact else None
+        if found is not None:
+            scale, d = scale * f.b, found[0] * f.a + f.b * found[1]
+    return scale, d
+
+
 # ---- variables read through // and % -----------------------------------------------------
 
 
@@ -253,9 +303,12 @@ class _Digits:
     exact: bool
 
 
-def _split_variables(load: Load, axes: Sequence[Axis]) -> dict[str, _Digits]:
+def _split_variables(
+    load: Load, axes: Sequence[Axis], exact: Mapping[Func, Func]
+) -> dict[str, _Digits]:
     """Digits for the variables that the index reads through `v//Q` and `v%Q`."""
-    funcs = [f for e in load.index if (d := as_dim(e)) is not None for f in _all_funcs(d)]
+    dims = [d for e in load.index if (d := as_dim(e)) is not None]
+    funcs = [f for d in dims for f in _all_funcs(d) if f not in exact]
     out: dict[str, _Digits] = {}
     for a in axes:
         mine = [f for f in funcs if a.var in f.a.names | f.b.names]

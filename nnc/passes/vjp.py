@@ -21,6 +21,7 @@ from nnc.lang.dims import Dim, Facts, dim_prod, dim_sum
 from nnc.lang.types import TensorType
 from nnc.passes.adjoint import Guard, Term, adjoints, condition, equal, guarded, inside
 from nnc.passes.gather import Gather, solve
+from nnc.passes.schedule.every import conjuncts, multiple
 
 
 def fill(like: Node, value: float) -> Compute:
@@ -145,7 +146,9 @@ class Share:
         return _gather(self.reader, self.load, self.term, way, self.g)
 
     def way(self) -> Gather | None:
-        return solve(self.load, self.reader.axes, self.reader.facts)
+        guards = [] if self.term.guard is None else self.term.guard.chain()
+        said = [m for g in guards if g.holds for c in conjuncts(g.cond) if (m := multiple(c))]
+        return solve(self.load, self.reader.axes, self.reader.facts, said)
 
 
 def node_of(part: Node | Share) -> Node:
@@ -158,7 +161,7 @@ def node_of(part: Node | Share) -> Node:
 def _gather(reader: Reader, load: Load, term: Term, way: Gather, g: Expr) -> Node:
     """The contribution as a Compute over the elements of the tensor."""
     tensor: Node = load.tensor  # type: ignore[assignment]
-    body, padded = _pad(guarded(term), way, g)
+    body, padded = _pad(guarded(_released(term, way)), way, g)
     body = way.apply(body)
     conditions = [c.expr for c in way.conditions if c.var not in padded]
     data = [c for c in conditions if any(True for _ in loads(c))]
@@ -177,6 +180,18 @@ def _gather(reader: Reader, load: Load, term: Term, way: Gather, g: Expr) -> Nod
         name=name_of(tensor),
     )
     return _scaled(out) if way.raxes else out
+
+
+def _released(term: Term, way: Gather) -> Term:
+    """Without the conditions that all solutions fulfil."""
+    guard = None
+    for g in [] if term.guard is None or not way.implied else term.guard.chain()[::-1]:
+        parts = conjuncts(g.cond)
+        left = [c for c in parts if not g.holds or multiple(c) not in way.implied]
+        if left:
+            cond = g.cond if len(left) == len(parts) else _all(left)
+            guard = Guard(guard, cond, g.holds)
+    return Term(guard, term.value) if way.implied else term
 
 
 def _scaled(node: Compute) -> Compute:

@@ -62,7 +62,19 @@ def _proved(p: Dim, facts: Facts, bounds: tuple[tuple[str, Range], ...], depth: 
     rest = [p - f for f in facts.nonneg]
     if any(r.const is not None and r.const >= 0 for r in rest):
         return True
+    rest += _without_a_floor(p)
     return any(prove_nonneg(r, facts, ranges, depth - 1) for r in rest)
+
+
+def _without_a_floor(p: Dim) -> Iterable[Dim]:
+    """Claims as good as `p >= 0`: `a//q + r >= 0` is `a + q*r >= 0`, `r - a//q >= 0` is
+    `q*r + q - 1 - a >= 0`."""
+    for mono, c in p.terms:
+        f = _floor(mono)
+        if f is not None and abs(c) == 1:
+            rest = p - c * _dim(f)
+            if f not in rest.functions:
+                yield f.a + f.b * rest if c > 0 else f.b * rest + f.b - 1 - f.a
 
 
 def _exact(

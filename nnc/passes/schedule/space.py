@@ -24,6 +24,7 @@ from nnc.lang.dims import (
     dim_min,
     polynomial_quotient,
 )
+from nnc.passes.schedule.every import conjuncts, every
 
 SHORT = 8  # a constant extent of so many: loops whose turns differ are unrolled
 
@@ -97,12 +98,22 @@ def _space(node: Compute | Update, facts: Facts) -> Space:
     else:
         index = tuple(Idx(Dim.of(a.var)) for a in node.axes)
         raw = Space(node.axes, node.raxes, node.op, index, node.body)
-    first = _drop_units(_first_only(_shortened(simplify(raw, facts), facts)))
+    raw = _counted(simplify(raw, facts), node, facts)
+    first = _drop_units(_first_only(_shortened(raw, facts)))
     made = _split(first, facts)
     if (phased := _phases(first)) is not first:
         phased = _exact(_split(phased, facts))
         made = phased if _is_inside(phased, node, facts) else made
     return made if made.raxes or isinstance(node, Update) else _told_apart_last(made)
+
+
+def _counted(s: Space, node: Compute | Update, facts: Facts) -> Space:
+    """Of a sum of which every Q-th term counts, those."""
+    found = every(s.raxes, s.body) if s.op == "sum" else None
+    if found is None:
+        return s
+    made = simplify(replace(s, raxes=found[0], body=found[1]), facts)
+    return made if _is_inside(made, node, facts) else s
 
 
 def told_apart(axes: Sequence[Axis], exprs: Iterable[Expr]) -> list[Axis]:
@@ -279,25 +290,13 @@ def _exact(s: Space) -> Space:
         case _:
             return s
     raxes, left = list(s.raxes), list[Expr]()
-    for c in _conjuncts(cond):
+    for c in conjuncts(cond):
         slack = _slack(c)
         if slack is None or not _shorten(raxes, s.raxes, slack, phases):
             left.append(c)
     for c in reversed(left):
         body = Select(body.dtype, c, body, Const(body.dtype, 0.0))
     return replace(s, raxes=tuple(raxes), body=body)
-
-
-def _conjuncts(cond: Expr) -> list[Expr]:
-    out: list[Expr] = []
-    stack = [cond]
-    while stack:
-        e = stack.pop()
-        if isinstance(e, Op) and e.fn == "and":
-            stack += reversed(e.args)
-        else:
-            out.append(e)
-    return out
 
 
 def _slack(cond: Expr) -> Dim | None:
