@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nnc import compiler
 from nnc.diagnostics import NOWHERE
 from nnc.ir.dependence import depends
 from nnc.ir.expr import Const, Expr, Select
@@ -14,7 +15,9 @@ from nnc.ir.printer import print_expr
 from nnc.ir.scalar import add, cast, const, mul, neg, op, select, sub
 from nnc.lang.dims import Dim, Facts
 from nnc.passes.autodiff import autodiff
+from nnc.passes.fuse import fuse
 from nnc.passes.verify import verify
+from tests import endtoend
 from tests.graphs import (
     axes,
     check_gradients,
@@ -546,3 +549,26 @@ def test_dim_names_may_be_symbolic_everywhere() -> None:
     x = inp("x", "N")
     y = comp(load(x, Dim.of("N") - d("$i") - 1), axes(i="N"))
     check_gradients(y, [x], [x], {"N": 3})
+
+
+def test_gradients_of_casts_are_not_rounded_term_by_term() -> None:
+    """Products of 16-bit floats are summed as they are: a contraction, as exact as its factors."""
+    text = """
+export def f(x: f32[B, 24], w: f32[40, 24], t: f32[B, 40]) -> (f32[40, 24], f32[40, 24]):
+    h, d = bf16(x), bf16(t)
+    y[b, o] = sum[i](h[b, i] * bf16(w[o, i]))
+    dw = grad(sum(f32(y) * f32(d)), w)
+    want[o, i] = sum[b](f32(d[b, o]) * f32(h[b, i]))
+    return dw, want
+"""
+    (found,) = endtoend.built(text).values()
+    groups = fuse(compiler.optimise(found.graph)).groups
+    assert all(
+        g.kind == "contraction"
+        for g in groups
+        if any(n.type.rank == 2 and getattr(n, "op", "") == "sum" for n in g.nodes)
+    )
+    rng = np.random.default_rng(3)
+    inputs = endtoend.sample(found.graph, {"B": 70}, rng)
+    (got, want), _ = endtoend.run_native(found.graph, {"B": 70}, inputs)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)

@@ -18,7 +18,7 @@ from nnc.ir.graph import Axis, Compute, Node, Update
 from nnc.ir.scalar import add, const, mul, neg, op, select
 from nnc.ir.share import share
 from nnc.lang.dims import Dim, Facts, dim_prod, dim_sum
-from nnc.lang.types import TensorType
+from nnc.lang.types import DType, TensorType
 from nnc.passes.adjoint import Guard, Term, adjoints, condition, equal, guarded, inside
 from nnc.passes.gather import Gather, solve
 from nnc.passes.schedule.every import conjuncts, multiple
@@ -163,6 +163,8 @@ def _gather(reader: Reader, load: Load, term: Term, way: Gather, g: Expr) -> Nod
     tensor: Node = load.tensor  # type: ignore[assignment]
     body, padded = _pad(guarded(_released(term, way)), way, g)
     body = way.apply(body)
+    if way.raxes:
+        body = rewrite(body, _wide)
     conditions = [c.expr for c in way.conditions if c.var not in padded]
     data = [c for c in conditions if any(True for _ in loads(c))]
     plain = [c for c in conditions if c not in data]
@@ -192,6 +194,20 @@ def _released(term: Term, way: Gather) -> Term:
             cond = g.cond if len(left) == len(parts) else _all(left)
             guard = Guard(guard, cond, g.holds)
     return Term(guard, term.value) if way.implied else term
+
+
+def _wide(e: Expr) -> Expr:
+    """Terms of a sum that are cast to a wider float are products of wider factors: as in sums of
+    16-bit floats, which are kept in 32 bits, nothing is rounded before."""
+    match e:
+        case Op(fn="cast", dtype=wide, args=(Op(fn="mul" | "neg") as product,)):
+            if product.dtype in _NARROWER.get(wide, ()):
+                sign, parts = _in_order(product)
+                return _product([as_dtype(p, wide) for p in parts], sign)
+    return e
+
+
+_NARROWER: dict[DType, tuple[DType, ...]] = {"f32": ("f16", "bf16"), "f64": ("f16", "bf16", "f32")}
 
 
 def _scaled(node: Compute) -> Compute:
