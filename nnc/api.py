@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from nnc.errors import ArgumentError
 from nnc.runtime.boundary import boundary
 from nnc.runtime.memory import byte_count
@@ -84,5 +86,13 @@ def _overrides(modules: Mapping[str, object]) -> dict[str, dict[str, object]]:
             raise ArgumentError(
                 f"{name}={table!r}: parameters of a module are a table, {name}=dict(...)"
             )
-        out[name] = {str(k): v for k, v in table.items()}
+        out[name] = {str(k): _number(f"{name}.{k}", v) for k, v in table.items()}
     return out
+
+
+def _number(name: str, value: object) -> int | float | bool:
+    """A module parameter as a number of Python (NumPy's are too)."""
+    plain = value.item() if isinstance(value, np.generic) else value
+    if isinstance(plain, int | float):
+        return plain
+    raise ArgumentError(f"{name} is a number or a bool, got {value!r}")

@@ -154,7 +154,7 @@ def _known_overrides(
                 Diagnostic(
                     "E0802",
                     f"there is no module parameter `{what}` to set",
-                    unit.file.span,
+                    unit.file.span if defn is None else defn.name_span,
                     help=f"did you mean `{near}`?" if near else _settable(module, names, unit),
                 )
             )

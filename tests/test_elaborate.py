@@ -1300,3 +1300,14 @@ def test_a_tensor_made_in_a_turn_is_written_by_an_inner_loop() -> None:
         return s
     """
     assert np.allclose(run(text, x=[1.0, 5.0], T=3).results[0], [7, 11])
+
+
+def test_the_ends_of_a_range_tell_where_an_index_is_elsewhere() -> None:
+    text = """
+    export def f(x: f32[T]) -> (f32[T], f32[T]):
+        y[t] = x[t] if t == 0 else x[t] - x[t - 1]
+        z[t] = x[t + 1] if t != T - 1 else x[t]
+        return y, z
+    """
+    y, z = run(text, x=[1.0, 4.0, 9.0]).results
+    assert np.allclose(y, [1, 3, 5]) and np.allclose(z, [4, 9, 9])

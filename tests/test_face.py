@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -295,3 +297,29 @@ def test_signature_of_an_exported_method(tmp_path: Path) -> None:
         m.forward(m.Net.init(), np.ones((1, 2), np.float32), "1")
     with pytest.raises(nnc.CompileError, match="help: Net has D"):
         nnc.load(tmp_path / "net.nn", Net={"Q": 3})
+
+
+def test_copies_and_pickles(tmp_path: Path) -> None:
+    path = tmp_path / "c.nn"
+    path.write_text(
+        "module M():\n    param w: real = 1\nexport def f(m: M, x: f32[N]) -> f32[N] = m.w * x\n"
+    )
+    m = nnc.load(path)
+    net = m.M.init(seed=0)
+    other = copy.deepcopy({"net": net, "f": m.f})
+    other["net"]["w"][...] = 5
+    assert net["w"] == 1 and other["f"] is m.f
+    with pytest.raises(nnc.Error, match="neither copied nor pickled"):
+        copy.deepcopy(m)
+    for thing in (m, net, m.f):
+        with pytest.raises(nnc.Error, match="pickled"):
+            pickle.dumps(thing)
+
+
+def test_module_parameters_from_numpy(tmp_path: Path) -> None:
+    path = tmp_path / "c.nn"
+    path.write_text("module M(D=2, p=0.5):\n    def forward(x: real[D]) -> real[D] = p * x\n")
+    m = nnc.load(path, M={"D": np.int64(3), "p": np.float32(0.25)})
+    assert m.forward(m.M.init(), np.ones(3, np.float32)).tolist() == [0.25] * 3
+    with pytest.raises(nnc.Error, match=r"M\.D is a number or a bool, got '3'"):
+        nnc.load(path, M={"D": "3"})

@@ -56,3 +56,17 @@ def test_joined_rows_are_loops_of_their_own() -> None:
     compare(graph, dims, sample(graph, dims, np.random.default_rng(0)))
     program = compiler.schedule(compiler.optimise(graph))
     assert [[type(s) for s in k.body] for k in program.kernels] == [[For, For]] * 2
+
+
+def test_a_reduction_that_ends_at_the_index_of_its_row() -> None:
+    """Weights of volume rendering: the loop of the row is renamed, and with it the end."""
+    graph = built("""
+export def f(x: f32[N, M], c: f32[N, M]) -> f32[N]:
+    a[i, s] = 1 - exp(-abs(x[i, s]))
+    t[i, s:M] = prod[j:M](1 - a[i, j] if j < s else 1)
+    w = t * a
+    y[i] = sum[s](w[i, s] * c[i, s])
+    return y
+""")["f"].graph
+    dims = {"N": 5, "M": 19}
+    compare(graph, dims, sample(graph, dims, np.random.default_rng(0)))

@@ -166,7 +166,7 @@ class _Lowering(RegionLoops):
         for i, a in enumerate(axes):
             name = to[i] if i < len(to) else self.free(a.var)
             env[a.var] = Dim.of(name)
-            out.append(Axis(name, a.extent))
+            out.append(Axis(name, a.extent.subst(env)))
         return tuple(out)
 
     def free(self, var: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from math import prod
 from types import MethodType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -85,6 +85,16 @@ class Export:
 
     def __repr__(self) -> str:
         return self.sig.text or f"export def {self.sig.name}"
+
+    def __copy__(self) -> Export:
+        return self  # as functions do
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Export:
+        return self
+
+    @boundary
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ArgumentError(f"{self.sig.name} cannot be pickled\n  help: nnc.load(...) makes it")
 
     def forget_plans(self) -> None:
         """For when the number of threads changed."""

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -246,6 +246,12 @@ class Module(Store):
 
     def __deepcopy__(self, memo: dict[int, object]) -> Module:
         return self.copy()
+
+    @boundary
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        raise ArgumentError(
+            f"a {self.sig.id} cannot be pickled\n  help: save(path) and load(path) keep its numbers"
+        )
 
     @boundary
     def __call__(self, *args: Any, **kwargs: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from nnc.errors import ArgumentError, AttributeError, Error, LoadError, nearest
 from nnc.ir.signature import Differentiated, Manifest, Support
@@ -69,6 +69,13 @@ class Model:
                 continue
             text = f"`m.{name}` belongs to every model: call the export as `m.exports[{name!r}]`"
             warnings.warn(f"{self.manifest.source}: {text}", stacklevel=3)
+
+    @boundary
+    def __reduce_ex__(self, protocol: object) -> NoReturn:
+        source = self.manifest.source
+        raise ArgumentError(
+            f"a loaded program is neither copied nor pickled\n  help: nnc.load({source!r}) again"
+        )
 
     @property
     def code(self) -> Code:

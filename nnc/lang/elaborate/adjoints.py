@@ -197,6 +197,8 @@ def _gradients(
             values = [cx.eval(v) for v in last.values]
             if len(values) == 1 and isinstance(values[0], Tuple):
                 values = list(values[0].items)
+            if len(values) != len(inputs):
+                raise Poisoned  # reported where the adjoint is checked by itself
             pairs = zip(values, inputs, strict=True)
             return [_cotangent(cx, v, node, last.span, lifted) for v, node in pairs]
     finally:

@@ -114,9 +114,18 @@ def agree(cx: Context, r: Range) -> None:
             other.span,
             _used_on(cx, other),
             (Label(first.span, _used_on(cx, first)),),
-            help=f"say which: `{r.name}:{_sizes(first.sizes)}`, or use another letter",
+            help=f"say which: `{r.name}:{_sizes(_inside(cx, r))}`, or use another letter",
         )
     r.explicit = least
+
+
+def _inside(cx: Context, r: Range) -> tuple[Dim, ...]:
+    """The sizes to propose: those of a use that stays inside all others, else of the first."""
+    for a in (use.sizes for use in r.found):
+        pairs = [zip(a, use.sizes, strict=True) for use in r.found if len(use.sizes) == len(a)]
+        if len(pairs) == len(r.found) and all(cx.proves(q - p) for z in pairs for p, q in z):
+            return a
+    return r.found[0].sizes
 
 
 def _used_on(cx: Context, use: Use) -> str:

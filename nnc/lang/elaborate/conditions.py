@@ -95,7 +95,7 @@ def _compare_weak(cx: Context, op: str, x: Weak, y: Weak, span: Span) -> Value:
     if x.dim is not None and y.dim is not None:
         if cx.generic and not cx.ranges:
             return _undecided(op, x.dim, y.dim)
-        fn = COMPARISONS[op]
+        fn = _one_sided(cx, op, x.dim, y.dim)
         dx, dy = x, y
         return cx.compute((), lambda i: Op("bool", fn, (dx.make("i64"), dy.make("i64"))), span)
     fn = COMPARISONS[op]
@@ -103,6 +103,17 @@ def _compare_weak(cx: Context, op: str, x: Weak, y: Weak, span: Span) -> Value:
     if cx.generic and not cx.ranges:
         return Bool(None)
     return cx.compute((), lambda i: Op("bool", fn, (x.make(dtype), y.make(dtype))), span)
+
+
+def _one_sided(cx: Context, op: str, a: Dim, b: Dim) -> str:
+    """`==` and `!=` at the end of a range are inequalities: their negations say where one is."""
+    if op not in ("==", "!="):
+        return COMPARISONS[op]
+    if cx.proves(b - a):
+        return "ge" if op == "==" else "lt"
+    if cx.proves(a - b):
+        return "le" if op == "==" else "gt"
+    return COMPARISONS[op]
 
 
 OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}

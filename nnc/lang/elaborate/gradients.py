@@ -87,6 +87,9 @@ def grad(cx: Context, e: ast.Call) -> Value:
     y = settle(cx, Operand(value, y_ast.span), "a scalar")
     if isinstance(y, Tree):
         help = f"`total({y_ast.span.text})` is the sum of its leaves"
+        other = cx.tensor(cx.eval(x_ast)) if isinstance(x_ast, ast.Name) else None
+        if isinstance(other, Tensor) and not other.shape:
+            help = f"the number comes first: `grad({x_ast.span.text}, {y_ast.span.text})`"
         raise fail("E0603", "a gradient is of one number, this is a tree", y_ast.span, help=help)
     if not isinstance(y, Tensor):
         raise fail("E0601", "this does not depend on anything", y_ast.span, describe(y))

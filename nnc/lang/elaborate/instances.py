@@ -136,7 +136,10 @@ def _parameter(
         bare = p.default is None and p.type is None
         if bare and not isinstance(value, Unknown) and getattr(value, "dim", None) is None:
             text = f"`{p.name}` of `{defn.name}` is a size"
-            raise fail("E0309", text, arg.value.span, describe(value), (_declared(p),))
+            kind = {Weak: "real", Bool: "bool"}.get(type(value))
+            mine = kind is not None and defn.name_span.source is span.source
+            help = f"declare it so: `{p.name}: {kind}`" if mine else None
+            raise fail("E0309", text, arg.value.span, describe(value), (_declared(p),), help=help)
         return value, False
     if isinstance(forced, dict) and p.name in forced:
         return from_python(forced[p.name], span), False

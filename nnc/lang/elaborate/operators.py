@@ -229,7 +229,8 @@ def _matmul_mistake(a: Operand, b: Operand, x: Tensor, w: Tensor, inner: int) ->
 
     left, right, help = grouped(a.span.text), grouped(b.span.text), None
     if len(w.shape) == 2 and x.shape[-1] == w.shape[1]:
-        help = f"`{left} @ {right}.T`"
+        turned = right.removesuffix(".T") if right.endswith(".T") else f"{right}.T"
+        help = f"`{left} @ {turned}`"
     elif len(x.shape) == 2 and x.shape[0] == w.shape[inner]:
         help = f"`{left}.T @ {right}`"
     elif len(w.shape) > 2 and len(x.shape) == len(w.shape) and x.shape[-1] == w.shape[-1]:
