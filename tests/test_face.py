@@ -323,3 +323,26 @@ def test_module_parameters_from_numpy(tmp_path: Path) -> None:
     assert m.forward(m.M.init(), np.ones(3, np.float32)).tolist() == [0.25] * 3
     with pytest.raises(nnc.Error, match=r"M\.D is a number or a bool, got '3'"):
         nnc.load(path, M={"D": "3"})
+
+
+def test_an_optimizer_of_a_part(tmp_path: Path) -> None:
+    path = tmp_path / "c.nn"
+    path.write_text("""
+from std.nn import Linear
+from std.optim import SGD
+module Net(K=3):
+    body = Linear(4, 4)
+    head = Linear(4, K)
+    def forward(x: real[B, 4]) -> real[B, K] = head(tanh(body(x)))
+export def step(inout net: Net, inout opt: SGD(Net.head), x: f32[B, 4]) -> f32:
+    loss = mean(net(x)**2)
+    net.head := opt!(net.head, grad(loss, net.head), 0.1)
+    return loss
+""")
+    m = nnc.load(path)
+    net = m.Net.init()
+    opt = m.SGD(net.head).init()
+    assert opt["m.weight"].shape == (3, 4)
+    m.step(net, opt, np.ones((2, 4), np.float32))
+    with pytest.raises(nnc.Error, match=r"no SGD\(Net.body\)"):
+        m.SGD(net.body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,7 @@ class Constructor:
     @boundary
     def __call__(self, *trees: Any, **args: Any) -> Constructor:
         """The variant with these arguments, as some export declares it."""
-        found = [v for v in self.variants if _matches(v, trees, args)]
+        found = [v for v in self.variants if _matches(v, trees, args, self._spelled(v))]
         if not found:
             raise ArgumentError(self._no_such(trees, args))
         return Constructor(self._program, self.name, found, self._exports)
@@ -140,6 +141,11 @@ class Constructor:
                 f"this program uses several {self.name}; say which by its arguments:\n{which}"
             )
         return plain[0] if plain else self.variants[0]
+
+    def _spelled(self, sig: ModuleSig) -> frozenset[str]:
+        """The words with which exports name this type: `SGD(Net.head)` has `Net.head`."""
+        texts = (a.text for e in self._exports for a in e.args if a.module == sig.id)
+        return frozenset(w for text in texts for w in re.findall(r"[\w.]+", text))
 
     def _no_such(self, trees: Sequence[Any], args: Mapping[str, Any]) -> str:
         words = [_tree_name(t) for t in trees] + [f"{k}={_spelled(v)}" for k, v in args.items()]
@@ -161,27 +167,31 @@ class Constructor:
         return ""
 
 
-def _matches(sig: ModuleSig, trees: Sequence[Any], args: Mapping[str, Any]) -> bool:
-    """Whether a user's arguments are those of `sig`; what is not a default must be given."""
+def _matches(
+    sig: ModuleSig, trees: Sequence[Any], args: Mapping[str, Any], words: frozenset[str]
+) -> bool:
+    """Whether a user's arguments are those of `sig`; what is not a default must be given.
+
+    `words`: with which exports name the type."""
     names = [n for n in sig.args if n in sig.trees]
     if len(trees) > len(names):
         return False
     given = {**dict(zip(names, trees, strict=False)), **args}
     for name, value in given.items():
         if name in sig.trees:
-            if not _same_tree(sig, name, value):
+            if not _same_tree(sig, name, value, words):
                 return False
         elif not _same_value(sig.args.get(name, sig.defaults.get(name)), value):
             return False
     return all(n in given or n in sig.trees for n in sig.args)
 
 
-def _same_tree(sig: ModuleSig, name: str, value: Any) -> bool:
+def _same_tree(sig: ModuleSig, name: str, value: Any, words: frozenset[str]) -> bool:
     match value:
         case Module():
             return value.sig.id == sig.trees[name]
         case Part():
-            return sig.args[name] == value.name
+            return value.name in words
         case Constructor():
             return any(v.id == sig.trees[name] for v in value.variants)
     return False
