@@ -224,3 +224,12 @@ def test_division() -> None:
 @pytest.mark.parametrize("kind", ["floor", "mod", "min", "max", "div"])
 def test_functions_by_name(kind: str) -> None:
     assert apply(kind, Dim.of(12), Dim.of(4)).const in (3, 0, 4, 12)
+
+
+def test_a_quotient_under_a_fact() -> None:
+    """`a//q + r >= 0` is `a + q*r >= 0`; `r - a//q >= 0` is `q*r + q - 1 - a >= 0`."""
+    i, n = Dim.of("$i"), Dim.of("N")
+    inside = Facts().plus(i - 1, 2 * n - i)
+    assert prove_nonneg((i + 1) // 2 - 1, inside, {"$i": (Dim.of(0), 2 * n + 1)})
+    assert prove_nonneg(n - (i + 1) // 2, inside, {"$i": (Dim.of(0), 2 * n + 1)})
+    assert not prove_nonneg((i + 1) // 2 - 2, inside, {"$i": (Dim.of(0), 2 * n + 1)})

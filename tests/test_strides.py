@@ -184,7 +184,11 @@ def test_terms_that_pass_by_are_not_computed():
     for y in graph.results[:3]:
         assert isinstance(y, Compute) and y.op == "sum"
         assert "%" not in repr(
-            [c for c in walk(space(y, graph.facts).body) if isinstance(c, Op) and c.fn == "eq"]
+            [
+                c
+                for c in walk(space(y, graph.facts).body)
+                if isinstance(c, Op) and c.fn in ("eq", "le")
+            ]
         )
 
 
@@ -235,3 +239,15 @@ export def f(x: f32[B, N], w: f32[3]) -> (f32[B, 2*N], f32[B, N]):
     for n in (1, 4, 19):
         dims = {"B": 2, "N": n}
         compare(found.graph, dims, sample(found.graph, dims, RNG))
+
+
+def test_windows_over_quotients_are_stored():
+    text = """
+export def f(x: f32[B, 3, N], w: f32[4, 3, 3]) -> f32[B, 4, 3*N]:
+    z[b, c, i:3*N] = max(0, x[b, c, i//3])
+    y[b, o, i:3*N] = sum[c, u](z[b, c, i + u - 1 else 0] * w[o, c, u])
+    return y
+"""
+    (found,) = built(text).values()
+    assert len(fuse(compiler.optimise(found.graph)).groups) == 2
+    compare(found.graph, {"B": 2, "N": 7}, sample(found.graph, {"B": 2, "N": 7}, RNG))

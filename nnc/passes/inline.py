@@ -269,6 +269,8 @@ class _Inliner:
             return True
         if len(loads) > 1 and any(_is_padded(user, load) for user, load in sites):
             return False
+        if any(map(_divides, loads)) and any(_is_window(user, load) for user, load in sites):
+            return False
         if not new.axes and len(exprs) <= MAX_SHARED and all(e.check is None for e in loads):
             return True  # a number of its own: computed once in every kernel that needs it
         if len(sites) > 1 and _narrows(new, loads):
@@ -317,6 +319,21 @@ def _ranges(node: Node) -> dict[str, Range]:
 def _is_padded(user: Node, load: Load) -> bool:
     """Whether a sum reads it through a window: conditions around several loads cost more there."""
     return load.other is not None and isinstance(user, Compute) and user.op == "sum"
+
+
+def _is_window(user: Node, load: Load) -> bool:
+    """Whether a sum reads it at sums of kept and summed variables: elements many times."""
+    if not isinstance(user, Compute) or user.op != "sum":
+        return False
+    kept, summed = {a.var for a in user.axes}, {a.var for a in user.raxes}
+    dims = (i.dim.names for i in load.index if isinstance(i, Idx))
+    return any(names & kept and names & summed for names in dims)
+
+
+def _divides(load: Load) -> bool:
+    """Whether it reads at quotients or remainders of variables: costly places in a window."""
+    dims = (i.dim for i in load.index if isinstance(i, Idx))
+    return any(f.kind in ("floor", "mod") for d in dims for f in d.funcs())
 
 
 def _plain_view(body: Expr) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd
 
+from nnc.ir.bounds import as_dim
 from nnc.ir.expr import Const, Expr, Idx, Op, Select, subst
 from nnc.ir.graph import Axis
 from nnc.ir.scalar import op
@@ -67,12 +68,12 @@ def conjuncts(cond: Expr) -> list[Expr]:
 
 
 def multiple(cond: Expr) -> Func | None:
-    """The `a % q` of a condition `a % q == 0`."""
+    """The `a % q` of a condition `a % q == 0`, which may say `<= 0` or `< 1` for it."""
     match cond:
-        case Op(fn="eq", args=(Idx(dim=p), Const(value=0) | Idx(dim=Dim(terms=())))):
-            match p.funcs():
-                case [Func(kind="mod") as f] if p == Dim(((((f, 1),), 1),)):
-                    return f
+        case Op(fn="eq" | "le" | "lt" as fn, args=(Idx(dim=p), end)):
+            match p.funcs(), as_dim(end):
+                case [Func(kind="mod") as f], Dim() as d if d.const == (fn == "lt"):
+                    return f if p == Dim(((((f, 1),), 1),)) else None
     return None
 
 
