@@ -92,8 +92,13 @@ def _side(
     cx: Context, body: Sequence[ast.Stmt], test: Expr, returning: bool, before: State
 ) -> _Side:
     frame = cx.frame
+    given = len(frame.yields or ())
     with cx.under(test) if cx.ranges else cx.on_branch(test):
         cx.execute(body)
+        if frame.yields and len(frame.yields) > given:
+            text = "every turn yields once, whatever the condition"
+            help = "assign a variable in both branches, and yield it after the `if`"
+            raise fail("E0319", text, frame.yields[given][0][1], help=help)
         if returning:
             _go_on(cx)
     side = _Side(snapshot(cx), dict(frame.var_spans), frame.result, frame.returned)

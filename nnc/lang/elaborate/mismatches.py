@@ -203,6 +203,8 @@ def _takes(
         arg = _argument(b, member.value, word)
         place = arg.value.span if arg is not None else member.value.span
         known = _declared_at(cx, want, b.call.span)
+        if known.startswith("declared") and word != str(want):
+            known = f"{want}, {known}"
         size_text = known if word == str(want) and known else f"{word} = {known or want}"
         label = Label(place, f"takes {written(p)}   {size_text}", aside=True)
         params = {q.name for q in cx.frame.module.defn.params} if cx.frame.module else set()
