@@ -50,11 +50,11 @@ def front(text: str, path: Path = MODELS / "test.nn") -> Front:
 
 
 def check(text: str) -> None:
-    """Graphs that verify, or an error, within 2 s; messages can be shown and point into a text."""
+    """Graphs that verify, or an error, within 4 s of CPU time; messages can be shown and point into a text."""
     start = time.process_time()
     done = front(text)
     took = time.process_time() - start
-    assert took < 2.0, f"took {took:.1f} s"
+    assert took < 4.0, f"took {took:.1f} s"
     assert done.text or not done.diagnostics.items
     for d in done.diagnostics.items:
         assert d.json()

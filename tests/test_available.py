@@ -54,7 +54,9 @@ def test_refused_calls_change_nothing(path: Path, monkeypatch: pytest.MonkeyPatc
     with monkeypatch.context() as patch:
         patch.setattr(available, "SMALL", 0)
         patch.setattr(memory, "fits", lambda n: n < 100_000)
-        with pytest.raises(nnc.DeviceError, match=r"update at B = 3000: workspace \d[\s\S]*largest: "):
+        with pytest.raises(
+            nnc.DeviceError, match=r"update at B = 3000: workspace \d[\s\S]*largest: "
+        ):
             run(net, x)
     assert all(np.array_equal(net[k], other[k]) for k in net)
     fresh = nnc.load(path)

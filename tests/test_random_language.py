@@ -44,6 +44,12 @@ def test_two_thousand_programs_agree(first: int) -> None:
 
 SIZES = ({"B": 3, "T": 4}, {"B": 8, "T": 17})
 FOUND = {
+    "a quotient whose multiple is read says nothing of its remainder": """
+export def f(x: f64[B, 3], y: f64[B, T]) -> (f64, f64[B, 3]):
+    t = log(sum[k:3](exp(x[0, 2*k - 1 else -0.5])))
+    loss = mean(x) + mean(t*t)
+    return loss, grad(loss, x)
+""",
     "a reduction is cut short by what stands outside of its loops only": """
 export def f(x: f32[T, 3], y: f32[3]) -> f32[3]:
     c = mean(y**2)

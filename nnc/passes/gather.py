@@ -260,12 +260,17 @@ class _Search:
 
 
 def _divisions(load: Load, multiples: Sequence[Func]) -> dict[Func, Func]:
-    """The `a // q` in the index for which one of the `multiples` says that nothing remains."""
+    """The `a // q` in the index for which one of the `multiples` says that nothing remains.
+
+    Only where the index says so too: `t == a//q + rest` has `a == q*(t - rest)`, but `q*t == q*a`
+    has solutions with a remainder.
+    """
     out: dict[Func, Func] = {}
     for d in filter(None, map(as_dim, load.index)) if multiples else ():
         for f in d.funcs():
             said = (m for m in multiples if _same_remainder(f, m))
-            if f.kind == "floor" and (m := next(said, None)) and _apart(d, f) is not None:
+            apart = _apart(d, f) if f.kind == "floor" else None
+            if apart is not None and abs(apart[0]) == 1 and (m := next(said, None)):
                 out[f] = m
     return out
 
