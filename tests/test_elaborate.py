@@ -1311,3 +1311,19 @@ def test_the_ends_of_a_range_tell_where_an_index_is_elsewhere() -> None:
     """
     y, z = run(text, x=[1.0, 4.0, 9.0]).results
     assert np.allclose(y, [1, 3, 5]) and np.allclose(z, [4, 9, 9])
+
+
+def test_either_side_of_a_static_condition_yields() -> None:
+    text = """
+    module M(k=true, D=1):
+        def forward(x: real[T, D]) -> real[T, D]:
+            ys = for t in T:
+                if k:
+                    yield 2 * x[t]
+                else:
+                    yield x[t]
+            return ys
+    export def f(a: M, b: M(k=false), x: f32[T, 1]) -> f32[T, 1]:
+        return a(x) + b(x)
+    """
+    assert np.allclose(run(text, x=[[1.0], [2.0]]).results[0], [[3], [6]])

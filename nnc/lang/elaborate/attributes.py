@@ -28,6 +28,7 @@ from nnc.lang.elaborate.values import (
     ModuleType,
     Seq,
     Tensor,
+    Tree,
     UnitRef,
     Unknown,
     Value,
@@ -77,7 +78,8 @@ def attribute(cx: Context, e: ast.Attr) -> Value:
                 cx.frame.vars[e.value.id] = UNKNOWN
             help = NAMES.get(e.name)
             raise fail("E0804", f"a list has no `{e.name}`", e.name_span, help=help)
-    raise fail("E0804", f"{describe(base)} has no `{e.name}`", e.name_span)
+    help = f"of one member alone: `grad(loss, net.{e.name})`" if isinstance(base, Tree) else None
+    raise fail("E0804", f"{describe(base)} has no `{e.name}`", e.name_span, help=help)
 
 
 def _library(cx: Context, base: ast.Name, name: str) -> Mistake:

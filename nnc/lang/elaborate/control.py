@@ -60,12 +60,16 @@ def no_condition(cx: Context, value: Value, span: Span) -> Mistake:
 def _both(cx: Context, stmt: ast.If, cond: Bool) -> None:
     """A static condition that is not known in the generic check: both sides are checked."""
     frame = cx.frame
-    before = snapshot(cx)
+    before, yields = snapshot(cx), frame.yields if frame.yields is not None else []
+    given = len(yields)
     _side(cx, stmt.then, cond.yes)
+    yielded, yields[given:] = yields[given:], []
     then_returned, result, after_then = frame.returned, frame.result, dict(frame.vars)
     restore(cx, before)
     frame.returned, frame.result = False, None
     _side(cx, stmt.orelse, cond.no)
+    if not yields[given:]:
+        yields += yielded  # a turn yields on one side only
     if then_returned and not frame.returned:
         return  # what follows runs only after the other side
     if frame.returned and not then_returned:

@@ -23,6 +23,7 @@ from nnc.lang.elaborate.values import (
     Tuple,
     Unknown,
     Value,
+    Weak,
     WeakTensor,
     of_node,
 )
@@ -182,7 +183,8 @@ def _by(cx: Context, e: ast.Expr) -> Tree | Tensor:
         raise fail("E0605", "`grad` is by a variable", e.span, "an expression", help=help)
     if isinstance(x, Stored) and cx.store[x.key].kind == "state":
         raise fail("E0604", f"`{e.span.text}` is a state, which has no gradient", e.span)
-    if isinstance(current, WeakTensor):
+    literal = isinstance(current, Weak) and isinstance(e, ast.Name) and e.id in cx.frame.vars
+    if isinstance(current, WeakTensor) or literal:
         text = f"`{e.span.text}` has no dtype of its own, so nothing depends on it"
         help = f"give it one where it is defined: `{e.span.text} = f32(...)`"
         raise fail("E0604", text, e.span, describe(current), help=help)
