@@ -172,6 +172,13 @@ def test_test_leaves_halves_out(nn: Any, folder: Path) -> None:
     assert code == 0 and "not checked" in out
 
 
+def test_rounding_inside_is_no_wrong_gradient(nn: Any, folder: Path) -> None:
+    text = "export def f(x: f32[8], w: f32[8, 8]) -> f32[8] = f32(bf16(x) @ bf16(w))**2\n"
+    (folder / "rounded.nn").write_text(text)
+    code, out, _ = nn("test", "rounded.nn")
+    assert code == 0 and "0 failed" in out
+
+
 def test_test_knows_what_stop_means(nn: Any, folder: Path) -> None:
     text = "export def f(x: f32[N]) -> f32:\n    return mean((x - stop(x**2))**2)\n"
     (folder / "cut.nn").write_text(text)

@@ -86,7 +86,7 @@ def _gradients(model: Model, compiled: Compiled) -> Iterator[tuple[str, str, boo
         graph = compiled.built[export.sig.name].graph
         try:
             for label, verdict, good in _check(model, export, values):
-                why = "" if good else _differs(graph, label)
+                why = "" if good else _differs(graph, label) or _rounded(graph)
                 name = f"{export.sig.name} by {label}"
                 yield name, f"{verdict}{why}", good or why.startswith(_MEANT)
         except CompileError as error:
@@ -114,6 +114,12 @@ def _differs(graph: Graph, label: str) -> str:
     if any(n.meant is not None for n in own):
         return '; is the adjoint meant to differ? `adjoint f(x; y, dy) test "straight through":`'
     return ""
+
+
+def _rounded(graph: Graph) -> str:
+    """Whether 16-bit floats stand in between, whose differences say little."""
+    dtypes = {getattr(n.type, "dtype", "") for n in all_nodes(graph)}
+    return f"{_MEANT} by the rounding of 16-bit floats" if dtypes & {"f16", "bf16"} else ""
 
 
 def _inputs(model: Model, export: Export) -> dict[str, Any] | None:
