@@ -44,6 +44,13 @@ def test_two_thousand_programs_agree(first: int) -> None:
 
 SIZES = ({"B": 3, "T": 4}, {"B": 8, "T": 17})
 FOUND = {
+    "twice a dim is not negative where the dim is not": """
+export def f(x: f64[B, 4], y: f64[T], inout buf: f64[B, 4]) -> (f64, f64[T]):
+    t = tanh(y)
+    buf[i, j] := tanh(log(1 + ((t[j + i else 0]) + (t[j + j else 1.5]))**2))
+    loss = mean(x) + mean(buf * buf)
+    return loss, grad(loss, y)
+""",
     "a quotient whose multiple is read says nothing of its remainder": """
 export def f(x: f64[B, 3], y: f64[B, T]) -> (f64, f64[B, 3]):
     t = log(sum[k:3](exp(x[0, 2*k - 1 else -0.5])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from math import gcd
 
 from nnc.lang.dims.algebra import ZERO, Dim, Func, Mono, apply, make, polynomial_quotient
 
@@ -59,11 +60,20 @@ def _proved(p: Dim, facts: Facts, bounds: tuple[tuple[str, Range], ...], depth: 
             return all(_in_case(p, facts, ranges, depth, c) for c in cases)
     if depth == 0:
         return False
-    rest = [p - f for f in facts.nonneg]
+    known = (g for f in facts.nonneg for g in dict.fromkeys((f, _reduced(f))))
+    rest = [p - f for f in known]
     if any(r.const is not None and r.const >= 0 for r in rest):
         return True
     rest += _without_a_floor(p)
     return any(prove_nonneg(r, facts, ranges, depth - 1) for r in rest)
+
+
+def _reduced(p: Dim) -> Dim:
+    """Not negative exactly where `p` is: `2*a - 1` as `a - 1`."""
+    q = gcd(*(c for mono, c in p.terms if mono))
+    if q < 2:
+        return p
+    return make({mono: c // q for mono, c in p.terms})
 
 
 def _without_a_floor(p: Dim) -> Iterable[Dim]:
