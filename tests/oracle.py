@@ -287,7 +287,9 @@ def bounds(graph: Graph, dims: Dims, values: Values, want: Values) -> dict[str, 
         for k, a in found.items():
             with np.errstate(all="ignore"):
                 apart = np.abs(np.asarray(a, np.float64) - np.asarray(want[k], np.float64))
-            moved[k] = np.maximum(moved[k], np.where(np.isfinite(apart), apart, 0))
+            # Where the noise alone makes a number infinite or NaN nothing can be said.
+            lost = np.where(np.isfinite(np.asarray(want[k], np.float64)), np.inf, 0)
+            moved[k] = np.maximum(moved[k], np.where(np.isfinite(apart), apart, lost))
     out = {}
     for k, apart in moved.items():
         spread = 20 * apart + 8 * np.sqrt(np.mean(apart**2)) if apart.size else apart
