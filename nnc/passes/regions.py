@@ -472,7 +472,8 @@ class _Growth:
             ops = operands(node)
             apart = any(o in outside for o in ops)
             if node in self.roles:
-                if apart:
+                ends = {self.roles.get(o) for o in ops} & {"value", "after", "column"}
+                if apart or (ends and self.roles[node] != "after"):
                     raise _Refused(f"{_where(node)} needs a result of the pass")
                 continue
             needs = [o for o in ops if o in self.roles]
