@@ -222,6 +222,28 @@ def as_dtype(e: Expr, dtype: DType) -> Expr:
     return Op(dtype, "cast", (e,))
 
 
+def guards(body: Expr) -> tuple[list[Expr], Expr]:
+    """The conditions, in order, without which the expression is zero, and its value else."""
+    found: list[Expr] = []
+    while isinstance(body, Select) and isinstance(body.b, Const) and body.b.value == 0:
+        found += conjuncts(body.cond)
+        body = body.a
+    return found, body
+
+
+def conjuncts(cond: Expr) -> list[Expr]:
+    """What holds, from left to right, where `cond` does."""
+    out: list[Expr] = []
+    stack = [cond]
+    while stack:
+        e = stack.pop()
+        if isinstance(e, Op) and e.fn == "and":
+            stack += reversed(e.args)
+        else:
+            out.append(e)
+    return out
+
+
 def loads(root: Expr) -> Iterator[Load]:
     """All loads in it, each once."""
     return (e for e in walk(root) if isinstance(e, Load))

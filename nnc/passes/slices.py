@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, loads, subst
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, guards, loads, subst
 from nnc.ir.form import head_of
 from nnc.ir.graph import (
     Axis,
@@ -184,11 +184,7 @@ def _slice(node: Compute, facts: Facts) -> _Slice | None:
         return None
     if node.op not in ("", "sum") or not node.type.dtype.startswith(("f", "bf")):
         return None
-    conditions: list[Expr] = []
-    body = node.body
-    while isinstance(body, Select) and isinstance(body.b, Const) and body.b.value == 0:
-        conditions += _conjuncts(body.cond)
-        body = body.a
+    conditions, body = guards(node.body)
     fixed: dict[str, Dim] = {}
     rest: list[Expr] = []
     for c in conditions:
@@ -205,18 +201,6 @@ def _slice(node: Compute, facts: Facts) -> _Slice | None:
     kind = TensorType(node.type.dtype, tuple(a.extent for a in axes))
     part = replace(node, type=kind, axes=axes, body=subst(body, fixed))
     return _Slice(part, tuple(Idx(fixed.get(a.var, Dim.of(a.var))) for a in node.axes))
-
-
-def _conjuncts(cond: Expr) -> list[Expr]:
-    out: list[Expr] = []
-    stack = [cond]
-    while stack:
-        e = stack.pop()
-        if isinstance(e, Op) and e.fn == "and":
-            stack += reversed(e.args)
-        else:
-            out.append(e)
-    return out
 
 
 def _fixes(c: Expr, node: Compute, facts: Facts) -> tuple[str, Dim] | None:

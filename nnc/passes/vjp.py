@@ -13,7 +13,20 @@ from dataclasses import dataclass, replace
 
 from nnc.diagnostics import Span
 from nnc.ir.bounds import node_obligations, strides
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, as_dtype, loads, names, rewrite, subst, walk
+from nnc.ir.expr import (
+    Const,
+    Expr,
+    Idx,
+    Load,
+    Op,
+    as_dtype,
+    conjuncts,
+    loads,
+    names,
+    rewrite,
+    subst,
+    walk,
+)
 from nnc.ir.graph import Axis, Compute, Node, Update
 from nnc.ir.scalar import add, const, mul, neg, op, select
 from nnc.ir.share import share
@@ -21,7 +34,7 @@ from nnc.lang.dims import Dim, Facts, dim_prod, dim_sum
 from nnc.lang.types import DType, TensorType
 from nnc.passes.adjoint import Guard, Term, adjoints, condition, equal, guarded, inside
 from nnc.passes.gather import Gather, solve
-from nnc.passes.schedule.every import conjuncts, multiple
+from nnc.passes.schedule.every import multiple
 
 
 def fill(like: Node, value: float) -> Compute:

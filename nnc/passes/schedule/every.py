@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import gcd
 
 from nnc.ir.bounds import as_dim
-from nnc.ir.expr import Const, Expr, Idx, Op, Select, subst
+from nnc.ir.expr import Const, Expr, Idx, Op, Select, guards, subst
 from nnc.ir.graph import Axis
 from nnc.ir.scalar import op
 from nnc.lang.dims import Dim, Func, polynomial_quotient
@@ -43,28 +43,6 @@ def every(axes: Sequence[Axis], body: Expr) -> tuple[tuple[Axis, ...], Expr] | N
         if not isinstance(c, Const):
             value = Select(value.dtype, c, value, Const(value.dtype, 0.0))
     return tuple(raxes), value
-
-
-def guards(body: Expr) -> tuple[list[Expr], Expr]:
-    """The conditions, in order, without which the expression is zero, and its value else."""
-    found: list[Expr] = []
-    while isinstance(body, Select) and isinstance(body.b, Const) and body.b.value == 0:
-        found += conjuncts(body.cond)
-        body = body.a
-    return found, body
-
-
-def conjuncts(cond: Expr) -> list[Expr]:
-    """What holds, from left to right, where `cond` does."""
-    out: list[Expr] = []
-    stack = [cond]
-    while stack:
-        e = stack.pop()
-        if isinstance(e, Op) and e.fn == "and":
-            stack += reversed(e.args)
-        else:
-            out.append(e)
-    return out
 
 
 def multiple(cond: Expr) -> Func | None:

@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import product
 
 from nnc.ir.bounds import axis_ranges, demands, loop_facts, obligations, prove, simplify_dim
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, rewrite, walk
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, conjuncts, rewrite, walk
 from nnc.ir.form import Result, instance
 from nnc.ir.graph import Axis, Compute, Update
 from nnc.lang.dims import (
@@ -24,7 +24,7 @@ from nnc.lang.dims import (
     dim_min,
     polynomial_quotient,
 )
-from nnc.passes.schedule.every import conjuncts, every
+from nnc.passes.schedule.every import every
 
 SHORT = 8  # a constant extent of so many: loops whose turns differ are unrolled
 
