@@ -189,15 +189,20 @@ def engine_of(code: bytes) -> llvm.ExecutionEngine:
     return engine
 
 
-@cache
 def support(dtype: str, target: Target) -> None:
-    """Makes the contraction's shared functions known in this process."""
+    """Makes the contraction's shared functions the ones that later modules link to: other tests may
+    have named those of another target."""
+    for name, address in addresses(dtype, target).items():
+        llvm.add_symbol(name, address)
+
+
+@cache
+def addresses(dtype: str, target: Target) -> dict[str, int]:
     engine = engine_of(objects.compile_object(contract.support_module(dtype, target), target))
     functions, data = contract.support_symbols(dtype, target)
-    for name in functions:
-        llvm.add_symbol(name, engine.get_function_address(name))
-    for name in data:
-        llvm.add_symbol(name, engine.get_global_value_address(name))
+    return {n: engine.get_function_address(n) for n in functions} | {
+        n: engine.get_global_value_address(n) for n in data
+    }
 
 
 def native(p: Program, target: Target | None = None) -> Native:
