@@ -28,6 +28,14 @@ def main() -> None:
     parser.add_argument(
         "--cpu", action="store_true", help="CPU time, on a busy machine; with --threads 1 only"
     )
+    parser.add_argument(
+        "--cap", type=float, default=120, help="seconds in which a peer must be ready (120)"
+    )
+    parser.add_argument(
+        "--prepare",
+        action="store_true",
+        help="compile and compare results, without timing: a run after it finds torch.compile's cache filled",
+    )
     parser.add_argument("--list", action="store_true", help="print the names")
     parser.add_argument("--out", type=Path, help="JSON (default: bench/results/TIME.json)")
     args = parser.parse_args()
@@ -45,7 +53,8 @@ def main() -> None:
     )
     if args.cpu and args.threads != 1:
         parser.error("--cpu needs --threads 1: CPU time of several threads counts their waiting")
-    context = Context(args.threads, 1.5 if args.quick else args.seconds, args.cpu)
+    seconds = 0 if args.prepare else 1.5 if args.quick else args.seconds
+    context = Context(args.threads, seconds, args.cpu, args.cap)
     run(names, context, wanted, args.out)
 
 
@@ -86,11 +95,18 @@ def one(name: str, context: Context, wanted: list[str], roof: measure.Roof) -> m
         case = WORKLOADS[name](context)
     except Exception as e:
         return f"{name}: nnc: {type(e).__name__}: {e}"
-    calls, missing, notes = measure.prepare(case, wanted)
+    peers.forget_compiled()
+    found = measure.prepare(case, wanted, context.cap)
     clock = time.process_time if context.cpu else time.perf_counter
     idle = measure.IDLE if context.threads > 1 else 0.0
-    samples = measure.alternate(calls, context.seconds, case.calls, idle, clock) if calls else {}
-    return measure.summarise(name, case, context.threads, samples, missing, notes, roof)
+    if not context.seconds:
+        return f"{name}: {measure.ready(found)}"
+    samples = (
+        measure.alternate(found.calls, context.seconds, case.calls, idle, clock)
+        if found.calls
+        else {}
+    )
+    return measure.summarise(name, case, context.threads, samples, found, roof)
 
 
 def shown(name: str, result: measure.Result | Figure) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -25,7 +27,8 @@ LONG = 0.05  # seconds: a call of this length needs no call before it to wake th
 @dataclass(frozen=True)
 class Row:
     """One candidate of a workload: seconds of a call, the median, the first decile and the longest;
-    `ratio`: its time over nnc's (> 1: nnc is faster), the median of the rounds."""
+    `ratio`: its time over nnc's (> 1: nnc is faster), the median of the rounds; `how`: its set-up;
+    `ready`: seconds until its first result, compilation and the like."""
 
     candidate: str
     seconds: float
@@ -33,6 +36,24 @@ class Row:
     high: float
     ratio: float
     note: str = ""
+    how: str = ""
+    ready: float = 0.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What `prepare` has found, by candidate: its call, its set-up, seconds to its first result; why
+    it is missing; in what its result differs."""
+
+    calls: dict[str, Call] = field(default_factory=dict)
+    how: dict[str, str] = field(default_factory=dict)
+    ready: dict[str, float] = field(default_factory=dict)
+    missing: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+class TooLong(BaseException):
+    """A candidate's compilation has run into the cap (no Exception: nobody may catch it inside)."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +93,11 @@ def machine() -> dict[str, str]:
         ),
         platform.processor(),
     )
+    flags = set(Path("/proc/cpuinfo").read_text().split())
+    isa = {"avx512f": "AVX-512", "amx_tile": "AMX", "avx2": "AVX2", "avx512_vnni": "VNNI"}
     return {
         "cpu": cpu,
+        "isa": ", ".join(name for flag, name in isa.items() if flag in flags),
         "cores": str(len(os.sched_getaffinity(0))),
         "python": platform.python_version(),
         "date": time.strftime("%Y-%m-%d %H:%M"),
@@ -82,34 +106,64 @@ def machine() -> dict[str, str]:
     }
 
 
-def prepare(
-    case: Case, wanted: Sequence[str]
-) -> tuple[dict[str, Call], dict[str, str], dict[str, str]]:
-    """The calls of the candidates that can be made, why the others cannot, and differing results."""
-    calls: dict[str, Call] = {}
-    missing: dict[str, str] = {}
-    notes: dict[str, str] = {}
+def prepare(case: Case, wanted: Sequence[str], cap: float = 0) -> Prepared:
+    """Makes the candidates and compares their results; none but nnc may take longer than `cap`
+    seconds (0: as long as it takes)."""
+    out = Prepared()
     reference: list[Any] | None = None
     for name in ("nnc", *(n for n in wanted if n != "nnc")):
         if name not in case.makers:
             continue
+        start = time.perf_counter()
         try:
-            call = case.makers[name]()
-            found = [numbers(call()) for _ in range(case.checks)]
-        except Missing as e:
-            missing[name] = str(e)
-            continue
-        except Exception as e:  # a peer that fails is a line of the table
-            missing[name] = (
-                f"{type(e).__name__}: {str(e).strip().splitlines()[0] if str(e) else ''}"
-            )
+            with at_most(0 if name == "nnc" else cap):
+                call = case.makers[name]()
+                first = numbers(call())
+                out.ready[name] = time.perf_counter() - start
+                found = [first, *(numbers(call()) for _ in range(case.checks - 1))]
+        except (Exception, TooLong) as e:  # a peer that fails is a line of the table
+            out.missing[name] = reason(e)
             continue
         if reference is None:
             reference = found
         elif difference := _difference(found, reference, case.tolerance):
-            notes[name] = difference
-        calls[name] = call
-    return calls, missing, notes
+            out.notes[name] = difference
+        out.calls[name] = call
+        out.how[name] = getattr(call, "how", "")
+    return out
+
+
+def ready(found: Prepared) -> str:
+    """When each candidate was ready, or why it is not; what differs."""
+    parts = [f"{name} {seconds:.1f} s" for name, seconds in found.ready.items()]
+    more = {**found.missing, **found.notes}
+    return ", ".join(["ready after", *parts]).replace(",", "", 1) + "".join(
+        f"\n  {name:14}{why[:160]}" for name, why in more.items()
+    )
+
+
+def reason(error: BaseException) -> str:
+    """Why a candidate is missing, in one line."""
+    if isinstance(error, Missing | TooLong):
+        return str(error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join([f"{type(error).__name__}:", *lines[:2]])
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raises TooLong inside when its body takes longer; 0: never."""
+
+    def stop(*_: object) -> None:
+        raise TooLong(f"not ready after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _difference(found: Sequence[Any], want: Sequence[Any], tolerance: float) -> str:
@@ -161,15 +215,15 @@ def summarise(
     case: Case,
     threads: int,
     samples: Mapping[str, Sequence[float]],
-    missing: Mapping[str, str],
-    notes: Mapping[str, str],
+    prepared: Prepared,
     roof: Roof,
 ) -> Result:
     base = samples.get("nnc")
     rows = []
     for who, times in samples.items():
         ratio = median(t / b for t, b in zip(times, base, strict=True)) if base else 0.0
-        rows.append(Row(who, median(times), _low(times), max(times), ratio, notes.get(who, "")))
+        about = (prepared.notes.get(who, ""), prepared.how.get(who, ""), prepared.ready.get(who, 0))
+        rows.append(Row(who, median(times), _low(times), max(times), ratio, *about))
     best = min((r.ratio for r in rows if r.candidate != "nnc"), default=0.0)
     others = [_low(times) for who, times in samples.items() if who != "nnc"]
     quiet = min(others, default=0.0) / _low(base) if base else 0.0
@@ -183,7 +237,7 @@ def summarise(
         title=case.title,
         threads=threads,
         rows=tuple(rows),
-        missing=dict(missing),
+        missing=dict(prepared.missing),
         best=best,
         quiet=quiet,
         roof=share,
@@ -207,9 +261,14 @@ def show(result: Result) -> str:
     lines.append(f"  {'':14}{'median':>12}{'low':>12}{'high':>12}{'time / nnc':>12}")
     for r in result.rows:
         cells = "".join(f"{_time(t):>12}" for t in (r.seconds, r.low, r.high))
-        lines.append(f"  {r.candidate:14}{cells}{r.ratio:>12.2f}  {r.note}".rstrip())
+        lines.append(f"  {r.candidate:14}{cells}{r.ratio:>12.2f}  {_about(r)}".rstrip())
     lines += [f"  {name:14}{why[:120]}" for name, why in result.missing.items()]
     return "\n".join([*lines, f"  = {verdict(result)}"])
+
+
+def _about(r: Row) -> str:
+    ready = f"ready after {r.ready:.0f} s" if r.ready >= 5 else ""
+    return "; ".join(t for t in (r.note, r.how, ready) if t)
 
 
 def verdict(r: Result) -> str:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import os
+import shutil
+import sys
+import sysconfig
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -96,31 +101,50 @@ def inference(
     """
     made = cache(module)
     onnx = cache(lambda: export((exported or made)(), inputs))
-    args = (made, inputs, channels_last, numpy_io)
+
+    def torch_call(mode: str, last: bool) -> Call:
+        return _torch(made, inputs, mode, last, numpy_io)
+
+    def eager() -> Call:
+        layouts = (True, False) if channels_last else (False,)
+        return fastest([torch_call("", last) for last in layouts])
+
     return {
-        "torch": lambda: _eager(*args, ""),
-        "compile": lambda: _compiled(*args, "default"),
-        "max-autotune": lambda: _compiled(*args, "max-autotune-no-cudagraphs"),
+        "torch": eager,
+        "compile": lambda: torch_call("default", channels_last),
+        "max-autotune": lambda: torch_call("max-autotune-no-cudagraphs", channels_last),
         "ort": lambda: _ort(onnx(), inputs, threads, numpy_io),
         "openvino": lambda: _openvino(onnx(), inputs, threads),
     }
 
 
-def _eager(
-    made: Callable[[], Any],
-    inputs: Sequence[Any],
-    channels_last: bool,
-    numpy_io: bool,
-    mode: str,
+def fastest(calls: Sequence[Call], tries: int = 5) -> Call:
+    """The set-up of a peer that is the fastest here and now."""
+    if len(calls) == 1:
+        return calls[0]
+
+    def shortest(call: Call) -> float:
+        times = []
+        for _ in range(tries):
+            start = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - start)
+        return min(times[1:])
+
+    return min(calls, key=shortest)
+
+
+def _torch(
+    made: Callable[[], Any], inputs: Sequence[Any], mode: str, channels_last: bool, numpy_io: bool
 ) -> Call:
+    """PyTorch in inference mode: eager, or compiled (`mode`) with constant weights packed once."""
     torch = need("torch")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
     module = made().eval()
     if channels_last:
-        module = module.to(memory_format=torch.channels_last)
-    run = torch.compile(module, mode=mode, fullgraph=True) if mode else module
-    given = [torch.from_numpy(x) for x in inputs]
-    if channels_last:
-        given = [x.contiguous(memory_format=torch.channels_last) for x in given]
+        module = copy.deepcopy(module).to(memory_format=layout)
+    run = _compiled(module, mode, constant=True) if mode else module
+    given = [torch.from_numpy(x).contiguous(memory_format=layout) for x in inputs]
 
     def call() -> Any:
         with torch.inference_mode():
@@ -130,16 +154,35 @@ def _eager(
         with torch.inference_mode():
             return run(*[torch.from_numpy(x) for x in inputs]).numpy()
 
-    return through_numpy if numpy_io else call
+    out = through_numpy if numpy_io else call
+    out.how = "inference mode" + ", channels-last" * channels_last  # type: ignore[attr-defined]
+    return out
 
 
-def _compiled(*args: Any) -> Call:
+def _compiled(function: Any, mode: str, constant: bool = False) -> Any:
+    """`torch.compile`; `constant`: weights become constants of the code ("freezing")."""
     torch = need("torch")
+    _compiler()
     import torch._inductor.config as inductor
+    from torch._inductor import select_algorithm
 
-    inductor.freezing = True  # constant weights: packed once
-    torch.compiler.reset()
-    return _eager(*args)
+    select_algorithm.PRINT_AUTOTUNE = False
+    inductor.freezing = constant
+    return torch.compile(function, mode=mode, fullgraph=constant)
+
+
+def _compiler() -> None:
+    """Missing, unless there is what `torch.compile` makes its C++ code with."""
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        raise Missing("torch.compile needs a C++ compiler: there is no g++")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        raise Missing("torch.compile needs Python.h (the headers of this Python)")
+
+
+def forget_compiled() -> None:
+    """Before a workload: what `torch.compile` has made for others."""
+    if "torch" in sys.modules:
+        need("torch").compiler.reset()
 
 
 def export(module: Any, inputs: Sequence[Any]) -> Path:
@@ -149,8 +192,8 @@ def export(module: Any, inputs: Sequence[Any]) -> Path:
     need("onnxscript")
     import logging
 
-    logging.getLogger("onnxscript").setLevel(logging.ERROR)
-    logging.getLogger("onnx_ir").setLevel(logging.ERROR)
+    for name in ("onnxscript", "onnx_ir", "torch.onnx"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     path = _folder() / f"{len(list(_folder().iterdir()))}.onnx"
     names = [f"in{i}" for i in range(len(inputs))]
     given = tuple(torch.from_numpy(x) for x in inputs)
@@ -235,34 +278,41 @@ def training(
     module: Callable[[], Any],
     loss: Callable[[Any], Any],
     optimizer: Callable[[Any], Any],
+    *,
+    channels_last: bool = False,
 ) -> dict[str, Callable[[], Call]]:
     """Makers of torch, compile and max-autotune. `module` makes a fresh one with the start weights;
     `loss` takes the (compiled) module; a call returns the loss of one step."""
 
-    def maker(mode: str) -> Callable[[], Call]:
-        def make() -> Call:
-            torch = need("torch")
-            torch.compiler.reset()
-            net = module()
-            net.train()
-            opt = optimizer(net)
-            run = torch.compile(lambda: loss(net), mode=mode) if mode else lambda: loss(net)
+    def step_of(mode: str, last: bool) -> Call:
+        torch = need("torch")
+        net = module()
+        net.train()
+        if last:
+            net = net.to(memory_format=torch.channels_last)
+        opt = optimizer(net)
+        run = _compiled(lambda: loss(net), mode) if mode else lambda: loss(net)
 
-            def step() -> Any:
-                opt.zero_grad(set_to_none=True)
-                value = run()
-                value.backward()
-                opt.step()
-                return value
+        def step() -> Any:
+            opt.zero_grad(set_to_none=True)
+            value = run()
+            value.backward()
+            opt.step()
+            return value
 
-            return step
+        step.how = "channels-last" * last  # type: ignore[attr-defined]
+        return step
 
-        return make
+    def eager() -> Call:
+        if not channels_last:
+            return step_of("", False)
+        best: Any = fastest([step_of("", last) for last in (True, False)])
+        return step_of("", bool(best.how))  # with the start weights again
 
     return {
-        "torch": maker(""),
-        "compile": maker("default"),
-        "max-autotune": maker("max-autotune-no-cudagraphs"),
+        "torch": eager,
+        "compile": lambda: step_of("default", channels_last),
+        "max-autotune": lambda: step_of("max-autotune-no-cudagraphs", channels_last),
     }
 
 
@@ -313,6 +363,19 @@ def jax_adam(lr: float, decay: float = 0.0) -> tuple[Any, Any]:
         up = {k: m[k] / c1 / (j.numpy.sqrt(v[k] / c2) + 1e-8) for k in p}
         kept = {k: 1 - lr * decay if p[k].ndim > 1 else 1.0 for k in p}
         return {k: kept[k] * p[k] - lr * up[k] for k in p}, (m, v, t)
+
+    return update, state
+
+
+def jax_momentum(lr: float, momentum: float) -> tuple[Any, Any]:
+    """(update, state) of SGD for `jax_training`."""
+
+    def state(j: Any, p: Any) -> Any:
+        return {k: j.numpy.zeros_like(x) for k, x in p.items()}
+
+    def update(j: Any, p: Any, g: Any, s: Any) -> Any:
+        s = {k: momentum * s[k] + g[k] for k in p}
+        return {k: p[k] - lr * s[k] for k in p}, s
 
     return update, state
 

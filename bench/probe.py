@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bench import peers
-from bench.workload import Call, Context, Missing, load
+from bench.workload import Call, Context, load
 
 LR = 1e-3
 
@@ -122,6 +122,7 @@ def torch(model: str, who: str, threads: int) -> Callable[[], Call]:
 def jax(model: str, threads: int) -> Callable[[], Call]:
     from bench.workloads.dense import cross_entropy, jax_mlp
     from bench.workloads.language import jax_gpt2, jax_logits
+    from bench.workloads.vision import jax_resnet
 
     xs = inputs(model)
     p = {k: v.detach().numpy() for k, v in torch_module(model).state_dict().items()}
@@ -138,8 +139,9 @@ def jax(model: str, threads: int) -> Callable[[], Call]:
         x = jax_gpt2(j, q, xs[0], layers=6, heads=6)
         return cross_entropy(j, x @ q["wte.weight"].T, xs[1])
 
-    if model not in ("mlp", "small_gpt"):
-        raise Missing("not written for JAX")
+    if model.startswith("resnet"):
+        depth, q = int(model.removeprefix("resnet")), p
+        return peers.jax_inference(threads, lambda j, q, x: jax_resnet(j, q, x, depth), [q, xs[0]])
     return peers.jax_training(threads, p, loss, *peers.jax_adam(LR))
 
 

@@ -21,11 +21,12 @@ class Missing(Exception):
 @dataclass(frozen=True)
 class Context:
     """How a run is made. `threads`: for each candidate; `seconds`: of timing for each workload; `cpu`:
-    times are the process's CPU time."""
+    times are the process's CPU time; `cap`: seconds in which a peer must be ready, 0: any."""
 
     threads: int
-    seconds: float
+    seconds: float  # 0: prepare only
     cpu: bool = False
+    cap: float = 0
 
 
 @dataclass(frozen=True)

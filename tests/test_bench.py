@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -23,7 +25,7 @@ def test_programs_are_accepted(path):
 
 def test_ratios_are_medians_of_rounds():
     samples = {"nnc": [1.0, 2.0, 4.0], "torch": [2.0, 4.0, 8.0], "ort": [3.0, 3.0, 3.0]}
-    result = measure.summarise("x", Case("x", {}, flop=1e9), 1, samples, {}, {}, ROOF)
+    result = measure.summarise("x", Case("x", {}, flop=1e9), 1, samples, measure.Prepared(), ROOF)
     assert [r.ratio for r in result.rows] == [1.0, 2.0, 1.5]
     assert (result.best, result.quiet, result.roof) == (1.5, 2.0, 0.5)
 
@@ -33,14 +35,20 @@ def test_a_missing_peer_is_a_line():
         raise Missing("it is not installed")
 
     case = Case("x", {"nnc": lambda: lambda: np.ones(3), "torch": missing})
-    calls, why, notes = measure.prepare(case, ["torch"])
-    assert (list(calls), why, notes) == (["nnc"], {"torch": "it is not installed"}, {})
+    found = measure.prepare(case, ["torch"])
+    assert (list(found.calls), found.missing) == (["nnc"], {"torch": "it is not installed"})
+    assert not found.notes
+
+
+def test_a_peer_that_takes_too_long_is_a_line():
+    makers = {"nnc": lambda: lambda: np.ones(3), "compile": lambda: time.sleep(10)}
+    found = measure.prepare(Case("x", makers), ["compile"], cap=0.05)
+    assert (list(found.calls), found.missing) == (["nnc"], {"compile": "not ready after 0.05 s"})
 
 
 def test_different_results_are_told():
     makers = {"nnc": lambda: lambda: np.ones(3), "ort": lambda: lambda: np.array([1.0, 1.1, 1.0])}
-    _, _, notes = measure.prepare(Case("x", makers), ["ort"])
-    assert "DIFFERS" in notes["ort"]
+    assert "DIFFERS" in measure.prepare(Case("x", makers), ["ort"]).notes["ort"]
 
 
 def test_names_are_distinct():

@@ -17,7 +17,7 @@ from bench import peers
 from bench.workload import Context, Figure, Missing
 
 ROOT = Path(__file__).parents[2]
-WHO = ("nnc", "torch", "compile", "max-autotune", "jax", "ort", "openvino")
+WHO = ("nnc", "torch", "compile", "jax", "ort", "openvino")  # tuning takes longer still
 MODULES = {
     "nnc": "nnc",
     "torch": "torch",

@@ -30,8 +30,7 @@ def cnn(context: Context, batch: int = 64) -> Case:
     def module() -> Any:
         from bench import torch_models
 
-        net = torch_models.with_weights(torch_models.CNN(), p)
-        return net.to(memory_format=torch_models.torch.channels_last)
+        return torch_models.with_weights(torch_models.CNN(), p)
 
     def adam(net: Any) -> Any:
         return peers.need("torch").optim.Adam(net.parameters(), lr=LR, fused=True)
@@ -53,7 +52,7 @@ def cnn(context: Context, batch: int = 64) -> Case:
         f"CNN on 28 x 28, step with Adam, batch {batch}",
         {
             "nnc": lambda: lambda: model.train_step(net, opt, x, y, LR),
-            **peers.training(module, _loss(x, y), adam),
+            **peers.training(module, _loss(x, y), adam, channels_last=True),
             "jax": peers.jax_training(context.threads, p, jax_loss, *peers.jax_adam(LR)),
         },
         1.5,
@@ -64,14 +63,53 @@ def cnn(context: Context, batch: int = 64) -> Case:
 
 
 def _loss(x: Any, y: Any) -> Any:
-    """The loss of a module on pictures in channels-last order."""
+    """The loss of a module on pictures (weights in channels-last order make them follow)."""
 
     def loss(net: Any) -> Any:
         torch = peers.need("torch")
-        pictures = torch.from_numpy(x).contiguous(memory_format=torch.channels_last)
-        return torch.nn.functional.cross_entropy(net(pictures), torch.from_numpy(y).long())
+        logits = net(torch.from_numpy(x))
+        return torch.nn.functional.cross_entropy(logits, torch.from_numpy(y).long())
 
     return loss
+
+
+BLOCKS = {18: (2, 2, 2, 2), 50: (3, 4, 6, 3)}
+
+
+def jax_resnet(j: Any, p: Any, x: Any, depth: int, training: bool = False) -> Any:
+    """Logits; pictures [B, 3, H, W], inside channels come last."""
+
+    def conv(k: str, x: Any, stride: int = 1) -> Any:
+        w = p[f"{k}.weight"]
+        n = w.shape[2] // 2
+        return j.lax.conv_general_dilated(
+            x, w, (stride,) * 2, ((n, n),) * 2, dimension_numbers=("NHWC", "OIHW", "NHWC")
+        )
+
+    def norm(k: str, x: Any) -> Any:
+        if training:
+            mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+        else:
+            mean, var = p[f"{k}.running_mean"], p[f"{k}.running_var"]
+        return (x - mean) * (j.lax.rsqrt(var + 1e-5) * p[f"{k}.weight"]) + p[f"{k}.bias"]
+
+    def block(k: str, x: Any, stride: int) -> Any:
+        skip, y, relu = x, x, j.nn.relu
+        if f"{k}.downsample.0.weight" in p:
+            skip = norm(f"{k}.downsample.1", conv(f"{k}.downsample.0", x, stride))
+        count, strided = (2, 1) if depth == 18 else (3, 2)
+        for i in range(1, count + 1):
+            y = norm(f"{k}.bn{i}", conv(f"{k}.conv{i}", y, stride if i == strided else 1))
+            y = relu(y) if i < count else relu(y + skip)
+        return y
+
+    x = j.nn.relu(norm("bn1", conv("conv1", j.numpy.transpose(x, (0, 2, 3, 1)), 2)))
+    sides = ((0, 0), (1, 1), (1, 1), (0, 0))
+    x = j.lax.reduce_window(x, -np.inf, j.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), sides)
+    for n, blocks in enumerate(BLOCKS[depth], 1):
+        for i in range(blocks):
+            x = block(f"layer{n}.{i}", x, 2 if n > 1 and i == 0 else 1)
+    return x.mean((1, 2)) @ p["fc.weight"].T + p["fc.bias"]
 
 
 def resnet(
@@ -94,11 +132,17 @@ def resnet(
 
         return torch_models.with_weights(getattr(torch_models, f"resnet{depth}")(), p)
 
+    def jax() -> Call:
+        function = lambda j, q, x: jax_resnet(j, q, x, depth)  # noqa: E731
+        held = {k: peers.jax(context.threads).numpy.asarray(v) for k, v in p.items()}
+        return peers.jax_inference(context.threads, function, [held, x])()
+
     return Case(
         f"ResNet-{depth}, inference, batch {batch}" + (", winograd=True" if winograd else ""),
         {
             "nnc": lambda: partial(model.predict, net, x),
             **peers.inference(module, [x], context.threads, channels_last=True),
+            "jax": jax,
         },
         demand,
         aim,
@@ -116,8 +160,12 @@ def resnet18_train(context: Context, batch: int = 8) -> Case:
     def module() -> Any:
         from bench import torch_models
 
-        net = torch_models.with_weights(torch_models.resnet18(), p)
-        return net.to(memory_format=torch_models.torch.channels_last)
+        return torch_models.with_weights(torch_models.resnet18(), p)
+
+    params = {k: v for k, v in p.items() if "running" not in k}
+
+    def jax_loss(j: Any, q: Any) -> Any:
+        return cross_entropy(j, jax_resnet(j, q, x, 18, training=True), y)
 
     def sgd(net: Any) -> Any:
         return peers.need("torch").optim.SGD(net.parameters(), lr=LR, momentum=0.9, fused=True)
@@ -126,7 +174,10 @@ def resnet18_train(context: Context, batch: int = 8) -> Case:
         f"ResNet-18 on 64 x 64, step with momentum, batch {batch}",
         {
             "nnc": lambda: lambda: model.train_step(net, opt, x, y, LR),
-            **peers.training(module, _loss(x, y), sgd),
+            **peers.training(module, _loss(x, y), sgd, channels_last=True),
+            "jax": peers.jax_training(
+                context.threads, params, jax_loss, *peers.jax_momentum(LR, 0.9)
+            ),
         },
         1.3,
         2.2,
