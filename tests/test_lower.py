@@ -12,11 +12,11 @@ from nnc.ir.expr import Expr, Idx, Load, Select, Var, rewrite
 from nnc.ir.graph import Axis, Compute, Graph, Input, Node, Write, toposort
 from nnc.ir.loop import Buffer, Program, Store
 from nnc.ir.scalar import add, cast, const, mul, op, sub
+from nnc.ir.statements import map_stmts
 from nnc.lang.dims import Dim
 from nnc.passes import partials, storage
 from nnc.passes.autodiff import autodiff
 from nnc.passes.schedule import nest as schedule_nest
-from nnc.passes.schedule.merge import map_stmts
 from nnc.passes.simplify import simplify
 from nnc.passes.verify_loop import verify
 from tests.graphs import axes, comp, d, grads, graph, inp, load, sample, total, update

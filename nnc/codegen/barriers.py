@@ -11,21 +11,16 @@ from itertools import pairwise
 from nnc.codegen import flow
 from nnc.codegen.emit import Emitter
 from nnc.codegen.indices import Indices
-from nnc.codegen.loops import stores
-from nnc.ir.expr import Expr, Load, walk
+from nnc.ir.expr import Load, walk
 from nnc.ir.loop import (
     Buffer,
-    Call,
     Contract,
     For,
     Kernel,
-    Let,
-    Reduce,
     Repeat,
-    Stmt,
-    Store,
     kernels_of,
 )
+from nnc.ir.statements import exprs_in, stores_in
 from nnc.lang.dims import Dim, Facts, evaluated, prove_nonneg
 
 SAMPLE = 64  # what sizes are taken to be where only an order is needed
@@ -226,12 +221,12 @@ def accesses(step: Kernel | Repeat) -> Access:
     if step.alike is not None:
         return Access(_outside(step.alike.loaded), _outside(step.alike.stored))
     kernel, reads = step, dict[str, Buffer]()
-    for e in walk(*expressions(kernel.body)):
+    for e in walk(*exprs_in(kernel.body)):
         if isinstance(e, Load):
             assert isinstance(e.tensor, Buffer), e
             reads.setdefault(e.tensor.name, e.tensor)
     writes: dict[str, Buffer] = {}
-    for s in stores(kernel.body):
+    for s in stores_in(kernel.body):
         writes.setdefault(s.buffer.name, s.buffer)
         if s.accumulate:
             reads.setdefault(s.buffer.name, s.buffer)
@@ -240,23 +235,3 @@ def accesses(step: Kernel | Repeat) -> Access:
 
 def _outside(buffers: Iterable[Buffer]) -> tuple[Buffer, ...]:
     return tuple(b for b in buffers if b.scope in ("arg", "arena"))
-
-
-def expressions(body: Iterable[Stmt]) -> list[Expr]:
-    """All expressions of the statements, however deep."""
-    out: list[Expr] = []
-    stack = list(body)
-    while stack:
-        match stack.pop():
-            case For(body=inner):
-                stack.extend(inner)
-            case Let(value=value) | Reduce(value=value):
-                out.append(value)
-            case Store(index=index, value=value, guard=guard):
-                out += [*index, value, *([] if guard is None else [guard])]
-            case Contract(a=a, b=b, epilogue=epilogue, panels=panels, turned=turned):
-                out += [a, b, *(e for e in (panels, turned) if e is not None)]
-                stack.extend(epilogue)
-            case Call(inputs=inputs):
-                out += inputs
-    return out

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from nnc.codegen import flow
 from nnc.codegen.emit import Emitter
-from nnc.codegen.loops import stores
 from nnc.ir.expr import Load
 from nnc.ir.loop import Contract, Kernel, Program, Step
+from nnc.ir.statements import stores_in
 from nnc.lang.dims import ZERO, Dim, dim_max, dim_prod
 
 WORD = 5  # of ctx; the next is the profiler's
@@ -66,5 +66,5 @@ def stretches(prologue: Sequence[Step]) -> Iterator[tuple[str, tuple[Step, ...]]
 def kind_of(step: Step) -> str:
     """What a kernel of the prologue makes."""
     assert isinstance(step, Kernel), step
-    (kind,) = {s.buffer.kept for s in stores(step.body) if s.buffer.scope != "local"}
+    (kind,) = {s.buffer.kept for s in stores_in(step.body) if s.buffer.scope != "local"}
     return kind

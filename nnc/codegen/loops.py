@@ -14,23 +14,13 @@ from nnc.codegen.scalars import MATH
 from nnc.codegen.scopes import Value
 from nnc.ir.expr import Expr, Idx, Load, Op, walk
 from nnc.ir.loop import Call, Contract, For, Let, Reduce, Stmt, Store
+from nnc.ir.statements import stores_in
 from nnc.lang.types import DTYPES, is_float
 
 _CHEAP = 24  # operations: dearer bodies are not repeated four times
 INLINED, LONG = 25, 1000  # instructions of a function of vecmath that is inlined, of others
 _INLINE = {"exp", "log", "tanh", "sigmoid", "expm1", "log1p"}
 _DEAR = MATH | {"random_uniform", "random_normal", "powi", "digamma", "floordiv", "mod"}
-
-
-def stores(body: Iterable[Stmt]) -> Iterator[Store]:
-    """All stores in it, however deep."""
-    stack = list(body)
-    while stack:
-        match stack.pop():
-            case Call(result=s) | (Store() as s):
-                yield s
-            case For(body=inner) | Contract(epilogue=inner):
-                stack.extend(inner)
 
 
 class Loops(Expressions):
@@ -89,7 +79,7 @@ class Loops(Expressions):
     # ---- loops ----------------------------------------------------------------------------------
 
     def loop(self, loop: For) -> None:
-        for s in stores(loop.body):
+        for s in stores_in(loop.body):
             self.forget(s.buffer.name)
         n = self.uniform(self.merged(loop.axis.extent))
         size = flow.const(n.text)
@@ -104,7 +94,7 @@ class Loops(Expressions):
 
     def unrolled(self, loop: For, size: int) -> None:
         for i in range(size):
-            for s in stores(loop.body):
+            for s in stores_in(loop.body):
                 self.forget(s.buffer.name)
             with self.scope(), self.bound(loop.axis.var, str(i), loop.axis.extent):
                 self.block(loop.body)
@@ -156,7 +146,7 @@ class Loops(Expressions):
 
         Four registers where the lanes reduce: a chain of additions waits for itself, four do not.
         """
-        dtypes = [s.buffer.type.dtype for s in stores(loop.body)]
+        dtypes = [s.buffer.type.dtype for s in stores_in(loop.body)]
         floats = [d for d in dtypes if is_float(d)]
         widest = max((DTYPES[d].bytes for d in floats or dtypes), default=4)
         lanes = self.target.vector_bytes // max(widest, 4)
@@ -194,7 +184,7 @@ class Loops(Expressions):
                 break
             nest.append(body[0])
             body = body[0].body
-        for s in stores(body):
+        for s in stores_in(body):
             self.forget(s.buffer.name)
         sizes = [self.uniform(f.axis.extent).text for f in nest]
         total = "1"
@@ -250,7 +240,7 @@ def conjunction(em: Emitter, a: str, b: str) -> str:
 
 def written(body: Iterable[Stmt]) -> frozenset[str]:
     """Names of the buffers stored to."""
-    return frozenset(s.buffer.name for s in stores(body))
+    return frozenset(s.buffer.name for s in stores_in(body))
 
 
 def cheap(e: Expr) -> bool:

@@ -19,13 +19,13 @@ from collections.abc import Iterable, Iterator
 
 from nnc.codegen import contract, flow, tiles
 from nnc.codegen.leaf import group
-from nnc.codegen.loops import stores
 from nnc.codegen.registers import computes_in
 from nnc.codegen.scopes import Value
 from nnc.codegen.thin import Thin
 from nnc.ir.expr import subst
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Contract, For, Stmt
+from nnc.ir.statements import stores_in
 from nnc.lang.dims import Dim
 
 _WORTH = "3"  # blocks of a thread from which a right operand is packed for all of them
@@ -52,13 +52,13 @@ class Regions(Thin):
     def nested(self, c: Contract) -> None:
         """A contraction by this thread alone."""
         assert not c.batch and c.m and c.n, c
-        for s in stores((c,)):
+        for s in stores_in((c,)):
             self.forget(s.buffer.name)
         self.contractions |= {computes_in(c.a.dtype)}
         groups = [group(x, axes) for x, axes in zip("mnk", (c.m, c.n, c.k), strict=True)]
         with self.merged_axes(groups), self.scope():
             self.one(c, groups, "0", "1", self.ready.get(c))
-        for s in stores((c,)):
+        for s in stores_in((c,)):
             self.forget(s.buffer.name)
 
     def parallel(self, loop: For) -> None:
@@ -117,7 +117,7 @@ class Regions(Thin):
     def blocks(self, axis: Axis, n: str, who: str, parts: str, body: tuple[Stmt, ...]) -> None:
         """This thread's blocks: one of each `parts`, every other time from the other end."""
         em = self.em
-        for s in stores(body):
+        for s in stores_in(body):
             self.forget(s.buffer.name)
         back = flow.sub(em, flow.sub(em, parts, "1"), who)
         with self.counted("0", flow.ceil_div(em, n, parts)) as turn:

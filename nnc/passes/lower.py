@@ -24,13 +24,14 @@ from nnc.ir.loop import (
     Store,
     kernels_of,
 )
+from nnc.ir.statements import Stmts, loaded_from, stores_in
 from nnc.lang.dims import ONE, ZERO, Dim, Func, dim_prod
 from nnc.passes.fuse import Fused, Group
 from nnc.passes.lower_alike import Kernels
 from nnc.passes.lower_regions import RegionLoops
 from nnc.passes.schedule.contraction import contraction
 from nnc.passes.schedule.extrema import joined
-from nnc.passes.schedule.merge import Stmts, Views, loaded_from, merge, stores_in
+from nnc.passes.schedule.merge import Views, merge
 from nnc.passes.schedule.nest import nest
 from nnc.passes.schedule.pieces import pieces
 from nnc.passes.schedule.space import Space, matched

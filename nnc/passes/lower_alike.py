@@ -13,11 +13,11 @@ from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Tensor, walk
 from nnc.ir.form import Formed, formed
 from nnc.ir.graph import Compute, Node, Update
 from nnc.ir.loop import Alike, Buffer, Kernel, Pattern, Stmt, Store, kernel_like
+from nnc.ir.statements import exprs_in, loaded_from, map_stmts, stores_in
 from nnc.lang.dims import Dim
 from nnc.passes.fuse import Fused, Group
 from nnc.passes.lower_starts import TARGET, Start, common, start_of, starts, without
 from nnc.passes.regions import Region, Side
-from nnc.passes.schedule.merge import exprs_in, loaded_from, map_stmts, stores_in
 from nnc.passes.storage import Storage
 
 

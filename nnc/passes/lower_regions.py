@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, walk
 from nnc.ir.graph import Axis, Compute, Node
 from nnc.ir.loop import Buffer, Contract, For, Let, Part, Reduce, Stmt, Store
+from nnc.ir.statements import Stmts
 from nnc.lang.dims import ONE, ZERO, Dim, dim_max, dim_min, prove_nonneg
 from nnc.lang.types import DType, TensorType
 from nnc.passes.fuse import Fused, Group
 from nnc.passes.regions import Divisor, Region
-from nnc.passes.schedule.merge import Stmts
 from nnc.passes.schedule.nest import row_lane
 from nnc.passes.schedule.space import Space
 from nnc.passes.storage import Storage

@@ -9,8 +9,8 @@ from itertools import islice
 
 from nnc.ir.expr import Expr, Load, rewrite
 from nnc.ir.loop import Buffer, Kernel, Program, Repeat, Step, Store, kernel_like
+from nnc.ir.statements import Stmts, loaded_from, map_stmts, stores_in
 from nnc.lang.dims import ZERO, Atom, Dim, Facts, dim_max, prove_nonneg
-from nnc.passes.schedule.merge import Stmts, loaded_from, map_stmts, stores_in
 
 ALIGN = 64  # bytes
 Span = tuple[int, int]  # the first and the last moment

@@ -29,9 +29,10 @@ from nnc.ir.loop import (
     Store,
     kernels_of,
 )
+from nnc.ir.statements import stores_in
 from nnc.lang.dims import ZERO, Dim, dim_prod
 from nnc.lang.types import DTYPES, TensorType
-from nnc.passes.schedule.merge import Views, stores_in
+from nnc.passes.schedule.merge import Views
 from nnc.passes.schedule.nest import nest
 
 MOST = 1 << 23  # elements that are worth the memory

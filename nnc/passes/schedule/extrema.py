@@ -7,8 +7,8 @@ from dataclasses import replace
 from nnc.ir.expr import Expr, Idx, rewrite
 from nnc.ir.loop import Reduce, Stmt
 from nnc.ir.share import share
+from nnc.ir.statements import Stmts
 from nnc.lang.dims import Dim
-from nnc.passes.schedule.merge import Stmts
 
 _PLACES = {"argmax": "max", "argmin": "min"}
 

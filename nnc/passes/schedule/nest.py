@@ -8,9 +8,10 @@ from dataclasses import replace
 from nnc.ir.expr import Load, names, walk
 from nnc.ir.graph import Axis
 from nnc.ir.loop import For, Let, Reduce, Stmt, Store
+from nnc.ir.statements import Stmts, exprs_in, substitute
 from nnc.lang.dims import Dim, dim_min, dim_prod
 from nnc.passes.schedule.contraction import unit_stride
-from nnc.passes.schedule.merge import Stmts, Views, exprs_in, merge, substitute
+from nnc.passes.schedule.merge import Views, merge
 from nnc.passes.schedule.space import told_apart
 
 CHUNK = 1024  # elements of a long vector loop that one thread takes at a time

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from nnc.ir.expr import Expr, Idx, Op, Select, rewrite, walk
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Let
+from nnc.ir.statements import Stmts, map_stmts, substitute
 from nnc.lang.dims import ONE, Dim, Facts, prove_nonneg
-from nnc.passes.schedule.merge import Stmts, map_stmts, substitute
 
 _MOST = 8  # pieces
 _SHORT = 64  # nodes of an expression that may be there twice
