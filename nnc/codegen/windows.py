@@ -16,7 +16,7 @@ piece. Vectors of more than `PIECES` pieces are gathered.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -291,24 +291,14 @@ class _Window:
         return em.op(f"zext i{n} {em.op(f'bitcast <{n} x i1> {mask} to i{n}', 'bits')} to i32", "b")
 
     def _spread_bits(self, em: Emitter, bits: str, step: int) -> str:
-        """Bit i moved to bit i * step."""
-        if step == 1:
-            return bits
-        for shift, keep in ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555)):
-            moved = em.op(f"shl i32 {bits}, {shift}", "moved")
-            both = em.op(f"or i32 {bits}, {moved}", "both")
-            bits = em.op(f"and i32 {both}, {keep}", "bits")
-        return bits
+        """Bit i moved to bit i * step (1 or 2)."""
+        halves = ((8, 0x00FF00FF), (4, 0x0F0F0F0F), (2, 0x33333333), (1, 0x55555555))
+        return bits if step == 1 else _moved_bits(em, "shl", bits, halves)
 
     def _gathered_bits(self, em: Emitter, bits: str, step: int) -> str:
         """The other way round."""
-        if step == 1:
-            return bits
-        for shift, keep in ((1, 0x33333333), (2, 0x0F0F0F0F), (4, 0x00FF00FF), (8, 0x0000FFFF)):
-            moved = em.op(f"lshr i32 {bits}, {shift}", "moved")
-            both = em.op(f"or i32 {bits}, {moved}", "both")
-            bits = em.op(f"and i32 {both}, {keep}", "bits")
-        return bits
+        halves = ((1, 0x33333333), (2, 0x0F0F0F0F), (4, 0x00FF00FF), (8, 0x0000FFFF))
+        return bits if step == 1 else _moved_bits(em, "lshr", bits, halves)
 
     def _mask(self, em: Emitter, bits: str, vector: int = 0) -> str:
         """The lanes of an i32's bits from those of that vector on."""
@@ -448,3 +438,12 @@ class _Window:
 def _bound(cx: Windows, g: Group, index: str) -> Iterator[None]:
     with cx.scope(), cx.bound(g.var, index, g.extent):
         yield
+
+
+def _moved_bits(em: Emitter, shift: str, bits: str, halves: Sequence[tuple[int, int]]) -> str:
+    """`bits` shifted by each number where the mask beside it says so."""
+    for n, keep in halves:
+        moved = em.op(f"{shift} i32 {bits}, {n}", "moved")
+        both = em.op(f"or i32 {bits}, {moved}", "both")
+        bits = em.op(f"and i32 {both}, {keep}", "bits")
+    return bits
