@@ -48,7 +48,7 @@ def flops(threads: int, windows: int = _WINDOWS) -> float:
 
 def _bandwidth(threads: int, size: int) -> float:
     kinds = (ctypes.c_float, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    run = function(_sweep(host()), "sweep", *kinds)
+    run = function(sweep(host()), "sweep", *kinds)
     each = 1 << min(max(size // (4 * threads), _LEAST).bit_length() - 1, _MOST)  # floats
     data = np.ones(each * threads + 16, np.float32)
     start = -(-data.ctypes.data // 64) * 64
@@ -109,7 +109,8 @@ entry:
 """
 
 
-def _sweep(target: Target) -> str:
+def sweep(target: Target, ahead: int = 0) -> str:
+    """Reads n floats at their places in x under a mask; `ahead`: bytes by which it prefetches."""
     lanes = target.vector_bytes // 4
     v = f"<{lanes} x float>"
     turn = []
@@ -121,7 +122,11 @@ def _sweep(target: Target) -> str:
             f"  %v{i} = load {v}, ptr %p{i}, align 4",
             f"  %b{i} = fadd {v} %a{i}, %v{i}",
         ]
+    if ahead:
+        turn.append(f"  %ahead = getelementptr i8, ptr %p0, i64 {ahead}")
+        turn.append("  call void @llvm.prefetch.p0(ptr %ahead, i32 0, i32 3, i32 1)")
     return f"""target triple = "{target.triple}"
+declare void @llvm.prefetch.p0(ptr, i32, i32, i32)
 define float @sweep(ptr %x, i64 %n, i64 %mask) {{
 entry:
   br label %loop
