@@ -15,6 +15,14 @@ from tests.endtoend import built, compare, sample
 
 RNG = np.random.default_rng(5)
 
+
+def agree(text, *sizes):
+    """The program of one export as native code is what the interpreter says, at all these sizes."""
+    (found,) = built(text).values()
+    for dims in sizes:
+        compare(found.graph, dims, sample(found.graph, dims, RNG))
+
+
 CONV = """
 from std.nn import Conv2d
 export def f(conv: Conv2d(3, 5, {k}, stride={s}, pad={p}), x: f32[B, 3, H, W]) -> f32[B, 3, H, W]:
@@ -26,10 +34,10 @@ export def f(conv: Conv2d(3, 5, {k}, stride={s}, pad={p}), x: f32[B, 3, H, W]) -
     "k,s,p", [(3, 2, 1), (3, 2, 0), (1, 2, 0), (4, 2, 1), (7, 2, 3), (5, 3, 2)]
 )
 def test_data_of_a_strided_convolution(k, s, p):
-    (found,) = built(CONV.format(k=k, s=s, p=p)).values()
-    for b, h, w in ((1, 7, 9), (2, 10, 33), (1, 8, 40), (2, k, k)):
-        dims = {"B": b, "H": h, "W": w}
-        compare(found.graph, dims, sample(found.graph, dims, RNG))
+    agree(
+        CONV.format(k=k, s=s, p=p),
+        *({"B": b, "H": h, "W": w} for b, h, w in ((1, 7, 9), (2, 10, 33), (1, 8, 40), (2, k, k))),
+    )
 
 
 @pytest.mark.parametrize("h", [15, 16, 17, 19])
@@ -55,10 +63,10 @@ export def f(x: f32[B, 3, H, W]) -> f32[B, 3, H, W]:
     "k,s,p", [(3, 2, 1), (3, 2, 0), (2, 2, 0), (5, 3, 1), (2, 3, 0), (2, 1, 0)]
 )
 def test_pools(f, k, s, p):
-    (found,) = built(POOL.format(f=f, k=k, s=s, p=p)).values()
-    for b, h, w in ((1, 7, 9), (2, 10, 40), (1, 5, 5)):
-        dims = {"B": b, "H": h, "W": w}
-        compare(found.graph, dims, sample(found.graph, dims, RNG))
+    agree(
+        POOL.format(f=f, k=k, s=s, p=p),
+        *({"B": b, "H": h, "W": w} for b, h, w in ((1, 7, 9), (2, 10, 40), (1, 5, 5))),
+    )
 
 
 def test_depthwise_and_dilated():
@@ -69,10 +77,7 @@ export def f(w: f32[3, 3, 3], v: f32[5, 3, 3, 3], x: f32[B, 3, H, 24]) -> (f32[B
     loss = sum(y**2) + sum(z**2)
     return grad(loss, [x, w])
 """
-    (found,) = built(text).values()
-    for h in (9, 12):
-        dims = {"B": 2, "H": h}
-        compare(found.graph, dims, sample(found.graph, dims, RNG))
+    agree(text, *({"B": 2, "H": h} for h in (9, 12)))
 
 
 def test_epilogue_over_phases():
@@ -81,10 +86,7 @@ from std.nn import Conv2d, relu
 export def f(a: Conv2d(2, 6, 3, pad=1), b: Conv2d(6, 4, 3, stride=2, pad=1), x: f32[B, 2, H, 17]) -> f32[B, 2, H, 17]:
     return grad(sum(b(relu(a(x)))**2), x)
 """
-    (found,) = built(text).values()
-    for h in (7, 10):
-        dims = {"B": 2, "H": h}
-        compare(found.graph, dims, sample(found.graph, dims, RNG))
+    agree(text, *({"B": 2, "H": h} for h in (7, 10)))
 
 
 def test_a_maximum_and_its_place_in_one_pass():
@@ -208,10 +210,7 @@ export def f(x: f32[N, M, 7], w: f32[M]) -> (f32[N, M], f32[N, M, 7]):
     y[i, j] = sum[u](x[i, j, u] * w[j] if {condition} else 0)
     return y, grad(sum(y**2), x)
 """
-    (found,) = built(text).values()
-    for n, m in ((1, 1), (5, 8), (17, 33)):
-        dims = {"N": n, "M": m}
-        compare(found.graph, dims, sample(found.graph, dims, RNG))
+    agree(text, *({"N": n, "M": m} for n, m in ((1, 1), (5, 8), (17, 33))))
 
 
 def test_values_with_zeros_between():
@@ -222,10 +221,7 @@ export def f(x: f32[B, N], w: f32[3]) -> (f32[B, 2*N], f32[B, N], f32[3]):
     dx, dw = grad(sum(y**2), [x, w])
     return y, dx, dw
 """
-    (found,) = built(text).values()
-    for n in (1, 4, 19):
-        dims = {"B": 2, "N": n}
-        compare(found.graph, dims, sample(found.graph, dims, RNG))
+    agree(text, *({"B": 2, "N": n} for n in (1, 4, 19)))
 
 
 def test_windows_over_values_that_are_repeated():
@@ -235,10 +231,7 @@ export def f(x: f32[B, N], w: f32[3]) -> (f32[B, 2*N], f32[B, N]):
     y[b, i:2*N] = sum[u](z[b, i + u - 1 else 0] * w[u])
     return y, grad(sum(y**2), x)
 """
-    (found,) = built(text).values()
-    for n in (1, 4, 19):
-        dims = {"B": 2, "N": n}
-        compare(found.graph, dims, sample(found.graph, dims, RNG))
+    agree(text, *({"B": 2, "N": n} for n in (1, 4, 19)))
 
 
 def test_windows_over_quotients_are_stored():
