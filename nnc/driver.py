@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -38,21 +36,9 @@ def compile_file(
     """Compiles every export. CompileError or LoadError; DeviceError beyond the budget."""
     read_file(path)
     found = fetch if cache else None
-    with _few_collections():
-        return compiler.compile_file(
-            str(path), overrides, cache=found, tests=tests, budget=budget, winograd=winograd
-        )
-
-
-@contextmanager
-def _few_collections() -> Iterator[None]:
-    """Compiling makes many objects that stay, in no cycles: looking for garbage finds none."""
-    before = gc.get_threshold()
-    gc.set_threshold(max(before[0], 200_000) if before[0] else 0, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
+    return compiler.compile_file(
+        str(path), overrides, cache=found, tests=tests, budget=budget, winograd=winograd
+    )
 
 
 def model_of(compiled: Compiled, libraries: Sequence[str | Path] = ()) -> Model:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 from nnc.diagnostics import NOWHERE, Span
 from nnc.ir.expr import Expr, Idx, Load, Op, Select
@@ -91,7 +92,8 @@ def run_loop(
     before, probed = _state(cx), len(cx.probes)
     lifted = Lifted(cx, cx.frame.outer, span)
     with _turning(cx, turn, trip):
-        changed, keys = _trial(cx, body, var, turn, cond, before)
+        once = partial(_first_turn, cx, body, var, turn, cond, before)
+        changed, keys = _trial(cx, body, before, once)
         if changed is None:
             _poison(cx, body, targets)
             return
@@ -197,21 +199,19 @@ def _turning(cx: Context, turn: str, trip: Dim) -> Iterator[None]:
         cx.turns, cx.frame.yields = saved, yielding
 
 
+_Changed = tuple[dict[str, Value] | None, list[str]]  # variables (None: a mistake), storage
+
+
 def _trial(
-    cx: Context,
-    body: Sequence[ast.Stmt],
-    var: str | None,
-    turn: str,
-    cond: ast.Expr | None,
-    before: _State,
-) -> tuple[dict[str, Value] | None, list[str]]:
-    """What a turn assigns of what was alive before: variables and their new values, storage.
+    cx: Context, body: Sequence[ast.Stmt], before: _State, once: Callable[[], _Changed]
+) -> _Changed:
+    """What a turn (`once`) assigns of what was alive before, with the new values of variables.
 
     With the numbers that variables have in the first turn; where these lead to mistakes (`x[k]`
     with k = N before the loop), with integers that are not known.
     """
     known = len(cx.diagnostics.items)
-    found = _first_turn(cx, body, var, turn, cond, before)
+    found = once()
     counts = {n: v for n in assigned(body) if _is_whole(v := before.vars.get(n))}
     if found[0] is not None or not counts:
         return found
@@ -219,7 +219,7 @@ def _trial(
     del cx.diagnostics.items[known:]
     for name in counts:
         cx.frame.vars[name] = of_node(Input(type=TensorType("i32"), name=name, kind="carry"))
-    again = _first_turn(cx, body, var, turn, cond, before)
+    again = once()
     if again[0] is None:
         cx.diagnostics.items[known:] = mistakes
     return again
@@ -236,7 +236,7 @@ def _first_turn(
     turn: str,
     cond: ast.Expr | None,
     before: _State,
-) -> tuple[dict[str, Value] | None, list[str]]:
+) -> _Changed:
     errors = len(cx.diagnostics.errors)
     if var is not None:
         cx.frame.vars[var] = integer(Dim.of(turn))
