@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nnc.diagnostics import Span
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, walk
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, index_number, walk
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Buffer, Contract, For, Let, Reduce, Stmt, Store
 from nnc.lang.dims import Dim
@@ -81,7 +81,7 @@ class Outline:
         """Adds an expression; equal ones once, whether they are one object or not."""
         done, known = self.done, self.known
         for e in walk(root):
-            if id(e) not in done and _fixed(e) is None:
+            if id(e) not in done and index_number(e) is None:
                 token = self.token(e)
                 number = done[id(e)] = known.setdefault(token, len(known))
                 if number == len(self.first):
@@ -96,7 +96,7 @@ class Outline:
 
     def ref(self, e: Expr) -> Token:
         """How others refer to an expression: fixed numbers are part of the code."""
-        number = _fixed(e)
+        number = index_number(e)
         return self.done[id(e)] if number is None else ("fixed", number)
 
     def token(self, e: Expr) -> Token:
@@ -126,9 +126,9 @@ class Outline:
         yield buffer.type
         start = None if buffer.scope == "local" else self.start(buffer, index)
         yield None if start is None else self.place(buffer, start)
-        near = start is None or (not start.terms and any(map(_fixed, index)))
+        near = start is None or (not start.terms and any(map(index_number, index)))
         for i in index:
-            number = _fixed(i)
+            number = index_number(i)
             if number is None:
                 yield self.done[id(i)] if id(i) in self.done else self.expr(i)
             else:
@@ -142,11 +142,6 @@ class Outline:
 
 def _axis(a: Axis) -> tuple[str, Dim]:
     return (a.var, a.extent)
-
-
-def _fixed(e: Expr) -> int | None:
-    """The number that an index is."""
-    return e.dim.const if isinstance(e, Idx) else None
 
 
 def _check(span: Span | None) -> Token:

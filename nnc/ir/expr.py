@@ -231,13 +231,23 @@ def guards(body: Expr) -> tuple[list[Expr], Expr]:
     return found, body
 
 
+def index_number(e: Expr) -> int | None:
+    """The number that an index is, if it is one."""
+    return e.dim.const if isinstance(e, Idx) else None
+
+
 def conjuncts(cond: Expr) -> list[Expr]:
     """What holds, from left to right, where `cond` does."""
+    return joined_by("and", cond)
+
+
+def joined_by(fn: str, root: Expr) -> list[Expr]:
+    """What a tree of one function of two operands joins, from left to right."""
     out: list[Expr] = []
-    stack = [cond]
+    stack = [root]
     while stack:
         e = stack.pop()
-        if isinstance(e, Op) and e.fn == "and":
+        if isinstance(e, Op) and e.fn == fn:
             stack += reversed(e.args)
         else:
             out.append(e)

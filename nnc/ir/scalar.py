@@ -39,6 +39,12 @@ class Scalar:
     partials: Partials | None = None
     ulp: float = 0.0  # 0: exactly rounded
     user: bool = True  # callable by this name from the language
+    slow: bool = False  # several times as long as an addition, though exactly rounded
+
+    @property
+    def costly(self) -> bool:
+        """Whether it takes several times as long as an addition."""
+        return self.slow or self.ulp > 0
 
 
 # ---- expression shorthands ----------------------------------------------------------------------
@@ -256,9 +262,10 @@ def _table() -> dict[str, Scalar]:
             np.divide,
             lambda a, y: (div(_c(1, y), a[1]), neg(div(y, a[1]))),
             user=False,
+            slow=True,
         ),
-        Scalar("floordiv", 2, "integer", "floor(a / b)", np.floor_divide, user=False),
-        Scalar("mod", 2, "integer", "a - b * floor(a / b)", np.mod, user=False),
+        Scalar("floordiv", 2, "integer", "floor(a / b)", np.floor_divide, user=False, slow=True),
+        Scalar("mod", 2, "integer", "a - b * floor(a / b)", np.mod, user=False, slow=True),
         Scalar("neg", 1, n, "-a", np.negative, lambda a, y: (_c(-1, y),), user=False),
         Scalar(
             "fma",
@@ -296,6 +303,7 @@ def _table() -> dict[str, Scalar]:
             "the sum of products of four bytes, those of a unsigned, those of b signed",
             _dot4,
             user=False,
+            slow=True,
         ),
         # rounding and sign
         Scalar("abs", 1, n, "absolute value", np.abs, _one(lambda x, y: op("sign", x))),
@@ -304,7 +312,9 @@ def _table() -> dict[str, Scalar]:
         Scalar("ceil", 1, f, "smallest integer not below", np.ceil),
         Scalar("round", 1, f, "nearest integer, ties to even", np.round),
         # roots, exponentials, logarithms
-        Scalar("sqrt", 1, f, "square root", np.sqrt, _one(lambda x, y: div(_c(0.5, x), y))),
+        Scalar(
+            "sqrt", 1, f, "square root", np.sqrt, _one(lambda x, y: div(_c(0.5, x), y)), slow=True
+        ),
         Scalar(
             "rsqrt",
             1,
@@ -443,6 +453,7 @@ def _table() -> dict[str, Scalar]:
             "uniform in [0, 1) of (seed, stream, step, element)",
             _uniform,
             user=False,
+            slow=True,
         ),
         Scalar(
             "random_normal",

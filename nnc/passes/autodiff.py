@@ -21,14 +21,10 @@ from nnc.ir.graph import (
     Region,
     Stop,
     operands,
-    renamed,
-    replace_operands,
     toposort,
-    transform,
     with_bodies,
-    with_outs,
-    with_roots,
 )
+from nnc.ir.rewrite import renamed, replace_operands, transform, with_outs, with_roots
 from nnc.lang.dims import Dim, Facts
 from nnc.passes.distribute import distribute
 from nnc.passes.hoist import hoist

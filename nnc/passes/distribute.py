@@ -15,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnc.ir.expr import Load, names, walk
-from nnc.ir.graph import Compute, Loop, Node, Part, operands, renamed, replace_operands
+from nnc.ir.graph import Compute, Loop, Node, Part, operands
+from nnc.ir.rewrite import renamed, replace_operands
 from nnc.lang.dims import Dim
 from nnc.passes.hoist import all_turns, hoist
 from nnc.passes.loops import Fresh

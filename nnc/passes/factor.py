@@ -11,22 +11,14 @@ from collections.abc import Hashable
 from dataclasses import replace
 
 from nnc.ir.expr import Expr, Idx, Load, Op, Select, children, names, walk, with_children
-from nnc.ir.graph import (
-    Axis,
-    Compute,
-    Constant,
-    Graph,
-    Input,
-    Node,
-    replace_operands,
-    with_roots,
-)
+from nnc.ir.graph import Axis, Compute, Constant, Graph, Input, Node
+from nnc.ir.rewrite import replace_operands, with_roots
+from nnc.ir.scalar import SCALARS
 from nnc.ir.share import node_key
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.types import TensorType
 
-COSTLY = frozenset({"div", "sqrt", "rsqrt", "exp", "expm1", "log", "log1p", "log2", "tanh", "pow"})
-COSTLY |= {"sigmoid", "erf", "erfc", "sin", "cos", "tan", "sinh", "cosh", "lgamma", "atan2"}
+COSTLY = frozenset(s.name for s in SCALARS.values() if s.costly and s.rule == "float")
 FEW = 16  # times an element is used at which storing it begins to pay
 
 

@@ -10,19 +10,20 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from nnc.ir.bounds import axis_ranges
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, loads, rewrite, subst_exprs
-from nnc.ir.graph import (
-    Axis,
-    Compute,
-    Graph,
-    Node,
-    Update,
-    exprs_of,
-    replace_operands,
-    toposort,
-    with_exprs,
-    with_roots,
+from nnc.ir.expr import (
+    Const,
+    Expr,
+    Idx,
+    Load,
+    Op,
+    Select,
+    index_number,
+    loads,
+    rewrite,
+    subst_exprs,
 )
+from nnc.ir.graph import Axis, Compute, Graph, Node, Update, exprs_of, toposort
+from nnc.ir.rewrite import replace_operands, with_exprs, with_roots
 from nnc.ir.scalar import add, select
 from nnc.lang.dims import Dim, Facts, prove_nonneg
 from nnc.passes.schedule.space import SHORT
@@ -75,8 +76,8 @@ class _Forward:
         found: Expr | None = None
         while found is None and isinstance(tensor, Update) and tensor in self.slices:
             fixed = self.slices[tensor]
-            open_ = [d for d in fixed if _number(e.index[d]) != fixed[d]]
-            if all(_number(e.index[d]) is None for d in open_):
+            open_ = [d for d in fixed if index_number(e.index[d]) != fixed[d]]
+            if all(index_number(e.index[d]) is None for d in open_):
                 value = _value(tensor, e.index)
                 if value is None or len(open_) > 1:
                     return None
@@ -111,10 +112,6 @@ class _Forward:
         return out
 
 
-def _number(e: Expr) -> int | None:
-    return e.dim.const if isinstance(e, Idx) else None
-
-
 def _slice(node: Update) -> dict[int, int] | None:
     """The fixed indices of an update that writes all elements there are at these."""
     if node.accumulate or node.guard is not None or node.check is not None:
@@ -123,7 +120,7 @@ def _slice(node: Update) -> dict[int, int] | None:
     fixed: dict[int, int] = {}
     for d, (i, n) in enumerate(zip(node.target, node.type.shape, strict=True)):
         name = i.dim.name if isinstance(i, Idx) else None
-        if (at := _number(i)) is not None:
+        if (at := index_number(i)) is not None:
             fixed[d] = at
         elif name is None or extents.pop(name, None) != n:
             return None

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from nnc.ir.graph import Compute, Loop, Node, operands, replace_operands, with_outs
+from nnc.ir.graph import Compute, Loop, Node, operands
+from nnc.ir.rewrite import replace_operands, with_outs
 from nnc.lang.types import TensorType
 from nnc.passes.turns import Outward, axis_of, slice_of
 

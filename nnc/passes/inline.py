@@ -28,14 +28,16 @@ from nnc.ir.graph import (
     Stop,
     Update,
     all_nodes,
-    deep,
     exprs_of,
     operands,
+    users,
+)
+from nnc.ir.rewrite import (
+    deep,
     pattern,
     reads_of,
     rebuilt,
     transform,
-    users,
     with_base,
     with_exprs,
     with_form,
@@ -45,9 +47,6 @@ from nnc.ir.scalar import SCALARS, cast
 from nnc.lang.dims import ONE, ZERO, Dim, Facts, Range, dim_prod, prove_nonneg
 from nnc.lang.types import DTYPES
 
-CHEAP = frozenset(("add", "sub", "mul", "neg", "min", "max", "fma", "abs", "sign", "floor", "cast"))
-CHEAP |= {"ceil", "round", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "isfinite"}
-CHEAP |= {"bitand", "bitor", "bitxor", "shl", "shr"}
 EXACT = {
     "add",
     "sub",
@@ -361,7 +360,7 @@ def _cheap_op(e: Op) -> bool:
     if e.fn in ("div", "powi"):
         last = e.args[1]
         return isinstance(last, Const) and (e.fn == "div" or abs(last.value) <= 4)
-    return e.fn in CHEAP
+    return not SCALARS[e.fn].costly
 
 
 def _light(new: Compute, loads: list[Load]) -> bool:

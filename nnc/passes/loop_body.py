@@ -6,18 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nnc.ir.bounds import turn_facts
-from nnc.ir.graph import (
-    Graph,
-    Input,
-    Loop,
-    Node,
-    Part,
-    Write,
-    all_nodes,
-    rebuilt,
-    renamed,
-    transform,
-)
+from nnc.ir.graph import Graph, Input, Loop, Node, Part, Write, all_nodes
+from nnc.ir.rewrite import rebuilt, renamed, transform
 from nnc.lang.dims import Dim
 
 

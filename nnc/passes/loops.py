@@ -9,20 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from nnc.ir.graph import (
-    Graph,
-    Input,
-    Loop,
-    Node,
-    Part,
-    all_nodes,
-    operands,
-    renamed,
-    replace_operands,
-    toposort,
-    with_outs,
-    with_roots,
-)
+from nnc.ir.graph import Graph, Input, Loop, Node, Part, all_nodes, operands, toposort
+from nnc.ir.rewrite import renamed, replace_operands, with_outs, with_roots
 from nnc.lang.dims import Dim
 
 

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from functools import lru_cache
 from itertools import takewhile
 
-from nnc.ir.expr import Expr, Idx
+from nnc.ir.expr import Expr, index_number
 from nnc.ir.form import KEPT, Form
 
 Start = tuple[int, ...]
@@ -16,7 +16,7 @@ TARGET = -1  # stands for what an update writes, among the numbers of tensors
 
 def start_of(index: Sequence[Expr]) -> Start:
     """The fixed components that an index begins with."""
-    numbers = (i.dim.const if isinstance(i, Idx) else None for i in index)
+    numbers = map(index_number, index)
     return tuple(n for n in takewhile(lambda n: n is not None, numbers) if n is not None)
 
 

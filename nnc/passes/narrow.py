@@ -11,22 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from nnc.ir.expr import Expr, Idx, Load, rewrite, subst
-from nnc.ir.graph import (
-    Compute,
-    Formula,
-    Graph,
-    Loop,
-    Node,
-    Update,
-    all_nodes,
-    exprs_of,
-    operands,
-    reads_of,
-    replace_operands,
-    with_exprs,
-    with_outs,
-    with_roots,
-)
+from nnc.ir.graph import Compute, Formula, Graph, Loop, Node, Update, all_nodes, exprs_of, operands
+from nnc.ir.rewrite import reads_of, replace_operands, with_exprs, with_outs, with_roots
 from nnc.lang.dims import ONE, Dim
 from nnc.lang.types import TensorType
 

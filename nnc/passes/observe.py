@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from nnc.ir.expr import Idx, Load
-from nnc.ir.graph import Axis, Compute, Graph, Loop, Node, Part, replace_operands, toposort
+from nnc.ir.graph import Axis, Compute, Graph, Loop, Node, Part, toposort
+from nnc.ir.rewrite import replace_operands
 from nnc.lang.dims import Dim
 
 

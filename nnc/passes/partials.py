@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, subst, walk
-from nnc.ir.graph import Axis, Compute, Graph, Node, transform
+from nnc.ir.graph import Axis, Compute, Graph, Node
+from nnc.ir.rewrite import transform
 from nnc.ir.scalar import cast
 from nnc.lang.dims import ONE, Dim, dim_prod
 from nnc.lang.types import DTYPES, DType, TensorType, is_float

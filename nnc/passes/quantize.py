@@ -20,16 +20,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, subst_exprs
-from nnc.ir.graph import (
-    Axis,
-    Compute,
-    Graph,
-    Input,
-    Node,
-    replace_operands,
-    toposort,
-    with_roots,
-)
+from nnc.ir.graph import Axis, Compute, Graph, Input, Node, toposort
+from nnc.ir.rewrite import replace_operands, with_roots
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.lang.types import TensorType
 

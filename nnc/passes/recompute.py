@@ -25,15 +25,10 @@ from nnc.ir.graph import (
     Update,
     all_nodes,
     operands,
-    renamed,
-    replace_operands,
-    revised,
     toposort,
-    transform,
-    with_outs,
-    with_roots,
 )
 from nnc.ir.printer import print_node
+from nnc.ir.rewrite import renamed, replace_operands, revised, transform, with_outs, with_roots
 from nnc.lang.dims import Dim
 from nnc.passes.loops import Fresh
 

@@ -25,19 +25,9 @@ from nnc.ir.expr import (
     subst,
     walk,
 )
-from nnc.ir.graph import (
-    Axis,
-    Input,
-    Loop,
-    Node,
-    Part,
-    Region,
-    operands,
-    renamed,
-    replace_operands,
-    toposort,
-)
+from nnc.ir.graph import Axis, Input, Loop, Node, Part, Region, operands, toposort
 from nnc.ir.printer import print_node
+from nnc.ir.rewrite import renamed, replace_operands
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.types import TensorType
 from nnc.passes.adjoint import Guard, Term

@@ -26,11 +26,8 @@ from nnc.ir.graph import (
     Update,
     all_nodes,
     exprs_of,
-    replace_operands,
-    with_exprs,
-    with_form,
-    with_roots,
 )
+from nnc.ir.rewrite import replace_operands, with_exprs, with_form, with_roots
 from nnc.ir.share import Interner, node_key
 from nnc.lang.dims import Facts
 from nnc.passes.loops import tidy

@@ -9,18 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, guards, loads, subst
-from nnc.ir.form import head_of
-from nnc.ir.graph import (
-    Axis,
-    Compute,
-    Graph,
-    Node,
-    Update,
-    replace_operands,
-    users,
-    with_roots,
+from nnc.ir.expr import (
+    Const,
+    Expr,
+    Idx,
+    Load,
+    Op,
+    Select,
+    guards,
+    index_number,
+    joined_by,
+    loads,
+    subst,
 )
+from nnc.ir.form import head_of
+from nnc.ir.graph import Axis, Compute, Graph, Node, Update, users
+from nnc.ir.rewrite import replace_operands, with_roots
 from nnc.ir.scalar import add
 from nnc.lang.dims import ONE, Dim, Facts, prove_nonneg
 from nnc.lang.types import TensorType
@@ -105,15 +109,7 @@ class _Slices:
 
 def _terms(node: Compute) -> list[Expr]:
     """The terms of an element-wise sum."""
-    out: list[Expr] = []
-    stack = [] if node.raxes else [node.body]
-    while stack:
-        e = stack.pop()
-        if isinstance(e, Op) and e.fn == "add":
-            stack += reversed(e.args)
-        else:
-            out.append(e)
-    return out
+    return [] if node.raxes else joined_by("add", node.body)
 
 
 def _same_element(e: Expr, node: Compute) -> bool:
@@ -133,7 +129,7 @@ def _whole(node: Compute, found: Sequence[_Slice]) -> Expr | None:
         return None
     arms: dict[tuple[int, int], Expr] = {}
     for one in found:
-        fixed = [(d, k) for d, i in enumerate(one.target) if (k := _number(i)) is not None]
+        fixed = [(d, k) for d, i in enumerate(one.target) if (k := index_number(i)) is not None]
         if len(fixed) != 1:
             return None
         own = (Idx(Dim.of(a.var)) for d, a in enumerate(node.axes) if d != fixed[0][0])
@@ -148,10 +144,6 @@ def _whole(node: Compute, found: Sequence[_Slice]) -> Expr | None:
         here = Op("bool", "eq", (at, Idx(Dim.of(k))))
         out = Select(out.dtype, here, arms[d, k], out)
     return out
-
-
-def _number(e: Expr) -> int | None:
-    return e.dim.const if isinstance(e, Idx) else None
 
 
 def _zeros(node: Compute) -> Compute:

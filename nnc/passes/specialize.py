@@ -17,10 +17,9 @@ from nnc.ir.graph import (
     Node,
     Update,
     Write,
-    replace_operands,
     toposort,
-    with_outs,
 )
+from nnc.ir.rewrite import replace_operands, with_outs
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.types import TensorType
 

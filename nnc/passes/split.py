@@ -9,18 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from nnc.ir.expr import walk
-from nnc.ir.graph import (
-    Compute,
-    Constant,
-    Graph,
-    Input,
-    Loop,
-    Node,
-    all_nodes,
-    operands,
-    replace_operands,
-    toposort,
-)
+from nnc.ir.graph import Compute, Constant, Graph, Input, Loop, Node, all_nodes, operands, toposort
+from nnc.ir.rewrite import replace_operands
 from nnc.lang.types import is_float
 from nnc.passes.autodiff import expanded, gradients, without_stops
 from nnc.passes.loops import Fresh

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from nnc.ir.expr import Expr, Idx, Load, walk
+from nnc.ir.expr import Expr, Idx, Load, index_number, walk
 from nnc.ir.graph import (
     Compute,
     Constant,
@@ -259,12 +259,12 @@ class _Assigner:
             return False
         if isinstance(reader, Update) and reader.base is version:
             return False
-        written = [_number(i) for i in self.fused.spaces[node].index]
+        written = [index_number(i) for i in self.fused.spaces[node].index]
         loads = (e for e in walk(*self.fused.spaces[reader].exprs) if isinstance(e, Load))
         return all(
             any(
                 w is not None and r is not None and w != r
-                for w, r in zip(written, map(_number, e.index), strict=True)
+                for w, r in zip(written, map(index_number, e.index), strict=True)
             )
             for e in loads
             if e.tensor is version
@@ -411,10 +411,6 @@ class _Assigner:
         want = [_positions(i, {}) for i in space.index]
         reads = [e for e in walk(space.body) if isinstance(e, Load) and e.tensor is node]
         return not space.raxes and all([_positions(i, {}) for i in e.index] == want for e in reads)
-
-
-def _number(e: object) -> int | None:
-    return e.dim.const if isinstance(e, Idx) else None
 
 
 def _after(group: Group, a: Node, b: Node) -> bool:

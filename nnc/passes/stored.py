@@ -21,9 +21,8 @@ from nnc.ir.graph import (
     all_nodes,
     exprs_of,
     operands,
-    transform,
-    with_exprs,
 )
+from nnc.ir.rewrite import transform, with_exprs
 from nnc.lang.types import DType
 from nnc.passes.schedule.contraction import factors
 

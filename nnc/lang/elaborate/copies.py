@@ -6,20 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from nnc.ir.graph import (
-    Compute,
-    Constant,
-    Input,
-    Node,
-    Region,
-    Stop,
-    Update,
-    renamed,
-    reread,
-    revised,
-    toposort,
-    with_base,
-)
+from nnc.ir.graph import Compute, Constant, Input, Node, Region, Stop, Update, toposort
+from nnc.ir.rewrite import renamed, reread, revised, with_base
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.randoms import stream_of

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Select
-from nnc.ir.graph import Axis, Compute, Custom, Grad, Input, Node, replace_operands, toposort
+from nnc.ir.graph import Axis, Compute, Custom, Grad, Input, Node, toposort
+from nnc.ir.rewrite import replace_operands
 from nnc.lang.dims import Dim
 from nnc.lang.types import is_float
 

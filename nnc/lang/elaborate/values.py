@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnc.diagnostics import Span
-from nnc.ir.expr import Const, Expr, Idx, Load, Op
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, index_number
 from nnc.ir.graph import Axis, Node
 from nnc.ir.scalar import cast
 from nnc.lang import ast
@@ -276,7 +276,7 @@ class View:
 
     def _fixed(self) -> list[int | None]:
         index = self.at(tuple(Idx(Dim.of(f"$?{k}")) for k in range(len(self.shape))))
-        return [e.dim.const if isinstance(e, Idx) else None for e in index]
+        return [index_number(e) for e in index]
 
 
 @dataclass(frozen=True, eq=False)
