@@ -57,6 +57,7 @@ class Case:
     c: str = "row"
     epilogue: bool = False
     careless: bool = False
+    direct: bool = False
     constant: tuple[int, int, int] | None = None
 
 
@@ -144,6 +145,8 @@ def module(case: Case) -> str:
     a = operand(case, "a", case.a, t)
     done = store(case, target, t)
     c = leaf.Contraction(case.dtype, target, m, n, k, a, b, done, "%scratch")
+    if case.direct:
+        c = replace(c, result=leaf.Strided("%c", "%cr", "1"))
     leaf.emit_contraction(em, c)
     em.line("ret void")
     text = f"define void @f({PARAMETERS}) {{\n{em.text()}\n}}\n"
@@ -315,6 +318,20 @@ def test_blocks_and_threads_give_equal_bits(isa: str, dtype: str) -> None:
             assert (run(case, sizes, threads) == want).all()
         for b in ("packed", "any"):
             assert (run(Case(dtype, isa, b=b), sizes, 2) == want).all()
+
+
+@pytest.mark.parametrize(("isa", "dtype"), ALL)
+def test_tiles_stored_at_once_have_the_same_bits(isa: str, dtype: str) -> None:
+    t = tiles.tile(dtype, TARGETS[isa])
+    case = Case(dtype, isa, direct=True)
+    for sizes in [*ragged(t), (520, t.panel + 1, t.block + 1), (30, 2 * t.panel, 2 * t.block + 3)]:
+        want = run(replace(case, direct=False), sizes)
+        assert (run(case, sizes) == want).all()
+        assert (run(case, sizes, 2) == want).all()
+    m, k = 1030, t.block + 2
+    for n in (2 * t.panel, 2 * t.panel - t.lanes):
+        constant = replace(case, constant=(m, n, k))
+        assert (run(constant, (m, n, k), 2) == run(Case(dtype, isa), (m, n, k))).all()
 
 
 @pytest.mark.parametrize("isa", WORD_TARGETS)

@@ -103,6 +103,7 @@ class Contraction:
     begin: tuple[str, str] = ("0", "0")  # column and k of `ready` that are 0 here
     columns: Columns | None = None
     batches: str = "1"  # so many, whose A lie one behind the other
+    result: Strided | None = None  # where C lies, if the epilogue only stores there
 
 
 @dataclass(frozen=True)
@@ -288,9 +289,11 @@ class _Emission:
         if t.fetches:
             pack.list_nothing(em, t, self.a_panel)
         for_columns = flow.ceil_div(em, columns.size, str(_columns(t)))
-        # Without partial sums there is no reason to cut the rows.
-        row_blocks = flow.ceil_div(em, rows.size, str(_PARTIAL_ROWS))
-        row_blocks = flow.select(em, self.one_block, "i64", "1", row_blocks)
+        # Without partial sums in scratch there is no reason to cut the rows.
+        row_blocks = "1"
+        if not self.all_direct():
+            row_blocks = flow.ceil_div(em, rows.size, str(_PARTIAL_ROWS))
+            row_blocks = flow.select(em, self.one_block, "i64", "1", row_blocks)
         self.keep(rows, for_columns)
         with flow.loop(em, "0", for_columns) as jb:
             first = flow.compare(em, "eq", jb, "0")
@@ -615,14 +618,37 @@ class _Emission:
             at = flow.add(em, strip, flow.mul(em, j, part.size))
             at = flow.select(em, self.one_block, "i64", "0", at)
             sums = flow.offset(em, self.sums, at, t.type)
+            valid = flow.minimum(em, width, left)
+            col = flow.add(em, columns.start, j)
+            to, apart, whole = self.direct(part.start, col, valid, width, sums)
             em.line(
                 f"call void {kernel}(ptr {self.a_panel}, ptr {b}, i64 {b_k}, i64 {b_panel}, "
-                f"i64 {k.size}, ptr {sums}, i32 {again})"
+                f"i64 {k.size}, ptr {to}, i32 {again}{apart})"
             )
-            with flow.when(em, last):
-                valid = flow.minimum(em, width, left)
-                self.epilogue(part, flow.add(em, columns.start, j), valid, width, sums)
+            with flow.when(em, flow.select(em, whole, "i1", "false", last)):
+                self.epilogue(part, col, valid, width, sums)
             step.step = width
+
+    def all_direct(self) -> bool:
+        """Whether all tiles have whole panels of columns, and go to the result."""
+        n = flow.const(self.c.n)
+        whole = n is not None and n % self.t.panel == 0
+        return whole and self.c.result is not None and self.t.fetches
+
+    def direct(self, row: str, col: str, valid: str, width: str, sums: str) -> tuple[str, str, str]:
+        """Where the kernel puts its sums, the argument that says how far rows are apart, and
+        whether (an i1) that is the result: where all columns are, and nothing is left to do."""
+        em, t, to = self.em, self.t, self.c.result
+        if not t.fetches:
+            return sums, "", "false"
+        apart = flow.mul(em, width, str(t.size))
+        if to is None:
+            return sums, f", i64 {apart}", "false"
+        whole = flow.compare(em, "eq", valid, width)
+        at = flow.add(em, flow.mul(em, row, to.row_stride), col)
+        place = flow.select(em, whole, "ptr", flow.offset(em, to.ptr, at, t.type), sums)
+        apart = flow.select(em, whole, "i64", flow.mul(em, to.row_stride, str(t.size)), apart)
+        return place, f", i64 {apart}", whole
 
     def epilogue(self, part: _Range, j0: str, valid: str, width: str, sums: str) -> None:
         """Calls `store` for the valid columns of a finished tile."""

@@ -18,7 +18,7 @@ from nnc.codegen.registers import computes_in
 from nnc.codegen.scopes import Value
 from nnc.codegen.sweeps import Sweeps
 from nnc.codegen.windows import Group, Windows
-from nnc.ir.expr import Expr, Idx, Load, Op, loads
+from nnc.ir.expr import Expr, Idx, Load, Op, Var, loads
 from nnc.ir.graph import Axis
 from nnc.ir.loop import FEW, REVERSED, SLAB, Buffer, Contract, For, Reduce, Stmt, Store
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
@@ -184,8 +184,19 @@ class Leaves(Sweeps, Windows):
             ("0", "0") if c.part is None else self.starts(c),
             self.columns(c, m, n),
             self.follow(c),
+            self.result(c, m, n),
         )
         contract.emit_contraction(self.em, done)
+
+    def result(self, c: Contract, m: Group, n: Group) -> contract.Strided | None:
+        """Where the sums go that are only stored, along whole rows."""
+        if len(c.epilogue) != 1 or not isinstance(store := c.epilogue[0], Store):
+            return None
+        plain = isinstance(store.value, Var) and store.value.name == c.name
+        if not plain or store.accumulate or store.guard is not None or store.check is not None:
+            return None
+        found = self.strided(Load(kind(c), store.buffer, store.index), m, n)
+        return found if found is not None and found.col_stride == "1" else None
 
     def follow(self, c: Contract) -> str:
         """How many batches there are whose left operands lie one behind the other; else 1."""

@@ -4,7 +4,7 @@ A micro-kernel multiplies `height` rows of A by a few vectors of B over one bloc
 (or adds) the tile to scratch memory. It knows nothing of layouts, edges, epilogues or threads, so
 all contractions of a process share one set.
 
-    void nnrt_tile_<dtype>_<height>x<vectors>(a, b, b_k, b_panel, kc, tile, add)
+    void nnrt_tile_<dtype>_<height>x<vectors>(a, b, b_k, b_panel, kc, tile, add[, apart])
 
     a        ptr   rows of A, k contiguous, `Tile.a_row` elements apart: a constant, so that one
                    register addresses all of them, and no power of two, so that they do not meet
@@ -15,6 +15,7 @@ all contractions of a process share one set.
     kc       i64   number of k, 0 or more
     tile     ptr   height x (vectors * lanes) elements, row-major without gaps, vector-aligned
     add      i32   0: the tile is overwritten; 1: the sums are added to it
+    apart    i64   (floats only) bytes between rows of the tile, which then may lie anywhere
 
 Behind the panel of A, at `Tile.panel_bytes`, kernels of floats expect a list of addresses: one for
 every UNROLL k (as far apart as these are in a row). They are fetched to the second level of the
@@ -29,6 +30,7 @@ the target has no FMA), whichever kernel computes it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nnc.codegen import matrix
@@ -165,7 +167,8 @@ class _Kernel:
         state = self.loop("tail", "main.done", "%rest", 1, state)
         self.finish(state[1 + self.panels :])
         head = f"define void @{name}(ptr %a, ptr %b, i64 %b_k, i64 %b_panel, i64 %kc, "
-        return f"{head}ptr %tile, i32 %add) nounwind {{\n{em.text()}\n}}\n"
+        apart = ", i64 %apart" if t.fetches else ""
+        return f"{head}ptr %tile, i32 %add{apart}) nounwind {{\n{em.text()}\n}}\n"
 
     def loop(self, name: str, before: str, turns: str, unroll: int, start: State) -> State:
         """`turns` rounds of `unroll` k each; gives the state after it, in block `name`.done."""
@@ -243,21 +246,29 @@ class _Kernel:
 
     def finish(self, sums: list[str]) -> None:
         em, t = self.em, self.t
-        places = [
-            em.op(f"getelementptr {t.vector}, ptr %tile, i64 {j}", "t") for j in range(len(sums))
-        ]
+        aligned = f"align {t.size if t.fetches else t.size * t.lanes}"
         em.line("%fresh = icmp eq i32 %add, 0")
         em.line("br i1 %fresh, label %store, label %accumulate")
         em.label("store")
-        for p, s in zip(places, sums, strict=True):
-            em.line(f"store {t.vector} {s}, ptr {p}")
+        for p, s in zip(self.places(), sums, strict=True):
+            em.line(f"store {t.vector} {s}, ptr {p}, {aligned}")
         em.line("ret void")
         em.label("accumulate")
-        for p, s in zip(places, sums, strict=True):
-            old = em.op(f"load {t.vector}, ptr {p}", "old")
+        for p, s in zip(self.places(), sums, strict=True):
+            old = em.op(f"load {t.vector}, ptr {p}, {aligned}", "old")
             new = add(em, t, old, s)
-            em.line(f"store {t.vector} {new}, ptr {p}")
+            em.line(f"store {t.vector} {new}, ptr {p}, {aligned}")
         em.line("ret void")
+
+    def places(self) -> Iterator[str]:
+        """Of the vectors of the tile."""
+        em, t = self.em, self.t
+        row, apart = "%tile", "%apart" if t.fetches else str(self.vectors * t.lanes * t.size)
+        for i in range(self.height):
+            if i:
+                row = em.op(f"getelementptr i8, ptr {row}, i64 {apart}", "row")
+            for j in range(self.vectors):
+                yield em.op(f"getelementptr {t.vector}, ptr {row}, i64 {j}", "t") if j else row
 
 
 def suffix(t: Tile) -> str:
