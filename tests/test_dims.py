@@ -233,3 +233,18 @@ def test_a_quotient_under_a_fact() -> None:
     assert prove_nonneg((i + 1) // 2 - 1, inside, {"$i": (Dim.of(0), 2 * n + 1)})
     assert prove_nonneg(n - (i + 1) // 2, inside, {"$i": (Dim.of(0), 2 * n + 1)})
     assert not prove_nonneg((i + 1) // 2 - 2, inside, {"$i": (Dim.of(0), 2 * n + 1)})
+
+
+def test_multiples_of_facts() -> None:
+    """What conditions say of digits bounds the number that they make up."""
+    c, i, j, u, v = (Dim.of(n) for n in ("$c", "$i", "$j", "$u", "$v"))
+    rows, columns = (i - u, H - 1 - i + u), (j - v, D - 1 - j + v)
+    loops = {"$c": (ZERO, T - 1), "$i": (ZERO, H), "$j": (ZERO, D), "$u": (ZERO, ONE)}
+    loops["$v"] = (ZERO, ONE)
+    place = c * H * D + (i - u) * D + j - v
+    facts = Facts(nonneg=(*rows, *columns))
+    assert prove_nonneg(place, facts, loops)
+    assert prove_nonneg(T * H * D - 1 - place, facts, loops)
+    assert not prove_nonneg(place - 1, facts, loops)
+    assert not prove_nonneg(T * H * D - 2 - place, facts, loops)
+    assert not prove_nonneg(place, Facts(nonneg=columns), loops)

@@ -202,3 +202,33 @@ def test_windows_on_the_left() -> None:
     for b in built(dedent(text)).values():
         for dims in SIZES:
             compare(b.graph, dict(dims), sample(b.graph, dict(dims), np.random.default_rng(2)))
+
+
+def test_windows_of_a_flat_row() -> None:
+    """A row read as a map, or a volume, through a window: its places are inside by multiples of
+    what the window's conditions say."""
+    text = """
+    export def up(x: f32[B, 140], w: f32[4, 2, 2]) -> f32[B, 3, 10, 14]:
+        g[b, c:4, i:5, j:7] = max(x[b, (c, i, j)], 0)
+        y[b, o:3, (i:5, p:2), (j:7, r:2)] = sum[c, u:2, v:2](g[b, c, i + p - u, j + r - v else 0] * w[c, u, v]) + o
+        return y
+    export def volume(x: f32[B, 2*D*H*W], w: f32[2, 3, 3, 3], D: dim, H: dim, W: dim) -> f32[B, D, H, W]
+            where D >= 1, H >= 1, W >= 1:
+        g[b, c:2, k:D, i:H, j:W] = x[b, (c, k, i, j)]
+        y[b, k:D, i:H, j:W] = sum[c, s, u, v](
+            g[b, c, k + s - 1, i + u - 1, j + v - 1 else 0] * w[c, s, u, v])
+        return y
+    export def guarded(x: f32[B, 35*C], w: f32[O, C, 3, 3], n: f32[N]) -> f32[B, O, 5, 7]:
+        y[b, o, i:5, j:7] = sum[c, u, v](
+            (x[b, 35*c + 7*(i + u - 1) + j + v - 1] + 1) * w[o, c, u, v]
+            if i + u >= 1 and i + u <= 5 and j + v >= 1 and j + v <= 7 and i >= 3 and i < N - 3 else 0)
+        return y + total(n)
+    """
+    for name, b in built(dedent(text)).items():
+        if name == "guarded":
+            for o, n in ((2, 1), (9, 2), (9, 7)):
+                dims = {"B": 2, "C": 3, "O": o, "N": n}
+                compare(b.graph, dims, sample(b.graph, dims, np.random.default_rng(1)))
+            continue
+        dims = {"B": 2} if name == "up" else {"B": 2, "D": 3, "H": 4, "W": 5}
+        compare(b.graph, dims, sample(b.graph, dims, np.random.default_rng(1)))

@@ -10,8 +10,9 @@ lanes, is worked out once for a vector, the other, the lines, once for a block.
   the *pieces* it consists of: lanes that lie one after the other in memory, or at every second
   element (a map of 28 columns has at most two pieces in a vector of 16 lanes, one of 7 up to four).
 
-What is left for each vector at each line is an `and` for each such index and a masked load for each
-piece. Vectors of more than `PIECES` pieces are gathered.
+A condition around a load (`x[...] if i + u >= 1 and i + u <= H else 0`) counts like such an index:
+nothing is read where it is false. What is left for each vector at each line is an `and` for each
+such index and a masked load for each piece. Vectors of more than `PIECES` pieces are gathered.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ from nnc.codegen.pack import LINE_WORDS, PIECES, Lanes, Tabled, masks_of, words_
 from nnc.codegen.registers import REGISTER, literal, splat
 from nnc.codegen.scopes import Value
 from nnc.codegen.tiles import Tile
+from nnc.ir.bounds import demands
 from nnc.ir.expr import Const, Expr, Idx, Load, loads
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Buffer
-from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
+from nnc.lang.dims import ONE, ZERO, Dim, dim_max, dim_prod
 from nnc.lang.types import DType
 
 _SOON = 512  # bytes from what is read to what is fetched ahead along a line
+_FAR = 1 << 62  # beyond any place
 _SHARES = 64  # of an index: more are not numbered, each line has its own
 
 
@@ -121,9 +124,10 @@ class Windows(Expressions):
         nothing is fetched ahead.
         """
         reads, words = [], 0
+        known = demands((e,))
         for load in loads(e):
             found = (
-                self._shares(load, line, lanes, later or frozenset())
+                self._shares(load, line, lanes, later or frozenset(), known[id(load)])
                 if load.dtype == t.dtype
                 else None
             )
@@ -140,7 +144,10 @@ class Windows(Expressions):
         self.lanes = before
         return x
 
-    def _shares(self, e: Load, line: Group, lanes: Group, later: frozenset[str]) -> _Read | None:
+    def _shares(
+        self, e: Load, line: Group, lanes: Group, later: frozenset[str], facts: tuple[Dim, ...]
+    ) -> _Read | None:
+        """`facts`: dims that are not negative wherever the load is evaluated."""
         buffer = e.tensor
         assert isinstance(buffer, Buffer)
         if e.check is not None or e.dtype not in ("f32", "f64", "i32"):
@@ -159,10 +166,30 @@ class Windows(Expressions):
                 if c.names & later:
                     return None
                 checks.append(_Check(a, b + c, size, _few(a, line)))
+        for d, size in _conditions(facts):
+            if not self.always_inside(Idx(d), size):
+                parts = _parted(d, line.names, lanes.names)
+                if parts is None or parts[2].names & later:
+                    return None
+                size = size if self.nonneg(size) else dim_max(size, ZERO)
+                checks.append(_Check(parts[0], parts[1] + parts[2], size, _few(parts[0], line)))
         moving, _, rest = _parted(rest, later, frozenset()) or (ZERO, ZERO, rest)
         base = self.pointer(buffer, rest, ()).text
         mine, across = self.collapsed(mine), self.collapsed(across)
         return _Read(e, mine, across, moving, tuple(checks), base, _step(e, across, lanes))
+
+
+def _conditions(facts: tuple[Dim, ...]) -> list[tuple[Dim, Dim]]:
+    """(d, n) with 0 <= d < n for all of them: two facts about one place make one."""
+    out: list[tuple[Dim, Dim]] = []
+    left = list(facts)
+    while left:
+        d = left.pop(0)
+        end = next((f for f in left if not any(n.startswith("$") for n in (d + f).names)), None)
+        if end is not None:
+            left.remove(end)
+        out.append((d, Dim.of(_FAR) if end is None else d + end + 1))
+    return out
 
 
 def _few(share: Dim, line: Group) -> tuple[Axis, ...] | None:

@@ -65,7 +65,42 @@ def _proved(p: Dim, facts: Facts, bounds: tuple[tuple[str, Range], ...], depth: 
     if any(r.const is not None and r.const >= 0 for r in rest):
         return True
     rest += _without_a_floor(p)
-    return any(prove_nonneg(r, facts, ranges, depth - 1) for r in rest)
+    if any(prove_nonneg(r, facts, ranges, depth - 1) for r in rest):
+        return True
+    return depth > 1 and _cancelled(p, facts, ranges, _MULTIPLES)
+
+
+_MULTIPLES = 4  # facts that are used one after the other
+
+
+def _cancelled(p: Dim, facts: Facts, ranges: Mapping[str, Range], fuel: int) -> bool:
+    """Whether multiples of facts, taken off p, leave what is plainly not negative.
+
+    `7*(i - u) + j - v` where `i - u` and `j - v` are: each fact cancels a loop of p.
+    """
+    for name in sorted(p.names & ranges.keys()) if fuel else ():
+        rests = list(_without(p, name, facts, ranges))
+        if any(
+            _plainly_nonneg(_minimum(rest, facts, ranges), facts)
+            or _cancelled(rest, facts, ranges, fuel - 1)
+            for rest in rests
+        ):
+            return True
+        if rests:
+            return False
+    return False
+
+
+def _without(p: Dim, name: str, facts: Facts, ranges: Mapping[str, Range]) -> Iterable[Dim]:
+    """p less the multiple of a fact that holds as much of a loop."""
+    form = p.linear_in(name)
+    for fact in facts.nonneg if form is not None else ():
+        own = fact.linear_in(name)
+        if form is None or own is None or not own[0].terms:
+            continue
+        times = polynomial_quotient(form[0], own[0])
+        if times is not None and _sign(times, facts, ranges):
+            yield p - times * fact
 
 
 def _reduced(p: Dim) -> Dim:
