@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from pathlib import Path
 
-import llvmlite
-
 from nnc.budget import Budget, Choice, within
 from nnc.codegen import contract, kept, llvm, objects
+from nnc.codegen.identity import llvm_version
 from nnc.codegen.pool import FUNCTIONS, pool_module
 from nnc.codegen.profile import profiled as profiling
 from nnc.codegen.pycall import pycall_module
 from nnc.codegen.spmd import Spmd, total_work
-from nnc.codegen.target import Target, host
+from nnc.codegen.target import Target
+from nnc.codegen.workers import compiled, host
 from nnc.diagnostics import Diagnostic, Diagnostics, Source, Span
 from nnc.errors import CompileError
 from nnc.ir.dependence import opaque
@@ -32,7 +33,7 @@ from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.lang.elaborate.elaborated import Special as Specialized
 from nnc.lang.elaborate.exports import elaborate
 from nnc.lang.printer import print_file
-from nnc.lang.types import is_float
+from nnc.lang.types import DType, is_float
 from nnc.lang.units import STD, Loader, Unit, nearest
 from nnc.passes.autodiff import autodiff
 from nnc.passes.fuse import Fused, fuse, print_fused
@@ -281,13 +282,13 @@ def scheduled(
 
 @dataclass
 class _Objects:
-    """Object files as they are made, through the cache."""
+    """Object files, made by other processes side by side, through the cache."""
 
     target: Target
     cache: Cache | None
     winograd: bool = False
-    made: list[bytes] = field(default_factory=list)
-    contractions: set[str] = field(default_factory=set)
+    coming: list[Future[bytes]] = field(default_factory=list)
+    shared: dict[DType, Future[bytes]] = field(default_factory=dict)
 
     def native(
         self,
@@ -310,11 +311,13 @@ class _Objects:
         """Compiles a Program; `profile`: so that it takes the times of its kernels."""
         more = profiling if profile else (Spmd, "")
         module = llvm.emit(program, self.target, symbol, *more, cases)
-        self.made.append(self.compile(module.text))
-        self.contractions |= set(module.contractions)
+        first = len(self.coming)
+        self.coming += [self.compile(text) for text in module.parts]
+        for dtype in sorted({*module.contractions} - self.shared.keys()):
+            self.shared[dtype] = self.compile(contract.support_module(dtype, self.target))
         return Native(
             symbol,
-            len(self.made) - 1,
+            first,
             program.dims,
             program.arena,
             module.scratch,
@@ -327,26 +330,29 @@ class _Objects:
             ),
             uses(program),
             kept.rows(program),
+            tuple(range(first + 1, len(self.coming))),
         )
 
-    def compile(self, text: str) -> bytes:
-        if self.cache is None:
-            return objects.compile_object(text, self.target)
-        return self.cache(
-            object_key(text, self.target), lambda: objects.compile_object(text, self.target)
-        )
+    def compile(self, text: str) -> Future[bytes]:
+        return compiled(text, self.target, self.cache, object_key(text, self.target))
+
+    @property
+    def made(self) -> tuple[bytes, ...]:
+        """The objects that natives refer to by their numbers."""
+        return tuple(coming.result() for coming in self.coming)
 
     def support(self) -> tuple[Support, ...]:
         """The shared code that what was made refers to."""
         key = object_key("", self.target)
+        pool, call = self.compile(pool_module()), self.compile(pycall_module())
         out = [
-            Support("pool", self.compile(pool_module()), FUNCTIONS),
-            Support("call", self.compile(pycall_module()), ("nnrt_call",)),
+            Support("pool", pool.result(), FUNCTIONS),
+            Support("call", call.result(), ("nnrt_call",)),
         ]
-        for dtype in sorted(self.contractions):
+        for dtype, coming in sorted(self.shared.items()):
             functions, tables = contract.support_symbols(dtype, self.target)
-            data = self.compile(contract.support_module(dtype, self.target))
-            out.append(Support(f"contraction {dtype} {key}", data, functions, tables))
+            name = f"contraction {dtype} {key}"
+            out.append(Support(name, coming.result(), functions, tables))
         return tuple(out)
 
 
@@ -361,12 +367,12 @@ def profiled(found: Scheduled) -> tuple[Native, tuple[bytes, ...], tuple[Support
     """An export that takes the times of its kernels: native, objects, support."""
     out = _Objects(host(), None)
     native = out.emitted(found.program, found.built.signature.symbol, profile=True)
-    return native, tuple(out.made), out.support()
+    return native, out.made, out.support()
 
 
 def object_key(text: str, target: Target) -> str:
     """Identifies an object file by its IR text, the target and the LLVM version."""
-    parts = (text, target.triple, target.cpu, target.features, llvmlite.__version__)
+    parts = (text, target.triple, target.cpu, target.features, llvm_version())
     return blake2b("\0".join(parts).encode(), digest_size=24).hexdigest()
 
 
@@ -445,7 +451,7 @@ def compile_found(
 
     return Compiled(
         manifest,
-        tuple(out.made),
+        out.made,
         out.support(),
         lazy,
         lambda name, stage: dump_stage(found, name, stage, out.target),
@@ -506,7 +512,7 @@ def differentiate(built: Built, target: Target, cache: Cache | None) -> Differen
         tuple(r.type for r in forward.results[n:]),
         tuple(i.name for i in backward.inputs),
         tuple(gradients),
-        tuple(out.made),
+        out.made,
         out.support(),
     )
 
@@ -540,7 +546,7 @@ def widened(
     whole = optimise(replace(graph, results=(*graph.results, *more)))
     native = out.native(whole, f"{built.signature.symbol}_{what}")
     types = tuple(n.type for n in more)
-    return Variant(native, types, tuple(out.made), out.support())
+    return Variant(native, types, out.made, out.support())
 
 
 # ---- dumps ------------------------------------------------------------------------------------

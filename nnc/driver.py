@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nnc import compiler
 from nnc.budget import Budget as Budget
+from nnc.codegen import workers
 from nnc.compiler import Checked, Compiled, Scheduled
 from nnc.diagnostics import Source
 from nnc.errors import ArgumentError, LoadError
@@ -35,6 +36,7 @@ def compile_file(
 ) -> Compiled:
     """Compiles every export. CompileError or LoadError; DeviceError beyond the budget."""
     read_file(path)
+    workers.start()
     found = fetch if cache else None
     return compiler.compile_file(
         str(path), overrides, cache=found, tests=tests, budget=budget, winograd=winograd

@@ -14,9 +14,7 @@ from functools import cache as once
 from pathlib import Path
 from typing import Any
 
-import llvmlite
-import llvmlite.binding as llvm
-
+from nnc.codegen.identity import llvm_version, processor
 from nnc.errors import ArgumentError, Error
 from nnc.ir.signature import Differentiated, Manifest, Support, Variant
 from nnc.runtime import cache
@@ -47,6 +45,9 @@ def load_model(
 
     @once
     def compiled() -> Any:
+        from nnc.codegen import workers
+
+        workers.start()  # they start while the compiler is imported
         from nnc import driver
 
         if key is not None and source_key(path, *options) != key:
@@ -181,5 +182,5 @@ def _own_files() -> str:
 
 @once
 def _machine() -> tuple[str, ...]:
-    features = llvm.get_host_cpu_features().flatten()
-    return llvm.get_default_triple(), llvm.get_host_cpu_name(), features, llvmlite.__version__
+    """What code for this machine depends on, without loading LLVM."""
+    return (*processor(), llvm_version())

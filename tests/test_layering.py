@@ -47,6 +47,9 @@ LOCAL = {
     "nnc.loading": {"nnc"},  # what is taken from the cache never imports the compiler
     "nnc.api": {"nnc"},  # what loads a compiled artifact never imports the compiler
     "nnc.cli.profile_view": {"matplotlib"},
+    "nnc.codegen.objects": {"llvmlite"},  # 40 MB: LLVM works in other processes
+    "nnc.codegen.target": {"llvmlite"},
+    "nnc.runtime.artifact": {"llvmlite"},
     "nnc.lang.syntax": {"lark"},
     "nnc.runtime.data": {"sklearn"},
     "nnc.runtime.progress": {"matplotlib", "rich"},

@@ -40,9 +40,9 @@ def errors(
     return "\n".join(rows) or NONE
 
 
-def _code(export: Export, compiled: Compiled) -> bytes:
-    symbol = export.sig.symbol
-    return next(compiled.objects[n.object] for n in compiled.manifest.natives if n.symbol == symbol)
+def _code(export: Export, compiled: Compiled) -> list[bytes]:
+    native = next(n for n in compiled.manifest.natives if n.symbol == export.sig.symbol)
+    return [compiled.objects[i] for i in (native.object, *native.parts)]
 
 
 def _rows(export: Export, direct: Model, sizes: Mapping[str, int]) -> list[str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -45,6 +46,7 @@ from nnc.lang.dims import ZERO, Dim, Facts, dim_max, dim_sum, evaluated, prove_n
 from nnc.lang.types import DType
 
 _ON_STACK = 16 << 10  # bytes: larger local buffers live in scratch
+_PART = 120_000  # characters: about 0.1 s of LLVM's time
 _SMALL_PROGRAM = 1 << 21  # scalar operations, about 30 us: fewer run on one thread
 
 _RUNTIME = """\
@@ -69,13 +71,17 @@ done:
 """
 
 
+_Text = tuple[str, str, frozenset[vecmath.Request]]  # of a kernel: name, text, functions called
+
+
 @dataclass(frozen=True)
 class Module:
     """LLVM IR of one Program.
 
     `sites`: of the index checks, in order of their numbers; `scratches`: bytes for each thread,
     of the Program and of each case; `externals`: undefined symbols; `contractions`: dtypes whose
-    `contract.support_module` must be linked.
+    `contract.support_module` must be linked; `parts`: the same as several texts, the first with
+    the entry, which can be compiled side by side.
     """
 
     text: str
@@ -84,6 +90,7 @@ class Module:
     scratches: tuple[Dim, ...]
     externals: tuple[str, ...]
     contractions: tuple[DType, ...]
+    parts: tuple[str, ...]
 
     @property
     def scratch(self) -> Dim:
@@ -125,29 +132,52 @@ def _module(symbol: str, parts: Sequence[_Emission], cases: Sequence[Case]) -> M
     """The general program (first) and its cases as one module."""
     general = parts[0]
     linkage = "internal " if cases else ""
+    kernels = [(name, text, p.calls[name]) for p in parts for text, name in p.kernels().items()]
     functions = [f for p in parts for f in p.functions(linkage)]
     if cases:
-        dims = general.program.dims
-        functions += _dispatch(symbol, dims, cases)
-    math, declares = vecmath.closure(
-        {c for p in parts for c in p.calls}, general.target.isa == "avx512"
-    )
-    lines = set(declares).union(*(p.externs for p in parts))
+        functions += _dispatch(symbol, general.program.dims, cases)
+    externs = set[str]().union(*(p.externs for p in parts))
     dtypes = sorted({d for p in parts for d in p.contractions})
     for dtype in dtypes:
-        lines |= set(contract.declarations(dtype, general.target))
-    constants = [(n, x) for p in parts for n, x in p.constants.items()]
-    globals_ = [f"{name} = internal constant {x}" for name, x in constants]
+        externs |= set(contract.declarations(dtype, general.target))
+    constants = [
+        f"{name} = internal constant {x}" for p in parts for name, x in p.constants.items()
+    ]
     triple = f'target triple = "{general.target.triple}"'
-    head = (triple, _RUNTIME, pool.DECLARATIONS, general.more)
+    head = (triple, _RUNTIME, pool.DECLARATIONS, *sorted(externs))
+
+    def text(own: Sequence[_Text], linkage: str, rest: Sequence[str]) -> str:
+        wide = general.target.isa == "avx512"
+        math, declares = vecmath.closure({c for _, _, calls in own for c in calls}, wide)
+        defined = [f"define {linkage} void {name}{text}" for name, text, _ in own]
+        return "\n".join((*head, *sorted(declares - externs), math, *defined, *rest))
+
+    rest = (general.more, *constants, *functions)
+    whole, groups = text(kernels, "internal", rest), _groups(kernels)
+    declared = [f"declare hidden void {n}{t[: t.index(')') + 1]} nounwind" for n, t, _ in kernels]
+    apart = [text((), "", (*declared, *rest)), *(text(g, "hidden", ()) for g in groups)]
     return Module(
-        "\n".join((*head, *sorted(lines), *globals_, math, *functions)),
+        whole,
         symbol,
         tuple(span for _, span in general.sites.values()),
         tuple(p.scratch for p in parts),
         _externals(dtypes, general.target),
         tuple(dtypes),
+        tuple(apart) if len(groups) > 1 else (whole,),
     )
+
+
+def _groups(kernels: Sequence[_Text]) -> list[list[_Text]]:
+    """Neighbours together, about `_PART` characters in each group."""
+    out: list[list[_Text]] = []
+    size = _PART
+    for each in kernels:
+        if size >= _PART:
+            out.append([])
+            size = 0
+        out[-1].append(each)
+        size += len(each[1])
+    return out
 
 
 def _externals(dtypes: Sequence[DType], target: Target) -> tuple[str, ...]:
@@ -324,7 +354,7 @@ class _Emission:
         self.spmd, self.more = spmd, more
         self.sites: Sites = {} if sites is None else sites
         self.constants: dict[str, str] = {}
-        self.calls: set[tuple[str, str, int]] = set()
+        self.calls: dict[str, frozenset[vecmath.Request]] = {}  # by kernel
         self.contractions: set[str] = set()
         self.externs: set[str] = set()  # declarations of C functions
         self.named: dict[str, str] = {}  # text of a kernel -> its name
@@ -340,15 +370,24 @@ class _Emission:
     def constant(self, b: Buffer) -> None:
         self.constants.setdefault(constant_name(self.symbol, b), _constant(b))
 
-    def functions(self, linkage: str) -> list[str]:
-        """All functions; `linkage`: of those that are called from outside."""
+    @cached_property
+    def launches(self) -> tuple[Launch, ...]:
+        """How to call each kernel; emits their functions."""
         turns = enclosing(self.program.steps)
-        kernels = [self.kernel(k, turns[i]) for i, k in enumerate(self.program.kernels)]
-        parts = [f"define internal void {name}{text}" for text, name in self.named.items()]
-        kind = Tabled if self.spmd is Spmd and len(kernels) > MANY else self.spmd
-        spmd = kind(self.scopes(), self.symbol, kernels, self.program.buffers)
-        parts.append(spmd.emit(self.program.steps, self.program.prologue))
-        return [*parts, self.entry(linkage, tuple(spmd.offsets)), self.size(linkage)]
+        return tuple(self.kernel(k, turns[i]) for i, k in enumerate(self.program.kernels))
+
+    def kernels(self) -> dict[str, str]:
+        """Texts of functions behind their names, and the names."""
+        assert len(self.launches) == len(self.program.kernels)
+        return self.named
+
+    def functions(self, linkage: str) -> list[str]:
+        """The functions around the kernels; `linkage`: of those that are called from outside."""
+        many = len(self.launches) > MANY
+        kind = Tabled if self.spmd is Spmd and many else self.spmd
+        spmd = kind(self.scopes(), self.symbol, self.launches, self.program.buffers)
+        text = spmd.emit(self.program.steps, self.program.prologue)
+        return [text, self.entry(linkage, tuple(spmd.offsets)), self.size(linkage)]
 
     def kernel(self, kernel: Kernel, turns: tuple[Repeat, ...]) -> Launch:
         """How to call its function, which is emitted once for all kernels of a pattern."""
@@ -400,7 +439,7 @@ class _Emission:
     def function(self, k: _Kernel, kernel: Kernel) -> _Function:
         text = k.emit(kernel.body)
         name = self.named.setdefault(text, f"@{self.symbol}.k{len(self.named)}")
-        self.calls |= k.ops.calls
+        self.calls[name] = frozenset(k.ops.calls)
         self.contractions |= k.contractions
         self.scratch = largest((self.scratch, k.used), self.program.facts)
         return _Function(name, k.checks)

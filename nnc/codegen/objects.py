@@ -7,7 +7,7 @@ used. (It costs a tenth of LLVM's O1 and its code is as fast.)
 
 from __future__ import annotations
 
-import llvmlite.binding as llvm
+from typing import Any
 
 from nnc.codegen.target import Target
 
@@ -30,7 +30,9 @@ def optimised(text: str, target: Target) -> str:
     return str(_prepared(text, target.machine(jit=False)))
 
 
-def _prepared(text: str, machine: llvm.TargetMachine) -> llvm.ModuleRef:
+def _prepared(text: str, machine: Any) -> Any:
+    import llvmlite.binding as llvm
+
     module = llvm.parse_assembly(text)
     module.verify()
     builder = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=1))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import llvmlite.binding as llvm
+from functools import cache
+from typing import Any
 
 # dot4 and dot4r: words of four bytes (`nnc.codegen.tiles`)
 DTYPE_BYTES = {"f32": 4, "f64": 8, "i32": 4, "dot4": 4, "dot4r": 4}
@@ -54,8 +54,10 @@ class Target:
     def vector_registers(self) -> int:
         return 32 if self.isa == "avx512" or self.triple.startswith("aarch64") else 16
 
-    def machine(self, opt: int = 2, *, jit: bool = True) -> llvm.TargetMachine:
+    def machine(self, opt: int = 2, *, jit: bool = True) -> Any:
         """An LLVM TargetMachine; position-independent code unless `jit`."""
+        import llvmlite.binding as llvm
+
         llvm.initialize_all_targets()
         llvm.initialize_all_asmprinters()
         return llvm.Target.from_triple(self.triple).create_target_machine(
@@ -68,8 +70,11 @@ class Target:
         )
 
 
+@cache
 def host() -> Target:
-    """The machine this process runs on."""
+    """The machine this process runs on. (Loads LLVM: see `workers.host`.)"""
+    import llvmlite.binding as llvm
+
     features = llvm.get_host_cpu_features()
     isa = next((n for n, need in _ISA_NEEDS if all(features.get(f) for f in need)), "portable")
     return Target(

@@ -173,6 +173,7 @@ class Native:
     specials: tuple[Special, ...] = ()  # in the order in which they are tried
     uses: tuple[Use, ...] = ()  # of the arena when it is fullest
     kept: Dim = ZERO  # with how many rows it multiplies what it can keep; 0: it keeps nothing
+    parts: tuple[int, ...] = ()  # further objects, with functions that the first one calls
 
     def keeps(self, env: Mapping[str, int]) -> tuple[int, int]:
         """Which variant runs, and with how many rows it multiplies what it can keep."""

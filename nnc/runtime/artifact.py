@@ -10,11 +10,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import llvmlite.binding as llvm
-
 from nnc.errors import DeviceError, LoadError, SaveError
 from nnc.ir.signature import Manifest, Support
 from nnc.runtime.c_header import header
+from nnc.runtime.elf import Object
 from nnc.runtime.manifest import of_json, to_json
 from nnc.runtime.model import Model
 from nnc.runtime.tensorfile import atomic
@@ -30,8 +29,10 @@ def write(
     support: Sequence[Support],
 ) -> list[Path]:
     """Writes the three files and returns their paths. SaveError naming path and reason."""
+    import llvmlite.binding as llvm
+
     by_object = [
-        tuple(n.symbol for n in manifest.natives if n.object == i) for i in range(len(objects))
+        tuple(s.name for s in Object(data).symbols if s.shared and s.section) for data in objects
     ]
     members = [(f"{name}.{i}.o", data) for i, data in enumerate(objects)]
     members += [(f"nnrt.{i}.o", s.data) for i, s in enumerate(support)]
@@ -123,6 +124,8 @@ def load(path: str | Path) -> Model:
 
 
 def _check_machine(path: Path, triple: str, features: Sequence[str]) -> None:
+    import llvmlite.binding as llvm
+
     if triple != llvm.get_default_triple():
         raise DeviceError(f"{path} was compiled for {triple}, this is {llvm.get_default_triple()}")
     have = llvm.get_host_cpu_features()

@@ -21,6 +21,7 @@ from nnc.runtime.leaves import Store
 from nnc.runtime.memory import Array, aligned, human, pointer, rounded
 
 _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+NONE: Mapping[str, int] = {}
 _shared: dict[str, Loaded] = {}  # never unloaded: workers stand in the pool's code
 _symbols: dict[str, int] = {}  # of what is shared
 _shared_lock = threading.Lock()
@@ -68,9 +69,16 @@ def extern_symbol(name: str, libraries: Sequence[ctypes.CDLL]) -> int:
     return process_symbol(name)
 
 
-def _loaded(data: bytes, libraries: Sequence[ctypes.CDLL] = ()) -> Loaded:
+def _loaded(
+    data: bytes, libraries: Sequence[ctypes.CDLL] = (), parts: Mapping[str, int] = NONE
+) -> Loaded:
+    """`parts`: functions of other objects of the same code."""
+
+    def resolve(name: str) -> int:
+        return parts.get(name) or _symbols.get(name) or extern_symbol(name, libraries)
+
     try:
-        return Loaded(data, lambda name: _symbols.get(name) or extern_symbol(name, libraries))
+        return Loaded(data, resolve)
     except LookupError as error:
         raise LoadError(f"this code calls a function that no library has: {error}") from None
     except ValueError as error:
@@ -112,7 +120,11 @@ class Code:
             if native.object not in self._loaded:
                 for each in self.support:
                     install(each)
-                self._loaded[native.object] = _loaded(self.objects[native.object], self.libraries)
+                symbols: dict[str, int] = {}
+                for i in (*native.parts, native.object):
+                    loaded = _loaded(self.objects[i], self.libraries, symbols)
+                    self._loaded[i] = loaded
+                    symbols |= loaded.symbols
             return self._loaded[native.object].symbols[native.symbol]
 
 

@@ -52,6 +52,7 @@ class Symbol:
     name: str
     section: int  # 0: somewhere else
     value: int
+    shared: bool = False  # known to other objects
 
 
 @dataclass(frozen=True)
@@ -89,9 +90,10 @@ class Object:
         names = self.sections[table.link].offset
         out = []
         for at in range(table.offset, table.offset + table.size, 24):
-            name, _, _, section, value, _ = struct.unpack_from("<IBBHQQ", self.data, at)
+            name, info, _, section, value, _ = struct.unpack_from("<IBBHQQ", self.data, at)
             end = self.data.index(b"\0", names + name)
-            out.append(Symbol(self.data[names + name : end].decode(), section, value))
+            text = self.data[names + name : end].decode()
+            out.append(Symbol(text, section, value, bool(info >> 4)))
         return out
 
     def relocations(self) -> Iterator[tuple[int, Relocation]]:

@@ -1,0 +1,180 @@
+"""LLVM in processes of their own: one for each CPU, side by side, and their memory goes with them.
+
+(llvmlite lets one thread of a process at a time into LLVM.) What they compile is what this process
+would compile: where no process can be started, or one has ended, this one does it.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib.util
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache as once
+from pathlib import Path
+
+from nnc.codegen import objects
+from nnc.codegen import target as targets
+from nnc.codegen.target import Target
+
+MOST = 4  # processes: more wait for the Python that writes the texts
+_START = "import sys; sys.path[:0] = sys.argv[1:]; from nnc.codegen.worker import main; main()"
+_SIZE = 8
+
+Cache = Callable[[str, Callable[[], bytes]], bytes]
+
+
+class _Child:
+    """One process; used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self.process: subprocess.Popen[bytes] | None = None
+        self.machine: Target | None = None
+
+    def start(self) -> None:
+        """Does not wait until it has started."""
+        if self.process is not None and self.process.poll() is None:
+            return
+        self.close()
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise OSError("this program is no Python that could be started again")
+        command = [sys.executable, "-I", "-S", "-c", _START, *_places()]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
+
+    def host(self) -> Target:
+        """Its machine. OSError, EOFError when it has ended."""
+        if self.machine is None:
+            self.machine = Target(**json.loads(self._receive()))
+        return self.machine
+
+    def compile(self, text: str, target: Target) -> bytes:
+        """OSError, EOFError when it has ended."""
+        self.start()
+        self.host()
+        assert self.process is not None and self.process.stdin is not None
+        for part in (json.dumps(vars(target)), text):
+            data = part.encode()
+            self.process.stdin.write(len(data).to_bytes(_SIZE, "little") + data)
+        self.process.stdin.flush()
+        answer = self._receive()
+        if answer[:1] != b"\0":
+            raise RuntimeError(answer[1:].decode())
+        return answer[1:]
+
+    def _receive(self) -> bytes:
+        assert self.process is not None and self.process.stdout is not None
+        size = int.from_bytes(self._exactly(_SIZE), "little")
+        return self._exactly(size)
+
+    def _exactly(self, size: int) -> bytes:
+        assert self.process is not None and self.process.stdout is not None
+        data = self.process.stdout.read(size)
+        if len(data) < size:
+            raise EOFError
+        return data
+
+    def close(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
+        self.process = self.machine = None
+
+
+class _Crew:
+    """The processes of this process, started when first needed, again after they have ended."""
+
+    def __init__(self) -> None:
+        self.owner = os.getpid()
+        self.children = [_Child() for _ in range(min(len(os.sched_getaffinity(0)), MOST))]
+        self.idle: queue.SimpleQueue[_Child] = queue.SimpleQueue()
+        for child in self.children:
+            self.idle.put(child)
+        self.threads = ThreadPoolExecutor(len(self.children), "nnc-compile")
+
+    def compile(self, text: str, target: Target) -> bytes:
+        child = self.idle.get()
+        try:
+            return child.compile(text, target)
+        except (OSError, EOFError):
+            child.close()
+        finally:
+            self.idle.put(child)
+        return objects.compile_object(text, target)
+
+    def start(self) -> None:
+        waiting = [self.idle.get() for _ in range(self.idle.qsize())]
+        for child in waiting:
+            try:
+                child.start()
+            except OSError:
+                continue  # `compile` does without
+            finally:
+                self.idle.put(child)
+
+    def host(self) -> Target:
+        child = self.idle.get()
+        try:
+            child.start()
+            return child.host()
+        except (OSError, EOFError):
+            child.close()
+            return targets.host()
+        finally:
+            self.idle.put(child)
+
+    def close(self) -> None:
+        if self.owner == os.getpid():
+            for child in self.children:
+                child.close()
+
+
+_lock = threading.Lock()
+_crews: list[_Crew] = []  # none, or this process's
+
+
+def _crew() -> _Crew:
+    with _lock:
+        if not _crews or _crews[0].owner != os.getpid():  # a fork has its parent's pipes
+            _crews[:] = [_Crew()]
+            atexit.register(_crews[0].close)
+        return _crews[0]
+
+
+def start() -> None:
+    """Something will be compiled soon: the processes start meanwhile."""
+    _crew().start()
+
+
+def host() -> Target:
+    """The machine that programs are compiled for, without loading LLVM into this process."""
+    return targets.host() if "llvmlite.binding" in sys.modules else _asked()
+
+
+@once
+def _asked() -> Target:
+    return _crew().host()
+
+
+def compiled(text: str, target: Target, cache: Cache | None = None, key: str = "") -> Future[bytes]:
+    """The object of a text, as soon as it is there; through the cache, if any."""
+    crew = _crew()
+
+    def make() -> bytes:
+        return crew.compile(text, target)
+
+    return crew.threads.submit(make if cache is None else lambda: cache(key, make))
+
+
+def _places() -> list[str]:
+    """Where Python finds this package and llvmlite."""
+    found = importlib.util.find_spec("llvmlite")
+    files = [Path(__file__).parents[1]]
+    files += [Path(found.origin).parent] if found is not None and found.origin else []
+    return list(dict.fromkeys(str(f.parent) for f in files))
