@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Emitter:
-    """Collects the body of one LLVM function; every value gets a fresh name."""
+    """Collects the body of one LLVM function; every value gets a fresh name.
+
+    `branches`: those that the code being emitted stands in, outermost first.
+    """
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self._count = 0
+        self.branches: tuple[int, ...] = ()
+        self._count = self._branches = 0
+
+    @contextmanager
+    def branch(self) -> Iterator[None]:
+        """What is emitted inside may not run, or more than once."""
+        self._branches += 1
+        outer, self.branches = self.branches, (*self.branches, self._branches)
+        yield
+        self.branches = outer
 
     def fresh(self, hint: str = "v") -> str:
         """A name not used before, without the leading '%'."""

@@ -144,6 +144,11 @@ class Expressions(Memory):
         if ok is not None and ok.text == "false":
             assert e.other is not None
             return (yield e.other, g)
+        found = None if parts else self.from_registers(buffer, self.merged(affine))
+        if found is not None:
+            return (
+                found if e.other is None or ok is None else (yield from self.other(e, g, ok, found))
+            )
         place = self.place(buffer, affine, parts)
         loaded = self.read(buffer, place, inner)
         var, names = self.next
@@ -151,6 +156,11 @@ class Expressions(Memory):
             self.fetch_ahead(buffer, place, affine, var)
         if e.other is None or ok is None:
             return loaded
+        return (yield from self.other(e, g, ok, loaded))
+
+    def other(self, e: Load, g: Guard, ok: Value, loaded: Value) -> Task:
+        """What was loaded, or `e.other` where it lies outside."""
+        assert e.other is not None
         other = yield e.other, (self.narrowed(g, ok, False) if self.touches(e.other) else g)
         return self.select(ok, loaded, other)
 

@@ -135,7 +135,8 @@ def stepping(em: Emitter, lo: str, hi: str, step: str = "1") -> Iterator[Steppin
     em.label(body)
     em.line(f"{index} = phi i64 [ {lo}, %{pre} ], [ {follow}, %{latch} ]")
     state = Stepping(index, step)
-    yield state
+    with em.branch():
+        yield state
     em.line(f"br label %{latch}")
     em.label(latch)
     em.line(f"{follow} = add nsw i64 {index}, {state.step}")
@@ -164,7 +165,8 @@ def when(em: Emitter, condition: str) -> Iterator[None]:
     then, done = em.fresh("then"), em.fresh("done")
     em.line(f"br i1 {condition}, label %{then}, label %{done}")
     em.label(then)
-    yield
+    with em.branch():
+        yield
     em.line(f"br label %{done}")
     em.label(done)
 

@@ -70,8 +70,16 @@ class Loops(Expressions):
                 guard = self.narrowed(guard, ok, True)
         value = self.value(s.value, guard)
         assert value.dtype == s.buffer.type.dtype, (s.buffer, s.value)
-        place = self.place(s.buffer, *self.element(s.buffer, s.index, data))
-        self.write(s.buffer, place, value, s.accumulate, guard)
+        affine, parts = self.element(s.buffer, s.index, data)
+        held = self.held.get(s.buffer.name, ())
+        self.write(s.buffer, self.place(s.buffer, affine, parts), value, s.accumulate, guard)
+        if s.buffer.scope == "local" and self.holds(s):
+            self.hold(s.buffer, self.merged(affine), value, held)
+
+    def holds(self, s: Store) -> bool:
+        """Whether a store is of a whole row, and of numbers that registers hold as memory does."""
+        plain = s.guard is None and not s.accumulate and self.guard.scalar is None
+        return plain and s.buffer.type.dtype in ("f32", "f64", "i32")
 
     def as_i64(self, e: Expr, guard: Guard) -> Value:
         return self.compute("cast", "i64", e.dtype, (self.value(e, guard),))

@@ -9,10 +9,13 @@ element reaches hold the operation's identity, which changes nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 
-from nnc.codegen.loops import Loops
+from nnc.codegen.loops import Loops, weight
 from nnc.codegen.registers import computes_in, vtype, wide
 from nnc.codegen.scopes import Value
 from nnc.ir.expr import Op
@@ -24,6 +27,7 @@ from nnc.lang.types import DTYPES, DType, is_float
 _COMBINE = {"sum": "add", "prod": "mul", "max": "max", "min": "min", "any": "or", "all": "and"}
 _LAST = 2**31 - 1  # a position after all others
 SLOTS = 4
+_WINDOW, _WRITTEN = 16, 256  # places of a window, and instructions, that are written out
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,12 @@ def fold_of(op: str, dtype: DType) -> Fold:
     return Fold(op, computes_in(dtype))
 
 
+def unrolls(leaf: Reduce) -> bool:
+    """Whether a window is so small that its places are written out."""
+    turns = math.prod(a.extent.const or _WINDOW + 1 for a in leaf.axes)
+    return turns <= _WINDOW and turns * weight(leaf.value) <= _WRITTEN
+
+
 State = tuple[str, ...]
 Action = Callable[[], None]
 
@@ -101,9 +111,30 @@ class Reductions(Loops):
     # ---- serial ---------------------------------------------------------------------------------
 
     def reduce_serial(self, leaf: Reduce, fold: Fold) -> State:
+        if unrolls(leaf):
+            return self.reduce_window(leaf, fold)
         slots = self.slots(fold, self.lanes)
         self.nest(leaf.axes, lambda: self.take(leaf, fold, slots, self.lanes, None))
         return self.read_slots(fold, slots, self.lanes)
+
+    def reduce_window(self, leaf: Reduce, fold: Fold) -> State:
+        items: list[State] = []
+        self.unrolled_nest(leaf.axes, lambda: items.append(self.item(leaf, fold, self.lanes)))
+        if fold.op in ("max", "min") and is_float(fold.dtype):
+            return (self.ops.extreme(fold.op, fold.dtype, [x for (x,) in items], self.lanes),)
+        state = self.start_of(fold, self.lanes)
+        for item in items:
+            state = self.combined(fold, state, item, self.lanes)
+        return state
+
+    def unrolled_nest(self, axes: tuple[Axis, ...], inner: Action) -> None:
+        """As `nest`, without loops: what depends on the place in a window is known then."""
+        sizes = [range(a.extent.const or 0) for a in axes]
+        for place in product(*sizes):
+            with self.scope(), ExitStack() as stack:
+                for a, i in zip(axes, place, strict=True):
+                    stack.enter_context(self.bound(a.var, str(i), a.extent))
+                inner()
 
     def nest(self, axes: tuple[Axis, ...], inner: Action) -> None:
         if not axes:
@@ -177,11 +208,13 @@ class Reductions(Loops):
 
     def slots(self, fold: Fold, lanes: int) -> State:
         slots = tuple(self.alloca(vtype(d, lanes)) for d in fold.parts)
-        first = tuple(
-            self.ops.lit(d, v, lanes) for d, v in zip(fold.parts, fold.identity, strict=True)
-        )
-        self.write_slots(fold, slots, first, lanes)
+        self.write_slots(fold, slots, self.start_of(fold, lanes), lanes)
         return slots
+
+    def start_of(self, fold: Fold, lanes: int) -> State:
+        """An accumulator that no element has reached."""
+        pairs = zip(fold.parts, fold.identity, strict=True)
+        return tuple(self.ops.lit(d, v, lanes) for d, v in pairs)
 
     def read_slots(self, fold: Fold, slots: State, lanes: int) -> State:
         return tuple(

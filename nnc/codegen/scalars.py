@@ -7,6 +7,7 @@ the sign.
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 
@@ -125,6 +126,24 @@ class Scalars(Integers):
         # (`a` in place of a constant would be joined with the choice above: no maxps then.)
         nan = self.lit(dtype, float("nan"), lanes)
         return self.choose(self.two("fcmp uno", dtype, a, a, lanes), nan, best, dtype, lanes)
+
+    def extreme(self, fn: str, dtype: DType, xs: Sequence[str], lanes: int) -> str:
+        """Of several, in order, with one search for NaN in each pair."""
+        level = list(xs)
+        while len(level) > 1:
+            pairs = zip(level[::2], level[1::2], strict=False)
+            compare = "fcmp ogt" if fn == "max" else "fcmp olt"
+            best = [
+                self.choose(self.two(compare, dtype, a, b, lanes), a, b, dtype, lanes)
+                for a, b in pairs
+            ]
+            level = [*best, *level[len(level) & ~1 :]]
+        numbers: str | None = None
+        for i in range(0, len(xs), 2):
+            ok = self.two("fcmp ord", dtype, xs[i], xs[min(i + 1, len(xs) - 1)], lanes)
+            numbers = ok if numbers is None else self.two("and", "bool", numbers, ok, lanes)
+        assert numbers is not None
+        return self.choose(numbers, level[0], self.lit(dtype, math.nan, lanes), dtype, lanes)
 
     def sign_float(self, dtype: DType, a: str, lanes: int) -> str:
         """Zeros and NaN are their own sign."""

@@ -59,6 +59,19 @@ class Scope:
     guards: dict[object, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Held:
+    """Elements of a local buffer, from `start`, that were stored and still are in registers."""
+
+    start: int
+    value: Value
+    branches: tuple[int, ...]  # where that was
+
+    @property
+    def places(self) -> range:
+        return range(self.start, self.start + self.value.lanes)
+
+
 def integer(value: int) -> Value:
     return Value(str(value), "i64")
 
@@ -71,6 +84,7 @@ class Scopes:
         self.target, self.facts, self.sizes = target, facts, sizes
         self.ops = Scalars(self.em, target)
         self.scopes = [Scope()]
+        self.held: dict[str, tuple[Held, ...]] = {}
         self.hoisted: dict[str, list[str]] = {}
         self.prologue: list[str] = []
         self.fields: dict[str, str] = {}
@@ -119,7 +133,8 @@ class Scopes:
             em.line(f"br label %{body}")
             em.label(body)
             em.line(f"{index} = phi i64 [ {lo}, %{enter} ], [ {follow}, %{latch} ]")
-            yield index
+            with em.branch():
+                yield index
             em.line(f"br label %{latch}")
             em.label(latch)
             em.line(f"{follow} = add nsw i64 {index}, {step}")
@@ -148,7 +163,8 @@ class Scopes:
         return value
 
     def forget(self, buffer: str) -> None:
-        """Drops remembered values that were loaded from the buffer of that name."""
+        """Drops what was loaded from the buffer of that name, or stored there."""
+        self.held.pop(buffer, None)
         for scope in self.scopes:
             stale = [k for k, v in scope.memo.items() if buffer in v.reads]
             for key in stale:

@@ -34,6 +34,7 @@ from nnc.passes.recompute import settled
 from nnc.passes.regions import Found, Region, find_regions
 from nnc.passes.schedule.contraction import Contraction, contraction
 from nnc.passes.schedule.space import Space, matched, space
+from nnc.passes.separate import separate
 from nnc.passes.slices import slices
 
 MAX_MEMBERS = 24  # nodes of a group
@@ -86,7 +87,7 @@ class Turn:
 def fuse(graph: Graph, body: bool = False) -> Fused:
     """Decides buffers and kernels. `body`: of a turn of a loop."""
     graph = split_reductions(
-        factor(settled(inline(own_roots(forward(slices(joined_parts(graph)))))))
+        factor(settled(inline(own_roots(separate(forward(slices(joined_parts(graph))))))))
     )
     found = find_regions(graph)
     graph = found.graph
