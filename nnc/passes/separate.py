@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nnc.ir.expr import Const, Expr, Idx, Load
-from nnc.ir.graph import Axis, Compute, Graph, Node, replace_operands, with_roots
+from nnc.ir.graph import Axis, Compute, Graph, Node
+from nnc.ir.rewrite import replace_operands, with_roots
 from nnc.lang.dims import Dim
 from nnc.lang.types import TensorType
 
