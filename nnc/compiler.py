@@ -37,6 +37,7 @@ from nnc.lang.types import DType, is_float
 from nnc.lang.units import STD, Loader, Unit, nearest
 from nnc.passes.autodiff import autodiff
 from nnc.passes.fuse import Fused, fuse, print_fused
+from nnc.passes.keyed import keyed
 from nnc.passes.lower import lower
 from nnc.passes.memory import memory
 from nnc.passes.narrow import narrow
@@ -52,7 +53,7 @@ from nnc.runtime.cpu import cpu_count
 
 Overrides = Mapping[str, Mapping[str, object]]
 GRAPH_PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
-    ("autodiff", autodiff),
+    ("autodiff", lambda graph: autodiff(keyed(graph))),
     ("simplify", simplify),
     ("narrow", narrow),
 )
