@@ -282,6 +282,7 @@ class _Emission:
         self.depth = self.block_depth()
         self.blocks = flow.maximum(em, flow.ceil_div(em, c.k, self.depth), "1")
         self.one_block = flow.compare(em, "eq", self.blocks, "1")
+        self.copies = self.copies_panels(rows)
         self.in_place = self.reads_in_place(rows)
         self.far = self.is_far(rows)
         self.b_far = self.is_b_far()
@@ -373,7 +374,20 @@ class _Emission:
         # as packing reads them, come in faster from memory than columns of a panel.
         most = flow.select(em, near, "i64", str(_IN_PLACE), str(self.t.rows))
         most = flow.select(em, clash, "i64", str(self.t.rows), most)
-        return flow.compare(em, "sle", rows.size, most)
+        here = flow.compare(em, "sle", rows.size, most)
+        return flow.select(em, self.copies, "i1", "false", here)
+
+    def copies_panels(self, rows: _Range) -> str:
+        """Whether the first row tile reads B in place and its kernels pack it for the others."""
+        em, t, c = self.em, self.t, self.c
+        if not t.copying or not isinstance(c.b, Strided) or c.b.col_stride != "1" or c.b.stored:
+            return "false"
+        more = flow.compare(em, "sgt", rows.size, str(t.rows))
+        count = flow.maximum(em, flow.ceil_div(em, rows.size, str(t.rows)), "1")
+        first = flow.div(em, rows.size, count)
+        high = flow.compare(em, "sge", first, str(t.copying.start))
+        copies = flow.select(em, more, "i1", high, "false")
+        return copies if c.ready is None else flow.select(em, c.ready.when, "i1", "false", copies)
 
     def clashes(self, b: Strided) -> str:
         """Whether the rows of B share sets of the cache."""
@@ -524,7 +538,8 @@ class _Emission:
             packed = _Panels(flow.offset(em, c.b.ptr, at, t.type), row, gap)
             return _Right(packed, packed, whole)
         gap = flow.mul(em, flow.round_up(em, kc, str(OVERSHOOT)), panel)
-        skip = flow.select(em, self.in_place, "i64", whole, "0")
+        skips = flow.select(em, self.copies, "i1", "true", self.in_place)
+        skip = flow.select(em, skips, "i64", whole, "0")
         start, size = flow.add(em, columns.start, skip), flow.sub(em, columns.size, skip)
         to = flow.mul(em, flow.div(em, skip, panel), gap)
         to = flow.offset(em, self.b_block, to, t.type)
@@ -536,15 +551,40 @@ class _Emission:
         here = _Right(self.first(packed, k0, columns), packed, whole)
         return here if c.ready is None else self.or_ready(here, c.ready, k0, columns)
 
+    def copies_now(self, tile: str, whole: str) -> str:
+        em = self.em
+        first = flow.select(em, flow.compare(em, "eq", tile, "0"), "i1", whole, "false")
+        return flow.select(em, self.copies, "i1", first, "false")
+
+    def copying(
+        self, when: str, at: tuple[str, str], index: str, b: str, b_k: str, gap: str, kernel: str
+    ) -> tuple[str, str, str, str]:
+        """B, bytes between its rows and to its copy (which is `b`), and the kernel, if `when`."""
+        em, t = self.em, self.t
+        there, apart = self.source(*at)
+        table = f"[{t.rows} x ptr], ptr @nnrt_copies_{t.dtype}, i64 0, i64 {index}"
+        copy = em.op(f"load ptr, ptr {em.op(f'getelementptr {table}', 'copy')}", "copy")
+        behind = flow.sub(em, *(em.op(f"ptrtoint ptr {p} to i64", "at") for p in (b, there)))
+        return (
+            flow.select(em, when, "ptr", there, b),
+            flow.select(em, when, "i64", apart, b_k),
+            flow.select(em, when, "i64", behind, gap),
+            flow.select(em, when, "ptr", copy, kernel),
+        )
+
+    def source(self, k: str, column: str) -> tuple[str, str]:
+        """Where B is, and bytes between its rows."""
+        em, t, b = self.em, self.t, self.c.b
+        assert isinstance(b, Strided)
+        at = flow.add(em, flow.mul(em, k, b.row_stride), column)
+        return flow.offset(em, b.ptr, at, t.type), flow.mul(em, b.row_stride, str(t.size))
+
     def first(self, packed: _Panels, k0: str, columns: _Range) -> _Panels:
         """The full panels: in place where that is decided."""
-        em, t, c = self.em, self.t, self.c
+        em, t = self.em, self.t
         if self.in_place == "false":
             return packed
-        assert isinstance(c.b, Strided)
-        at = flow.add(em, flow.mul(em, k0, c.b.row_stride), columns.start)
-        there = flow.offset(em, c.b.ptr, at, t.type)
-        apart = flow.mul(em, c.b.row_stride, str(t.size))
+        there, apart = self.source(k0, columns.start)
         return _Panels(
             flow.select(em, self.in_place, "ptr", there, packed.ptr),
             flow.select(em, self.in_place, "i64", apart, packed.row_bytes),
@@ -615,6 +655,18 @@ class _Emission:
             self.fetch_block(ahead, turn, turns, k.size)
             b, b_k, b_panel = right.at(em, t, j)
             self.fetch_ready(b, ahead[0], k.size)
+            if self.copies != "false":
+                inside = flow.compare(em, "slt", j, right.whole)
+                column = flow.add(em, columns.start, j)
+                b, b_k, b_panel, kernel = self.copying(
+                    self.copies_now(ahead[0], inside),
+                    (k.start, column),
+                    index,
+                    b,
+                    b_k,
+                    b_panel,
+                    kernel,
+                )
             at = flow.add(em, strip, flow.mul(em, j, part.size))
             at = flow.select(em, self.one_block, "i64", "0", at)
             sums = flow.offset(em, self.sums, at, t.type)

@@ -17,6 +17,11 @@ all contractions of a process share one set.
     add      i32   0: the tile is overwritten; 1: the sums are added to it
     apart    i64   (floats only) bytes between rows of the tile, which then may lie anywhere
 
+    void nnrt_copy_<dtype>_<height>(the same)
+
+of floats, for the greater heights, are kernels of one panel that also copy it, without gaps, to
+where it is `b_panel` bytes behind b: what the other rows read then is packed, at no cost.
+
 Behind the panel of A, at `Tile.panel_bytes`, kernels of floats expect a list of addresses: one for
 every UNROLL k (as far apart as these are in a row). They are fetched to the second level of the
 cache as the sums proceed: the rows of A that come next.
@@ -88,6 +93,11 @@ class Tile:
         return self.type in ("float", "double")
 
     @property
+    def copying(self) -> range:
+        """The heights of kernels that copy B."""
+        return range(-(-2 * self.rows // 3), self.rows + 1) if self.fetches else range(0)
+
+    @property
     def panel_bytes(self) -> int:
         """Bytes of a panel of A, from where on its list is."""
         return -(-self.rows // self.lanes) * self.lanes * self.a_row * self.size
@@ -140,20 +150,28 @@ def kernel_name(t: Tile, height: int, vectors: int) -> str:
     return f"nnrt_tile_{t.dtype}_{height}x{vectors}"
 
 
+def copying_name(t: Tile, height: int) -> str:
+    return f"nnrt_copy_{t.dtype}_{height}"
+
+
 State = list[str]
 
 
 class _Kernel:
-    """Emits one micro-kernel; `State`: a pointer into A, one for each panel of B, the sums."""
+    """Emits one micro-kernel; `State`: a pointer into A, one for each panel of B (and one for the
+    copy), the sums."""
 
-    def __init__(self, t: Tile, target: Target, height: int, vectors: int) -> None:
+    def __init__(
+        self, t: Tile, target: Target, height: int, vectors: int, copies: bool = False
+    ) -> None:
         self.t, self.target, self.height, self.vectors = t, target, height, vectors
-        self.em = Emitter()
-        self.panels = -(-vectors // _VECTORS)
+        self.em, self.copies = Emitter(), copies
+        self.panels = 2 if copies else -(-vectors // _VECTORS)
 
     def text(self) -> str:
         em, t = self.em, self.t
         name = kernel_name(t, self.height, self.vectors)
+        name = copying_name(t, self.height) if self.copies else name
         em.label("entry")
         b = ["%b"]
         for _ in range(1, self.panels):
@@ -209,7 +227,11 @@ class _Kernel:
                 for j, y in enumerate(row):
                     at = i * self.vectors + j
                     s[at] = self.multiply_add(x, y, s[at])
-            b = [em.op(f"getelementptr i8, ptr {p}, i64 %b_k", "b") for p in b]
+            other = str(t.panel * t.size) if self.copies else "%b_k"
+            b = [
+                em.op(f"getelementptr i8, ptr {p}, i64 {other if n else '%b_k'}", "b")
+                for n, p in enumerate(b)
+            ]
         return [em.op(f"getelementptr {t.type}, ptr {a}, i64 {unroll}", "a"), *b, *s]
 
     def fetch(self, a: str) -> None:
@@ -220,7 +242,7 @@ class _Kernel:
 
     def b_row(self, b: State) -> list[str]:
         em, t = self.em, self.t
-        ahead = _AHEAD[self.height > 8]
+        ahead = _AHEAD[self.height > 8 and not self.copies]
         far = em.op(f"shl i64 %b_k, {ahead.bit_length() - 1}", "far")
         row: list[str] = []
         for j in range(self.vectors):
@@ -228,6 +250,9 @@ class _Kernel:
             if v:
                 p = em.op(f"getelementptr {t.vector}, ptr {p}, i64 {v}", "b")
             row.append(em.op(f"load {t.vector}, ptr {p}, align {t.size}", "y"))
+            if self.copies:
+                to = em.op(f"getelementptr {t.vector}, ptr {b[1]}, i64 {v}", "to")
+                em.line(f"store {t.vector} {row[-1]}, ptr {to}")
             if (j * t.lanes * t.size) % 64 == 0:
                 q = em.op(f"getelementptr i8, ptr {p}, i64 {far}", "q")
                 em.line(f"call void @llvm.prefetch.p0(ptr {q}, i32 0, i32 3, i32 1)")
@@ -336,7 +361,11 @@ def _tables(t: Tile) -> str:
         for h in heights
     )
     wide = ", ".join(f"i64 {t.wide(h)}" for h in heights)
+    copies = ", ".join(
+        f"ptr @{copying_name(t, h)}" if h in t.copying else "ptr null" for h in heights
+    )
     return (
+        f"@nnrt_copies_{t.dtype} = constant [{t.rows} x ptr] [{copies}]\n"
         f"@nnrt_tiles_{t.dtype} = constant [{t.rows} x [3 x ptr]] [{kernels}]\n"
         f"@nnrt_wide_{t.dtype} = constant [{t.rows} x i64] [{wide}]\n"
     )
@@ -402,8 +431,9 @@ def definitions(t: Tile, target: Target) -> str:
         for h in range(1, t.rows + 1)
         for v in sorted(set(t.vectors(h)))
     )
+    copying = (_Kernel(t, target, h, _VECTORS, True).text() for h in t.copying)
     unit = matrix.definitions(t.dtype, t.a_row, t.vector_rows) if t.vector_rows else ""
-    return "\n".join((*kernels, unit, _tables(t), _GRID))
+    return "\n".join((*kernels, *copying, unit, _tables(t), _GRID))
 
 
 def kernel_declarations(t: Tile, target: Target) -> tuple[str, ...]:
@@ -428,6 +458,7 @@ def declarations(t: Tile) -> tuple[str, ...]:
     """Lines for a module that refers to them."""
     return (
         *(matrix.outer_declarations(t.dtype) if t.vector_rows else ()),
+        f"@nnrt_copies_{t.dtype} = external constant [{t.rows} x ptr]",
         f"@nnrt_tiles_{t.dtype} = external constant [{t.rows} x [3 x ptr]]",
         f"@nnrt_wide_{t.dtype} = external constant [{t.rows} x i64]",
         "declare { i64, i64 } @nnrt_grid(i64, i64, i64)",
