@@ -525,6 +525,24 @@ def test_backward_after_a_change_is_refused(real: Any) -> None:
         again.backward(ones(2, 3))
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_backward_after_a_write_through_a_view_is_refused(real: Any, before: bool) -> None:
+    net = real.Net.init(seed=1)
+    view = net["fc1.bias"] if before else None
+    run = real.logits.forward(net, ones(2, 4))
+    view = net["fc1.bias"] if view is None else view
+    first = run.backward(ones(2, 3))  # a view that nobody writes to is no change
+    assert np.array_equal(run.backward(ones(2, 3)).x, first.x)
+    view[3] += 0.5
+    with pytest.raises(nnc.Error, match="net was changed after this forward"):
+        run.backward(ones(2, 3))
+    view[3] -= 0.5
+    del view
+    net["fc1.bias"][...] = 1
+    with pytest.raises(nnc.Error, match="was changed"):
+        run.backward(ones(2, 3))
+
+
 def test_trees_go_out_and_in(real: Any) -> None:
     net = real.Net.init(seed=1)
     before = net.copy()

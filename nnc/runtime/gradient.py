@@ -14,7 +14,7 @@ from nnc.runtime.arrays import tensor_argument
 from nnc.runtime.boundary import boundary
 from nnc.runtime.cpu import Code, Entry, find_externs
 from nnc.runtime.export import Call, Export, put_results
-from nnc.runtime.leaves import Module, Store, Tree
+from nnc.runtime.leaves import Module, Store, Tree, Witness
 from nnc.runtime.memory import Array, empty, numpy_dtype, pointer
 from nnc.runtime.modules import native_threads
 
@@ -86,7 +86,8 @@ class Run:
 
     `value`: the result (a tuple for tuples); `backward(dy)`, `backward(dy1, dy2)` or
     `backward((dy1, dy2))`: gradients for every float argument that is not `inout`. Scalar results
-    need no `dy` (it is 1). The arrays that were given must not have changed in between.
+    need no `dy` (it is 1). The arrays that were given must not have changed in between; a module
+    that has is an error.
     """
 
     def __init__(
@@ -100,7 +101,7 @@ class Run:
         self._by = made_by
         self._call = call
         self._results = results
-        self._versions = [(v, v.version) for v in call.values if isinstance(v, Store)]
+        self._witnesses = {id(v): Witness(v) for v in call.values if isinstance(v, Store)}
         self._arrays = {f"saved.{i}": a for i, a in enumerate(saved)}
         self._arrays |= dict(
             zip(("seed", "step"), np.array(rng or (0, 0), np.int64)[:, None], strict=True)
@@ -130,8 +131,7 @@ class Run:
 
     def _refuse_changed(self) -> None:
         for arg, value in zip(self._by.export.args, self._call.values, strict=True):
-            changed = next((v for v, n in self._versions if v is value and v.version != n), None)
-            if changed is not None:
+            if id(value) in self._witnesses and self._witnesses[id(value)].changed:
                 raise Error(
                     f"{arg.name} was changed after this forward call: its backward no longer fits\n"
                     "  help: call backward before the update, or forward again"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+import zlib
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
 from functools import lru_cache
 from pathlib import Path
@@ -65,6 +66,34 @@ class _Loan:
         self.__array_interface__ = memory.__array_interface__
 
 
+class Witness:
+    """Whether a Store holds the numbers that it held when this was made.
+
+    Writes through nnc are counted. A view may be written to at any time: the numbers are looked at
+    when there is one already, or before the first is handed out, and again when asked.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._version = store.version
+        self._seen: int | None = None
+        store._witnesses.add(self)
+        if store.lent:
+            self.look()
+
+    def look(self) -> None:
+        """Remembers the numbers, if they are still what they were."""
+        if self._seen is None and self.store.version == self._version:
+            self._seen = self.store.fingerprint()
+
+    @property
+    def changed(self) -> bool:
+        store = self.store
+        if store.version != self._version:
+            return True
+        return self._seen is not None and self._seen != store.fingerprint()
+
+
 class Store:
     """Named arrays: `s[key]` is a writable view (bf16: see `memory.numpy_dtype`).
 
@@ -89,6 +118,7 @@ class Store:
         self.counter = pointer(self._version)  # native code counts here too
         self._stamp = object()
         self._loans: set[weakref.ref[_Loan]] = set()
+        self._witnesses: weakref.WeakSet[Witness] = weakref.WeakSet()
 
     @property
     def version(self) -> int:
@@ -104,6 +134,10 @@ class Store:
         """Equal to an earlier one only if nothing was written through nnc or lent since."""
         return self._stamp, int(self._version[0])
 
+    def fingerprint(self) -> int:
+        """A checksum of all bytes; one number written over another always shows."""
+        return zlib.crc32(self._buffer.data)
+
     @property
     def lent(self) -> bool:
         """Whether somebody holds a view."""
@@ -112,6 +146,8 @@ class Store:
     @property
     def buffer(self) -> Array:
         """All bytes."""
+        for witness in list(self._witnesses):
+            witness.look()
         loan = _Loan(self._buffer)
         self._loans.add(weakref.ref(loan, self._loans.discard))
         self._stamp = object()  # after the loan is known, before anybody has it
