@@ -78,6 +78,15 @@ def test_combined_checkpoint_holds_seed_and_step(m: Model, net: Any, tmp_path: P
 # ---- fit ----------------------------------------------------------------------------------------
 
 
+def test_another_dtype_is_no_other_shape(net: Any, tmp_path: Path) -> None:
+    path = tmp_path / "wide.safetensors"
+    save_file({k: np.asarray(net[k]).astype(np.float64) for k in net}, path)
+    with pytest.raises(nnc.LoadError) as met:
+        net.load(path)
+    assert "   dtype    fc.weight   file f64[3], model f32[3]" in str(met.value)
+    assert "shape" not in str(met.value)
+
+
 def test_a_misfit_is_explained_and_nothing_is_loaded(net: Any, tmp_path: Path) -> None:
     path = tmp_path / "old.safetensors"
     given = {"lin.weight": np.zeros(3, F), "lin.bias": F(1), "count": np.zeros(2, np.int32)}

@@ -190,7 +190,8 @@ def _misfit(
     rows = [
         *_missing_rows(entries, wanted, match, better),
         *_limited(
-            f"shape    {k}   file {entries[n]}, model {wanted[k].entry}" for k, n in match.different
+            f"{_aspect(entries[n], wanted[k]):8} {k}   file {entries[n]}, model {wanted[k].entry}"
+            for k, n in match.different
         ),
         *_limited(
             f"unused   {shown(n)[1:-1]} {entries[n]}{owner.reason(n)}"
@@ -233,6 +234,10 @@ def _unexplained(match: Fit, better: Rules | None) -> list[str]:
         return list(match.unused)
     missing = set(match.missing)
     return [n for n in match.unused if better.renamed(n) not in missing]
+
+
+def _aspect(found: Entry, want: Wanted) -> str:
+    return "dtype" if found.shape == want.entry.shape else "shape"
 
 
 def _limited(rows: object) -> list[str]:
