@@ -11,6 +11,7 @@ from nnc.lang.elaborate.arguments import named_help
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.members import elaborate_members
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
+from nnc.lang.elaborate.sizes import forced_size
 from nnc.lang.elaborate.values import (
     Bool,
     Builtin,
@@ -135,6 +136,8 @@ def _parameter(
         value = static(cx, arg.value)
         bare = p.default is None and p.type is None
         if bare and not isinstance(value, Unknown) and getattr(value, "dim", None) is None:
+            if (forced_by := forced_size(cx, arg.value)) is not None:
+                raise forced_by
             text = f"`{p.name}` of `{defn.name}` is a size"
             kind = {Weak: "real", Bool: "bool"}.get(type(value))
             mine = kind is not None and defn.name_span.source is span.source

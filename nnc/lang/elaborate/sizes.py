@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import fields
 
-from nnc.diagnostics import Span
+from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim, apply, divides, exact_div
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.names import undefined
 from nnc.lang.elaborate.values import Pack, Tensor, Unknown, Weak
+from nnc.lang.elaborate.walks import syntax
 from nnc.lang.elaborate.words import describe
 
 
@@ -108,8 +109,28 @@ def _size(cx: Context, e: ast.Expr) -> Dim:
                 str(value.type),
                 help="an argument `n: dim` may be used as a size",
             )
+    if (forced := forced_size(cx, e)) is not None:
+        raise forced
     once = ("no size", e.span.source.name, e.span.text)
     raise fail("E0309", "a size must be an integer", e.span, describe(value), once=once)
+
+
+def forced_size(cx: Context, e: ast.Expr) -> Mistake | None:
+    """The mistake of a module parameter that is given from outside, is no whole number and stands
+    in a size."""
+    inst = cx.frame.module
+    if inst is None:
+        return None
+    given = cx.overrides.get(inst.defn.name, {})
+    for p in inst.defn.params:
+        used = any(isinstance(n, ast.Name) and n.id == p.name for n in syntax(e))
+        if used and type(given.get(p.name, 0)) is not int:
+            text = f"`{p.name}` of `{inst.defn.name}` is a size, {given[p.name]!r} is given"
+            label = Label(e.span, "a size")
+            once = ("forced size", inst.defn.name, p.name)
+            help = "a whole number (`-D`, `nnc.load`)"
+            return fail("E0309", text, p.name_span, labels=(label,), help=help, once=once)
+    return None
 
 
 def quotient(cx: Context, p: Dim, q: Dim, e: ast.Binary) -> Dim:
