@@ -238,3 +238,63 @@ export def f(x: f32[N], c: f32) -> (f32[N], f32[N]):
     y, g = run(text, x=x, c=np.float32(1))
     np.testing.assert_array_equal(y, [-1, 0, 0, 0, 1])
     np.testing.assert_array_equal(g, [-2, 0, 0, 0, 2])
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_conditions_on_turns_and_sizes_guard_what_a_side_reads(n: int) -> None:
+    text = """
+export def f(x: f32[T], k: dim) -> (f32[T], f32, f32[T], f32[T]):
+    h = 0.0
+    s = 0.0
+    w = zeros[T]
+    ys = for t in T:
+        p = 0.0
+        if t > 0 and x[t] > 0:
+            p = x[t-1] * 2
+        else:
+            p = x[t] + (x[t+1] if t + 1 < T else 0)
+        if t == 0:
+            q = x[t]
+        else:
+            q = x[t-1:t][0]
+            w[t-1] := x[t] * q
+        h = h + p + q
+        yield h
+    if k < T:
+        s = x[k]
+    return ys, s, w, grad(sum(ys**2) + s, x)
+"""
+    graph = built(text)["f"].graph
+    for k in (0, n - 1, n, n + 3):
+        compare(graph, {"T": n, "k": k}, sample(graph, {"T": n, "k": k}, np.random.default_rng(k)))
+
+
+def test_a_condition_guards_its_own_side_only() -> None:
+    text = """
+export def f(x: f32[T]) -> f32[T]:
+    ys = for t in T:
+        p = 0.0
+        if {cond}:
+            p = x[t]
+        else:
+            p = x[t-1]
+        yield p
+    return ys
+"""
+    assert built(text.format(cond="t == 0"))
+    with pytest.raises(AssertionError, match="E0402"):
+        built(text.format(cond="t > 0"))
+    with pytest.raises(AssertionError, match="E0402"):
+        built(text.format(cond="t == 1"))
+
+
+def test_sizes_do_not_lean_on_a_condition() -> None:
+    text = """
+export def f(x: f32[T]) -> f32:
+    s = 0.0
+    if T > 3:
+        s = sum(x[3:])
+    return s
+"""
+    with pytest.raises(AssertionError, match="E0402"):
+        built(text)

@@ -13,7 +13,7 @@ from nnc.diagnostics import Label, Span
 from nnc.ir.expr import Expr, Op
 from nnc.ir.graph import Custom, Node, Update
 from nnc.lang import ast
-from nnc.lang.elaborate.conditions import select
+from nnc.lang.elaborate.conditions import select, spelled
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.gates import Gates
 from nnc.lang.elaborate.mistakes import Mistake, fail
@@ -75,7 +75,7 @@ def branch(cx: Context, stmt: ast.If, cond: Tensor) -> None:
         help = "assign a variable and return it after the loop"
         raise fail("E0317", "`return` cannot stand in a run-time loop", found.span, help=help)
     whole = cond if cx.ranges else cx.materialized(cond, stmt.cond.span)
-    test, before = whole.at(()), snapshot(cx)
+    test, before = spelled(whole.at(())), snapshot(cx)
     spans = dict(cx.frame.var_spans)
     a = _side(cx, stmt.then, test, found is not None, before)
     restore(cx, before)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnc.diagnostics import Span
-from nnc.ir.expr import Expr, Op, Select
+from nnc.ir.bounds import condition_facts
+from nnc.ir.expr import Expr, Load, Op, Select, rewrite
+from nnc.ir.graph import Compute
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import element, elementwise, lift, settle, weak_kind
@@ -199,17 +201,28 @@ def _per_leaf(cx: Context, e: ast.IfExpr, cond: Tree) -> Value:
 
 
 def _select(cx: Context, e: ast.IfExpr, cond: Tensor) -> Value:
-    """`a if c else b`: in index notation each side is evaluated only where it is taken."""
-    test = cond.at(())
-    negated = Op("bool", "not", (test,))
-    if cx.ranges:
-        with cx.under(test):
-            a = cx.eval(e.then)
-        with cx.under(negated):
-            b = cx.eval(e.orelse)
-    else:
-        a, b = cx.eval(e.then), cx.eval(e.orelse)
+    """`a if c else b`: in index notation each side is evaluated only where it is taken; elsewhere
+    reads are, that lie inside only there."""
+    test = cond.at(()) if cx.ranges else spelled(cond.at(()))
+    side = cx.under if cx.ranges else cx.on_branch
+    with side(test):
+        a = cx.eval(e.then)
+    with side(Op("bool", "not", (test,))):
+        b = cx.eval(e.orelse)
     return select(cx, test, Operand(a, e.then.span), Operand(b, e.orelse.span), e.span)
+
+
+def spelled(test: Expr) -> Expr:
+    """The condition with what it says of sizes and turns of loops, on which reads may lean."""
+
+    def one(e: Expr) -> Expr:
+        match e:
+            case Load(tensor=Compute(axes=(), op="", body=body)):
+                inner = rewrite(body, one)
+                return inner if any(condition_facts(inner, holds) for holds in (True, False)) else e
+        return e
+
+    return rewrite(test, one)
 
 
 def select(cx: Context, test: Expr, a: Operand, b: Operand, span: Span) -> Value:

@@ -279,9 +279,15 @@ class Context:
     def cond_facts(self) -> tuple[Dim, ...]:
         return tuple(f for c in self.conds for f in condition_facts(c, True))
 
-    def proves(self, p: Dim) -> bool:
-        """Whether p >= 0 under all facts, loop ranges and conditions in force."""
-        return prove_nonneg(p, self.facts.plus(*self.cond_facts()), self.box())
+    def proves(self, p: Dim, branches: bool = False) -> bool:
+        """Whether p >= 0 under all facts, loop ranges and conditions in force.
+
+        `branches`: those of `if` statements too. What is proved so must not be evaluated elsewhere.
+        """
+        known = self.cond_facts()
+        if branches:
+            known += tuple(f for c in self.branches for f in condition_facts(c, True))
+        return prove_nonneg(p, self.facts.plus(*known), self.box())
 
     # ---- values -------------------------------------------------------------------------------
     def tensor(self, value: Value) -> Value:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from nnc.diagnostics import Span
-from nnc.ir.expr import Expr, Idx, Load, Op, names
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, names
 from nnc.ir.scalar import cast
 from nnc.lang import ast
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, exact_div, extremes
@@ -36,6 +36,7 @@ class Plan:
     gather: Tensor | None = None
     gather_axis: int = 0
     writing: bool = False
+    taken: Expr | None = None  # where it is inside: the condition of the `if` around the statement
 
     def at(self, index: tuple[Expr, ...]) -> tuple[Expr, ...]:
         """The source index for an index of the result."""
@@ -227,6 +228,9 @@ def scalar_index(
     size = base.shape[axis]
     if _inside(cx, index.dim, size):
         return
+    if all(cx.proves(p, branches=True) for p in (index.dim, size - 1 - index.dim)):
+        plan.taken = cx.branch
+        return
     raise _leaves(cx, base, axis, node, index.dim, span, plan)
 
 
@@ -345,6 +349,9 @@ def _slice(
         (size - high, f"ends after {size}"),
     ):
         if not cx.proves(p):
+            if p != high - low and cx.proves(p, branches=True):
+                plan.taken = cx.branch
+                continue
             raise _slice_mistake(cx, p, what, size, axis, item)
     plan.source.append((len(plan.shape), low))
     plan.shape.append(high - low)
@@ -400,6 +407,9 @@ def _finish(cx: Context, base: Tensor, node: ast.Index, plan: Plan) -> Tensor:
 
     def body(index: tuple[Expr, ...]) -> Expr:
         e = source.at(plan.at(index))
+        if plan.taken is not None:
+            zero = Const(e.dtype, False if e.dtype == "bool" else 0)
+            e = Select(e.dtype, plan.taken, e, zero)
         if not isinstance(e, Load) or (other is None and plan.check is None):
             return e
         return Load(e.dtype, e.tensor, e.index, other or e.other, None if other else plan.check)
