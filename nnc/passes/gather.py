@@ -116,6 +116,8 @@ class _Search:
             rest.sort(key=lambda j: len(self._now(affine[j]).names & self.open.keys()))
             j = rest.pop(0)
             scale, d = _cleared(affine[j], self.exact)
+            if scale == ONE and self._around(Dim.of(self.axes[j].var), self._now(d), shape[j]):
+                continue
             extent = shape[j] if scale == ONE and load.other is None else None
             if not self._affine(scale * Dim.of(self.axes[j].var), self._now(d), extent):
                 return None
@@ -192,6 +194,18 @@ class _Search:
                 self.conditions.append(Condition(op("eq", Idx(target), Idx(ZERO))))
             return True
         return self._digits(target, terms)
+
+    def _around(self, target: Dim, d: Dim, extent: Dim) -> bool:
+        """Solves `target == (rest + v) % q` for a loop v of q turns: each element is read by one of
+        them. (Other loops stay.) False: it is not of that form."""
+        match d.terms:
+            case ((((Func(kind="mod", a=a, b=q), 1),), 1),) if q == extent:
+                forms = ((v, a.linear_in(v.var)) for v in self.open.values() if v.extent == q)
+                for v, form in forms:
+                    if form is not None and form[0] in (ONE, -ONE):
+                        self._solve_for(v, (target - form[1]) * form[0] % q)
+                        return True
+        return False
 
     def _digits(self, target: Dim, terms: list[tuple[Dim, Axis]]) -> bool:
         """Peels leading digits off `target == sum a*v`, then solves the rest for one variable."""

@@ -158,7 +158,7 @@ class Dim:
         q = Dim.of(other)
         if self.const is not None and q.const is not None:
             return Dim.of(self.const % q.const)
-        _, rest = _split(self, q)
+        _, rest = _split(_congruent(self, q), q)
         if rest.const is not None and q.const is not None:
             return Dim.of(rest.const % q.const)
         if not rest.terms or q == ONE:
@@ -445,6 +445,15 @@ def _reduced(p: Dim, q: Dim) -> tuple[Dim, Dim]:
         return make({_mono_div(m, shared) or (): c // max(g, 1) for m, c in d.terms})
 
     return cut(p), cut(q)
+
+
+def _congruent(p: Dim, q: Dim) -> Dim:
+    """p with `a` for `a % q`, which is as far from multiples of q."""
+    for mono, c in p.terms:
+        match mono:
+            case ((Func(kind="mod", a=a, b=b), 1),) if b == q:
+                return _congruent(p - make({mono: c}) + c * a, q)
+    return p
 
 
 def _split(p: Dim, q: Dim) -> tuple[Dim, Dim]:

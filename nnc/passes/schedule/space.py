@@ -24,6 +24,7 @@ from nnc.lang.dims import (
     dim_min,
     polynomial_quotient,
 )
+from nnc.passes.schedule.circular import plain_reads
 from nnc.passes.schedule.every import every
 
 SHORT = 8  # a constant extent of so many: loops whose turns differ are unrolled
@@ -98,7 +99,9 @@ def _space(node: Compute | Update, facts: Facts) -> Space:
     else:
         index = tuple(Idx(Dim.of(a.var)) for a in node.axes)
         raw = Space(node.axes, node.raxes, node.op, index, node.body)
-    raw = _counted(simplify(raw, facts), node, facts)
+    raw = simplify(raw, facts)
+    raw = replace(raw, body=plain_reads(raw.body, (*raw.axes, *raw.raxes), facts))
+    raw = _counted(raw, node, facts)
     first = _drop_units(_first_only(_shortened(raw, facts)))
     made = _split(first, facts)
     if (phased := _phases(first)) is not first:

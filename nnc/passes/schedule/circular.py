@@ -1,0 +1,83 @@
+"""Reads round a circle, `x[(i + k - 1) % N]`: plain reads, one for each time round.
+
+A remainder takes a division for every element, and what is read at it is gathered one by one.
+`x[i + k - 1 + N]` before the first element, `x[i + k - 1 - N]` behind the last and `x[i + k - 1]`
+between them are read by whole vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+from nnc.ir.bounds import Ranges, axis_ranges, loop_facts, prove
+from nnc.ir.expr import Expr, Idx, Load, Select, rewrite, walk
+from nnc.ir.graph import Axis
+from nnc.ir.scalar import op
+from nnc.lang.dims import ZERO, Dim, Facts, Func
+
+MOST = 9  # reads in place of one
+
+
+def plain_reads(body: Expr, axes: Sequence[Axis], facts: Facts) -> Expr:
+    """The body of loops over `axes` without such reads, where none goes round more than once."""
+    if not any(isinstance(e, Idx) and _remainder(e) is not None for e in walk(body)):
+        return body
+    known = _Known(axis_ranges(axes), loop_facts(axes, facts))
+    return rewrite(body, lambda e: known.plain(e) if isinstance(e, Load) else e)
+
+
+def _remainder(e: Expr) -> Func | None:
+    """The `a % q` that an index is."""
+    match e:
+        case Idx(dim=Dim(terms=(((((Func(kind="mod") as f), 1),), 1),))):
+            return f
+    return None
+
+
+Choice = tuple[Expr | None, Expr]  # an index, and where it is the one (None: else)
+
+
+@dataclass(frozen=True)
+class _Known:
+    ranges: Ranges
+    facts: Facts
+
+    def plain(self, e: Load) -> Expr:
+        """A load as a choice of loads."""
+        if e.other is not None or e.check is not None:
+            return e
+        pairs = zip(e.index, e.tensor.type.shape, strict=True)
+        found = [self.choices(i, n) for i, n in pairs]
+        return _chosen(e, found, ()) if 1 < prod(map(len, found)) <= MOST else e
+
+    def choices(self, e: Expr, extent: Dim) -> list[Choice]:
+        f = _remainder(e)
+        if f is None or f.b != extent or f.b.names & self.ranges.keys():
+            return [(None, e)]
+        a, n, out = f.a, f.b, list[Choice]()
+        if not self.sure(a):
+            if not self.sure(a + n):
+                return [(None, e)]
+            out.append((op("lt", Idx(a), Idx(ZERO)), Idx(a + n)))
+        if not self.sure(n - 1 - a):
+            if not self.sure(2 * n - 1 - a):
+                return [(None, e)]
+            out.append((op("ge", Idx(a), Idx(n)), Idx(a - n)))
+        return [*out, (None, Idx(a))]
+
+    def sure(self, p: Dim) -> bool:
+        return prove(p, self.facts, self.ranges)
+
+
+def _chosen(e: Load, left: Sequence[list[Choice]], index: tuple[Expr, ...]) -> Expr:
+    """The load where the first components of its index are known."""
+    if not left:
+        return Load(e.dtype, e.tensor, index)
+    out: Expr | None = None
+    for cond, i in reversed(left[0]):
+        inner = _chosen(e, left[1:], (*index, i))
+        out = inner if cond is None or out is None else Select(e.dtype, cond, inner, out)
+    assert out is not None, e
+    return out
