@@ -214,11 +214,14 @@ def _inner_first(loops: frozenset[str], ranges: Mapping[str, Range]) -> list[str
 
 
 def _sign(a: Dim, facts: Facts, ranges: Mapping[str, Range]) -> bool | None:
+    """Whether a slope is not negative, or not positive. Facts about loops would lead to claims with
+    slopes of their own, without end."""
     if a.const is not None:
         return a.const >= 0
-    if prove_nonneg(a, facts, ranges, 1):
+    known = Facts(facts.zero, tuple(f for f in facts.nonneg if not f.names & ranges.keys()))
+    if prove_nonneg(a, known, ranges, 1):
         return True
-    return False if prove_nonneg(-a, facts, ranges, 1) else None
+    return False if prove_nonneg(-a, known, ranges, 1) else None
 
 
 def _bound_funcs(p: Dim, name: str, facts: Facts, ranges: Mapping[str, Range], low: bool) -> Dim:

@@ -134,6 +134,8 @@ def _parameter(
 ) -> tuple[Value, bool]:
     if arg is not None:
         value = static(cx, arg.value)
+        if isinstance(p.type, ast.TensorTypeExpr) and p.type.name == "tree":
+            _a_module(cx, p, arg.value, value)
         bare = p.default is None and p.type is None
         if bare and not isinstance(value, Unknown) and getattr(value, "dim", None) is None:
             if (forced_by := forced_size(cx, arg.value)) is not None:
@@ -155,6 +157,20 @@ def _parameter(
         )
     with cx.in_frame(frame), cx.outside_loops():
         return static(cx, p.default), True
+
+
+def _a_module(cx: Context, p: ast.Param, e: ast.Expr, value: Value) -> None:
+    """A `tree` is all that a module stores: not one of its tensors."""
+    base = cx.tensor(cx.eval(e.value)) if isinstance(e, ast.Attr) else None
+    inst = base.inst if isinstance(base, Module) else None
+    if isinstance(base, ModuleType):
+        inst = cx.instantiate(base, [], e.span)
+    stored = isinstance(e, ast.Attr) and inst is not None and e.name in inst.leaves
+    if stored or not isinstance(value, Module | ModuleType | Tree | Unknown):
+        text = f"`{p.name}` stands for the parameters of a module"
+        shown = "one tensor" if stored else describe(value)
+        help = f"give `{e.name}` a module of its own" if isinstance(e, ast.Attr) else None
+        raise fail("E0802", text, e.span, shown, (_declared(p),), help=help)
 
 
 def _declared(p: ast.Param) -> Label:

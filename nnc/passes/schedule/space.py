@@ -99,14 +99,13 @@ def _space(node: Compute | Update, facts: Facts) -> Space:
     else:
         index = tuple(Idx(Dim.of(a.var)) for a in node.axes)
         raw = Space(node.axes, node.raxes, node.op, index, node.body)
-    raw = simplify(raw, facts)
-    raw = replace(raw, body=plain_reads(raw.body, (*raw.axes, *raw.raxes), facts))
-    raw = _counted(raw, node, facts)
+    raw = _counted(simplify(raw, facts), node, facts)
     first = _drop_units(_first_only(_shortened(raw, facts)))
     made = _split(first, facts)
     if (phased := _phases(first)) is not first:
         phased = _exact(_split(phased, facts))
         made = phased if _is_inside(phased, node, facts) else made
+    made = replace(made, body=plain_reads(made.body, (*made.axes, *made.raxes), facts))
     return made if made.raxes or isinstance(node, Update) else _told_apart_last(made)
 
 
