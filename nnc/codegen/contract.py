@@ -43,14 +43,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
-from nnc.codegen import flow, matrix, pack, tiles, vectors
+from nnc.codegen import flow, matrix, pack, strips, tiles, vectors
 from nnc.codegen import row as single
 from nnc.codegen.emit import Emitter
 from nnc.codegen.pack import OVERSHOOT, Computed, Operand, Packed, Strided, Window
+from nnc.codegen.strips import Strips
 from nnc.codegen.target import Target
 from nnc.codegen.tiles import Tile
 
 __all__ = [
+    "LINES",
     "OVERSHOOT",
     "Columns",
     "Computed",
@@ -79,6 +81,8 @@ _FAR = 1 << 19  # bytes of A from which on its rows are fetched ahead,
 _B_FAR = 1 << 21  # and of B
 _ALIASING = 4096  # and its rows are no multiple of so many bytes apart: those share cache sets
 
+LINES = "lines"  # in a support kind
+
 Store = Callable[[Emitter, str, str, str, str | None], None]
 StoreRow = Callable[[Emitter, str, str], None]  # (em, row, value)
 Columns = Callable[[Emitter, str, str, str | None, Callable[[StoreRow], None]], None]
@@ -104,6 +108,7 @@ class Contraction:
     columns: Columns | None = None
     batches: str = "1"  # so many, whose A lie one behind the other
     result: Strided | None = None  # where C lies, if the epilogue only stores there
+    strips: Strips | None = None  # how lines of B share memory
 
 
 @dataclass(frozen=True)
@@ -120,12 +125,13 @@ def _columns(t: Tile) -> int:
     return _COLUMNS[t.lanes * t.size] // t.size
 
 
-def _areas(t: Tile) -> tuple[int, int, int, int]:
-    """Bytes of scratch for transposing, panels of A, the block of B and the (partial) sums."""
+def _areas(t: Tile) -> tuple[int, int, int, int, int]:
+    """Bytes of scratch for transposing, panels of A, the block of B, the (partial) sums and what
+    finds lines in strips."""
     depth = -(-t.block // OVERSHOOT) * OVERSHOOT
     a = _KEPT * _slot(t)
     b, c = depth * _columns(t), _PARTIAL_ROWS * _columns(t)
-    return pack.stage_bytes(t), a, b * t.size, c * t.size
+    return pack.stage_bytes(t), a, b * t.size, c * t.size, strips.AREA
 
 
 def _slot(t: Tile) -> int:
@@ -139,7 +145,8 @@ def scratch_bytes(dtype: str, target: Target) -> int:
 
 
 def support_kind(dtype: str, stored: str) -> str:
-    """Names the support module that operands of `dtype` need which are `stored` as another."""
+    """Names the support module that operands of `dtype` need which are `stored` as another, or in
+    strips ("lines")."""
     return f"{dtype} {stored}" if stored else dtype
 
 
@@ -147,6 +154,8 @@ def declarations(kind: str, target: Target) -> tuple[str, ...]:
     """Lines that the module must hold, each once. `kind`: a dtype, or a `support_kind`."""
     dtype, _, stored = kind.partition(" ")
     t = tiles.tile(dtype, target)
+    if stored == LINES:
+        return strips.declarations(t)
     shared = (*pack.shared_declarations(t, stored), *single.declarations(t, stored))
     if stored:
         return (*vectors.stored_declarations(t), *shared)
@@ -162,6 +171,8 @@ def support_module(kind: str, target: Target) -> str:
     t = tiles.tile(dtype, target)
     lines = (*tiles.kernel_declarations(t, target), *vectors.declarations(t))
     triple = f'target triple = "{target.triple}"'
+    if stored == LINES:
+        return "\n".join((triple, *lines, strips.definitions(t, target)))
     functions = (pack.definitions(t, stored), single.definitions(t, target, stored))
     if stored:
         return "\n".join((triple, *lines, *vectors.stored_declarations(t), *functions))
@@ -249,7 +260,7 @@ class _Emission:
         self.t = tiles.tile(c.dtype, c.target)
         starts = accumulate(_areas(self.t), initial=0)
         areas = [flow.offset(em, c.scratch, str(at), "i8") for at in starts]
-        self.stage, self.panels, self.b_block, self.sums, _ = areas
+        self.stage, self.panels, self.b_block, self.sums, self.area, _ = areas
         self.a_panel = self.panels
 
     def is_one_row(self) -> str:
@@ -544,6 +555,8 @@ class _Emission:
         to = flow.mul(em, flow.div(em, skip, panel), gap)
         to = flow.offset(em, self.b_block, to, t.type)
         window = Window(c.b, k0, kc, start, size)
+        if c.strips is not None:
+            return self.in_strips(c.strips, window, gap)
         needed = "true" if c.ready is None else flow.negate(em, c.ready.when)
         with flow.when(em, needed):
             pack.pack_panels(em, t, window, to, gap, self.stage)
@@ -578,6 +591,20 @@ class _Emission:
         assert isinstance(b, Strided)
         at = flow.add(em, flow.mul(em, k, b.row_stride), column)
         return flow.offset(em, b.ptr, at, t.type), flow.mul(em, b.row_stride, str(t.size))
+
+    def in_strips(self, s: Strips, b: Window, gap: str) -> _Right:
+        """Strips of the block of B where that is decided, or it is packed."""
+        em, t = self.em, self.t
+        room = _areas(t)[2] // t.size
+        block = strips.Block(b.row, b.rows, b.col, b.cols, self.b_block, room, self.area, gap)
+        shape = strips.shape(em, t, s, block)
+        with flow.when(em, shape.fits):
+            strips.fill(em, t, s, block, shape, self.stage)
+        with flow.when(em, flow.negate(em, shape.fits)):
+            pack.pack_panels(em, t, b, self.b_block, gap, self.stage)
+            strips.packed_places(em, t, block)
+        panels = _Panels(self.b_block, "0", gap)
+        return _Right(panels, panels, b.cols, shape.fits)
 
     def first(self, packed: _Panels, k0: str, columns: _Range) -> _Panels:
         """The full panels: in place where that is decided."""
@@ -643,6 +670,7 @@ class _Emission:
             j = step.index
             left = flow.sub(em, columns.size, j)
             is_wide = flow.compare(em, "sge", left, wide)
+            is_wide = self.in_one_picture(right, flow.add(em, columns.start, j), wide, is_wide)
             is_panel = flow.compare(em, "sgt", left, lanes)
             narrow = flow.select(em, is_panel, "i64", panel, lanes)
             width = flow.select(em, is_wide, "i64", wide, narrow)
@@ -654,6 +682,16 @@ class _Emission:
             self.fetch_next(rows, part, k, turn)
             self.fetch_block(ahead, turn, turns, k.size)
             b, b_k, b_panel = right.at(em, t, j)
+            if self.c.strips is not None:
+                b, b_k = strips.place_of(em, t, self.area, j)
+                b_panel = flow.select(em, right.strips, "i64", str(t.panel * t.size), b_panel)
+                is_tile = flow.compare(em, "eq", b_k, str(t.panel * t.size))
+                tiles_of = flow.offset(em, kernels, kind, "ptr")
+                lines_of = em.op(
+                    f"getelementptr [3 x ptr], ptr @nnrt_lines_{t.dtype}, i64 {index}, i64 {kind}"
+                )
+                kernel = flow.select(em, is_tile, "ptr", tiles_of, lines_of)
+                kernel = em.op(f"load ptr, ptr {kernel}", "kernel")
             self.fetch_ready(b, ahead[0], k.size)
             if self.copies != "false":
                 inside = flow.compare(em, "slt", j, right.whole)
@@ -702,6 +740,17 @@ class _Emission:
         apart = flow.select(em, whole, "i64", flow.mul(em, to.row_stride, str(t.size)), apart)
         return place, f", i64 {apart}", whole
 
+    def in_one_picture(self, right: _Right, column: str, wide: str, is_wide: str) -> str:
+        """Whether also panels in strips follow each other that far."""
+        em, s = self.em, self.c.strips
+        if s is None:
+            return is_wide
+        last = flow.sub(em, flow.add(em, column, wide), "1")
+        ends = flow.div(em, column, s.period), flow.div(em, last, s.period)
+        one = flow.compare(em, "eq", *ends)
+        one = flow.select(em, right.strips, "i1", one, "true")
+        return flow.select(em, is_wide, "i1", one, "false")
+
     def epilogue(self, part: _Range, j0: str, valid: str, width: str, sums: str) -> None:
         """Calls `store` for the valid columns of a finished tile."""
         em, t = self.em, self.t
@@ -748,6 +797,7 @@ class _Right:
     first: _Panels
     edge: _Panels
     whole: str
+    strips: str = "false"  # i1: whether it is in strips
 
     def at(self, em: Emitter, t: Tile, j: str) -> tuple[str, str, str]:
         """Pointer, b_k and b_panel (bytes) for the kernel at column j, a multiple of a panel."""

@@ -16,8 +16,10 @@ from nnc.codegen.guards import ALWAYS, Guard
 from nnc.codegen.memory import flat, strides
 from nnc.codegen.registers import computes_in
 from nnc.codegen.scopes import Value
+from nnc.codegen.shared import shared
+from nnc.codegen.strips import Strips
 from nnc.codegen.sweeps import Sweeps
-from nnc.codegen.windows import Group, Windows
+from nnc.codegen.windows import Group, Windows, digits
 from nnc.ir.expr import Expr, Idx, Load, Op, Var, loads
 from nnc.ir.graph import Axis
 from nnc.ir.loop import FEW, REVERSED, SLAB, Buffer, Contract, For, Reduce, Stmt, Store
@@ -102,11 +104,7 @@ class Leaves(Sweeps, Windows):
     @contextmanager
     def merged_axes(self, groups: list[Group]) -> Iterator[None]:
         outer = self.groups, self.split, dict(self.ranges)
-        for g in groups:
-            self.ranges |= {a.var: (ZERO, a.extent - 1) for a in g.axes}
-            if len(g.axes) > 1:
-                self.groups = self.groups | {g.var: g.axes}
-                self.split = self.split | digits(Dim.of(g.var), g.axes)
+        self.merge(groups)
         yield
         self.groups, self.split, self.ranges = outer
 
@@ -185,6 +183,7 @@ class Leaves(Sweeps, Windows):
             self.columns(c, m, n),
             self.follow(c),
             self.result(c, m, n),
+            None if ready is not None else self.strips_of(c, k, n),
         )
         contract.emit_contraction(self.em, done)
 
@@ -197,6 +196,16 @@ class Leaves(Sweeps, Windows):
             return None
         found = self.strided(Load(kind(c), store.buffer, store.index), m, n)
         return found if found is not None and found.col_stride == "1" else None
+
+    def strips_of(self, c: Contract, k: Group, n: Group) -> Strips | None:
+        """How the right operand's lines share memory, if they do."""
+        tile = tiles.tile(kind(c), self.target)
+        if tile.dtype not in ("f32", "f64") or self.run(c.b, k) > self.run(c.b, n):
+            return None
+        found = shared(self, c.b, k, n, tile)
+        if found is not None:
+            self.contractions |= {contract.support_kind(tile.dtype, contract.LINES)}
+        return found
 
     def follow(self, c: Contract) -> str:
         """How many batches there are whose left operands lie one behind the other; else 1."""
@@ -410,12 +419,3 @@ def _uneven(c: Contract) -> bool:
     """Whether the sizes of batches differ."""
     batch = {a.var for a in c.batch}
     return any(batch & a.extent.names for a in (*c.m, *c.n, *c.k))
-
-
-def digits(index: Dim, axes: tuple[Axis, ...]) -> dict[str, Dim]:
-    """Each axis as a function of the row-major number."""
-    out: dict[str, Dim] = {}
-    for axis in reversed(axes[1:]):
-        out[axis.var] = index % axis.extent
-        index = index // axis.extent
-    return out | {axes[0].var: index}

@@ -60,6 +60,7 @@ def masks_of(em: Emitter, table: str, word: int, slot: int) -> str:
 
 Load = Callable[[Emitter, str, str], str]
 VectorLoad = Callable[[Emitter, str, str, str | None], str]
+Place = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -480,10 +481,10 @@ def either(em: Emitter, most: str, body: Callable[[int], None]) -> None:
 
 
 def _tabled_rows(em: Emitter, t: Tile, a: Window, x: Tabled, panel: str, stage: str) -> None:
-    def place(k: str) -> Callable[[str], str]:
+    def place(k: str) -> Place:
         return lambda row: flow.add(em, flow.mul(em, row, str(t.a_row)), k)
 
-    _tabled(em, t, x, stage, (a.row, a.rows), (a.col, a.cols), 1, panel, place)
+    pack_tabled(em, t, x, stage, (a.row, a.rows), (a.col, a.cols), 1, panel, place)
 
 
 def _tabled_panels(
@@ -491,17 +492,17 @@ def _tabled_panels(
 ) -> None:
     panel = str(t.panel)
 
-    def place(j: str) -> Callable[[str], str]:
+    def place(j: str) -> Place:
         base = flow.add(em, flow.mul(em, flow.div(em, j, panel), gap), flow.rem(em, j, panel))
         return lambda k: flow.add(em, base, flow.mul(em, k, panel))
 
-    _tabled(em, t, x, stage, (b.row, b.rows), (b.col, b.cols), t.panel // t.lanes, to, place)
+    pack_tabled(em, t, x, stage, (b.row, b.rows), (b.col, b.cols), t.panel // t.lanes, to, place)
 
 
-def _tabled(
+def pack_tabled(
     em: Emitter, t: Tile, x: Tabled, stage: str,
     lines: tuple[str, str], lanes: tuple[str, str], together: int,
-    to: str, place: Callable[[str], Callable[[str], str]],
+    to: str, place: Callable[[str], Place],
 ) -> None:  # fmt: skip
     """Vectors at each line; `lines`, `lanes`: the first one and how many. place(lane)(line), both
     from the first: where `together` vectors go, the last of which may be past all lanes."""

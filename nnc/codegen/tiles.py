@@ -48,6 +48,7 @@ UNROLL = 2  # k steps in a turn of the loop; 4 is no faster, and its scheduling 
 # level of the cache 4 to 32 run alike; from further away (B read in place, in short pieces that the
 # hardware does not foresee) these do best. Powers of two.
 _AHEAD = 8, 32
+_LINES_AHEAD = 16  # where they are found by tables: at most what `strips` writes past the end
 _ROWS = {"avx512": 14, "avx2": 6, "portable": 4}
 _ROWS_OF_WORDS = {"avx512": 11, "avx2": 3, "portable": 3}  # without VNNI: operands take two
 _VECTORS = 2  # vectors in a panel
@@ -146,8 +147,8 @@ def tile(dtype: str, target: Target) -> Tile:
     return Tile(dtype, lanes, _ROWS[target.isa], registers)
 
 
-def kernel_name(t: Tile, height: int, vectors: int) -> str:
-    return f"nnrt_tile_{t.dtype}_{height}x{vectors}"
+def kernel_name(t: Tile, height: int, vectors: int, lines: bool = False) -> str:
+    return f"nnrt_{'lines' if lines else 'tile'}_{t.dtype}_{height}x{vectors}"
 
 
 def copying_name(t: Tile, height: int) -> str:
@@ -159,23 +160,31 @@ State = list[str]
 
 class _Kernel:
     """Emits one micro-kernel; `State`: a pointer into A, one for each panel of B (and one for the
-    copy), the sums."""
+    copy), the sums.
+
+    With `lines` the pointers of the panels stay where they are, and one goes along the table."""
 
     def __init__(
-        self, t: Tile, target: Target, height: int, vectors: int, copies: bool = False
-    ) -> None:
+        self, t: Tile, target: Target, height: int, vectors: int,
+        copies: bool = False, lines: bool = False,
+    ) -> None:  # fmt: skip
         self.t, self.target, self.height, self.vectors = t, target, height, vectors
-        self.em, self.copies = Emitter(), copies
+        self.em, self.copies, self.lines = Emitter(), copies, lines
         self.panels = 2 if copies else -(-vectors // _VECTORS)
 
     def text(self) -> str:
         em, t = self.em, self.t
-        name = kernel_name(t, self.height, self.vectors)
+        name = kernel_name(t, self.height, self.vectors, self.lines)
         name = copying_name(t, self.height) if self.copies else name
         em.label("entry")
         b = ["%b"]
         for _ in range(1, self.panels):
             b.append(em.op(f"getelementptr i8, ptr {b[-1]}, i64 %b_panel", "b"))
+        self.bases = b
+        if self.lines:
+            em.line("%table = inttoptr i64 %b_k to ptr")
+            b = ["%table"]
+        self.moving = len(b)
         em.line(f"%turns = udiv i64 %kc, {UNROLL}")
         em.line(f"%rest = urem i64 %kc, {UNROLL}")
         em.line("br label %start")
@@ -183,7 +192,7 @@ class _Kernel:
         zeros = ["zeroinitializer"] * (self.height * self.vectors)
         state = self.loop("main", "start", "%turns", UNROLL, ["%a", *b, *zeros])
         state = self.loop("tail", "main.done", "%rest", 1, state)
-        self.finish(state[1 + self.panels :])
+        self.finish(state[1 + self.moving :])
         head = f"define void @{name}(ptr %a, ptr %b, i64 %b_k, i64 %b_panel, i64 %kc, "
         apart = ", i64 %apart" if t.fetches else ""
         return f"{head}ptr %tile, i32 %add{apart}) nounwind {{\n{em.text()}\n}}\n"
@@ -191,7 +200,7 @@ class _Kernel:
     def loop(self, name: str, before: str, turns: str, unroll: int, start: State) -> State:
         """`turns` rounds of `unroll` k each; gives the state after it, in block `name`.done."""
         em = self.em
-        types = ["ptr"] * (1 + self.panels) + [self.t.vector] * (len(start) - 1 - self.panels)
+        types = ["ptr"] * (1 + self.moving) + [self.t.vector] * (len(start) - 1 - self.moving)
         inner = [f"%{em.fresh('in')}" for _ in start]
         em.line(f"%{name}.any = icmp ne i64 {turns}, 0")
         em.line(f"br i1 %{name}.any, label %{name}, label %{name}.done")
@@ -217,19 +226,20 @@ class _Kernel:
     def step(self, unroll: int, state: State) -> State:
         """`unroll` successive k of all rows and vectors."""
         em, t = self.em, self.t
-        a, b, s = state[0], state[1 : 1 + self.panels], state[1 + self.panels :]
+        a, b, s = state[0], state[1 : 1 + self.moving], state[1 + self.moving :]
         if unroll == UNROLL and t.fetches:
             self.fetch(a)
         for u in range(unroll):
-            row = self.b_row(b)
+            row = self.b_line(b[0]) if self.lines else self.b_row(b)
             for i in range(self.height):
                 x = self.broadcast(a, i * t.a_row + u)
                 for j, y in enumerate(row):
                     at = i * self.vectors + j
                     s[at] = self.multiply_add(x, y, s[at])
-            other = str(t.panel * t.size) if self.copies else "%b_k"
+            step = "4" if self.lines else "%b_k"
+            other = str(t.panel * t.size) if self.copies else step
             b = [
-                em.op(f"getelementptr i8, ptr {p}, i64 {other if n else '%b_k'}", "b")
+                em.op(f"getelementptr i8, ptr {p}, i64 {other if n else step}", "b")
                 for n, p in enumerate(b)
             ]
         return [em.op(f"getelementptr {t.type}, ptr {a}, i64 {unroll}", "a"), *b, *s]
@@ -256,6 +266,25 @@ class _Kernel:
             if (j * t.lanes * t.size) % 64 == 0:
                 q = em.op(f"getelementptr i8, ptr {p}, i64 {far}", "q")
                 em.line(f"call void @llvm.prefetch.p0(ptr {q}, i32 0, i32 3, i32 1)")
+        return row
+
+    def b_line(self, table: str) -> list[str]:
+        """Of the strips' positions: where they lie across three cache lines, all are fetched."""
+        em, t = self.em, self.t
+        place = em.op(f"getelementptr i32, ptr {table}, i64 {_LINES_AHEAD}", "place")
+        at, far = (em.op(f"load i32, ptr {p}, align 4", "line") for p in (table, place))
+        at, far = (em.op(f"sext i32 {x} to i64", "line") for x in (at, far))
+        row: list[str] = []
+        for j, base in enumerate(self.bases):
+            p = em.op(f"getelementptr i8, ptr {base}, i64 {at}", "b")
+            q = em.op(f"getelementptr i8, ptr {base}, i64 {far}", "q")
+            some = min(_VECTORS, self.vectors - j * _VECTORS) * t.lanes * t.size
+            for byte in (*range(0, some, 64), some - 1):
+                there = em.op(f"getelementptr i8, ptr {q}, i64 {byte}", "q")
+                em.line(f"call void @llvm.prefetch.p0(ptr {there}, i32 0, i32 3, i32 1)")
+            for v in range(some // (t.lanes * t.size)):
+                x = em.op(f"getelementptr {t.vector}, ptr {p}, i64 {v}", "b")
+                row.append(em.op(f"load {t.vector}, ptr {x}, align {t.size}", "y"))
         return row
 
     def broadcast(self, a: str, element: int) -> str:
@@ -353,21 +382,25 @@ def add(em: Emitter, t: Tile, a: str, b: str) -> str:
     return em.op(f"{'add' if t.type == 'i32' else 'fadd'} {t.vector} {a}, {b}", "s")
 
 
+def _table(t: Tile, name: str, lines: bool = False) -> str:
+    """By height - 1: the three kernels."""
+    kernels = ", ".join(
+        "[3 x ptr] [" + ", ".join(f"ptr @{kernel_name(t, h, v, lines)}" for v in t.vectors(h)) + "]"
+        for h in range(1, t.rows + 1)
+    )
+    return f"@nnrt_{name}_{t.dtype} = constant [{t.rows} x [3 x ptr]] [{kernels}]\n"
+
+
 def _tables(t: Tile) -> str:
     """By height - 1: the three kernels, and the columns of the widest."""
     heights = range(1, t.rows + 1)
-    kernels = ", ".join(
-        "[3 x ptr] [" + ", ".join(f"ptr @{kernel_name(t, h, v)}" for v in t.vectors(h)) + "]"
-        for h in heights
-    )
     wide = ", ".join(f"i64 {t.wide(h)}" for h in heights)
     copies = ", ".join(
         f"ptr @{copying_name(t, h)}" if h in t.copying else "ptr null" for h in heights
     )
     return (
         f"@nnrt_copies_{t.dtype} = constant [{t.rows} x ptr] [{copies}]\n"
-        f"@nnrt_tiles_{t.dtype} = constant [{t.rows} x [3 x ptr]] [{kernels}]\n"
-        f"@nnrt_wide_{t.dtype} = constant [{t.rows} x i64] [{wide}]\n"
+        f"@nnrt_wide_{t.dtype} = constant [{t.rows} x i64] [{wide}]\n" + _table(t, "tiles")
     )
 
 
@@ -415,6 +448,17 @@ done:
   ret { i64, i64 } %r1
 }
 """
+
+
+def line_definitions(t: Tile, target: Target) -> str:
+    """The micro-kernels that find lines by a table: %b_k is its address, an offset in bytes (i32)
+    for each k and for `_LINES_AHEAD` more."""
+    kernels = (
+        _Kernel(t, target, h, v, lines=True).text()
+        for h in range(1, t.rows + 1)
+        for v in sorted(set(t.vectors(h)))
+    )
+    return "\n".join((*kernels, _table(t, "lines", lines=True)))
 
 
 def kernel_text(t: Tile, target: Target, height: int, vectors: int) -> str:

@@ -17,7 +17,7 @@ such index and a masked load for each piece. Vectors of more than `PIECES` piece
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -136,6 +136,14 @@ class Windows(Expressions):
                 words += found.words
         window = _Window(self, e, tuple(reads), line, lanes, t, later is None)
         return window.operand() if reads else None
+
+    def merge(self, groups: Iterable[Group]) -> None:
+        """Makes the axes of each group digits of its index."""
+        for g in groups:
+            self.ranges |= {a.var: (ZERO, a.extent - 1) for a in g.axes}
+            if len(g.axes) > 1:
+                self.groups = self.groups | {g.var: g.axes}
+                self.split = self.split | digits(Dim.of(g.var), g.axes)
 
     def each(self, dtype: DType, base: str, offsets: str, mask: str | None, lanes: int) -> str:
         """A vector of elements anywhere; excluded lanes are 0."""
@@ -474,3 +482,12 @@ def _moved_bits(em: Emitter, shift: str, bits: str, halves: Sequence[tuple[int, 
         both = em.op(f"or i32 {bits}, {moved}", "both")
         bits = em.op(f"and i32 {both}, {keep}", "bits")
     return bits
+
+
+def digits(index: Dim, axes: tuple[Axis, ...]) -> dict[str, Dim]:
+    """Each axis as a function of the row-major number."""
+    out: dict[str, Dim] = {}
+    for axis in reversed(axes[1:]):
+        out[axis.var] = index % axis.extent
+        index = index // axis.extent
+    return out | {axes[0].var: index}
