@@ -7,12 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
 
 from nnc.budget import Budget, Choice, within
 from nnc.codegen import contract, kept, llvm, objects
-from nnc.codegen.identity import llvm_version
+from nnc.codegen.identity import object_key
 from nnc.codegen.pool import FUNCTIONS, pool_module
 from nnc.codegen.profile import profiled as profiling
 from nnc.codegen.pycall import pycall_module
@@ -315,7 +314,7 @@ class _Objects:
         first = len(self.coming)
         self.coming += [self.compile(text) for text in module.parts]
         for dtype in sorted({*module.contractions} - self.shared.keys()):
-            self.shared[dtype] = self.compile(contract.support_module(dtype, self.target))
+            self.shared[dtype] = self.compile(contract.support_module(dtype, self.target), dtype)
         return Native(
             symbol,
             first,
@@ -334,8 +333,8 @@ class _Objects:
             tuple(range(first + 1, len(self.coming))),
         )
 
-    def compile(self, text: str) -> Future[bytes]:
-        return compiled(text, self.target, self.cache, object_key(text, self.target))
+    def compile(self, text: str, ahead: str = "") -> Future[bytes]:
+        return compiled(text, self.target, self.cache, ahead)
 
     @property
     def made(self) -> tuple[bytes, ...]:
@@ -369,12 +368,6 @@ def profiled(found: Scheduled) -> tuple[Native, tuple[bytes, ...], tuple[Support
     out = _Objects(host(), None)
     native = out.emitted(found.program, found.built.signature.symbol, profile=True)
     return native, out.made, out.support()
-
-
-def object_key(text: str, target: Target) -> str:
-    """Identifies an object file by its IR text, the target and the LLVM version."""
-    parts = (text, target.triple, target.cpu, target.features, llvm_version())
-    return blake2b("\0".join(parts).encode(), digest_size=24).hexdigest()
 
 
 def externs_of(program: Program) -> tuple[Extern, ...]:

@@ -36,8 +36,8 @@ def compile_file(
 ) -> Compiled:
     """Compiles every export. CompileError or LoadError; DeviceError beyond the budget."""
     read_file(path)
-    workers.start()
     found = fetch if cache else None
+    workers.start(found)
     return compiler.compile_file(
         str(path), overrides, cache=found, tests=tests, budget=budget, winograd=winograd
     )

@@ -47,7 +47,9 @@ def load_model(
     def compiled() -> Any:
         from nnc.codegen import workers
 
-        workers.start()  # they start while the compiler is imported
+        workers.start(
+            cache.fetch if use_cache else None
+        )  # they start while the compiler is imported
         from nnc import driver
 
         if key is not None and source_key(path, *options) != key:

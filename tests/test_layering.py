@@ -49,6 +49,7 @@ LOCAL = {
     "nnc.cli.profile_view": {"matplotlib"},
     "nnc.codegen.objects": {"llvmlite"},  # 40 MB: LLVM works in other processes
     "nnc.codegen.target": {"llvmlite"},
+    "nnc.codegen.workers": {"nnc"},  # they start before
     "nnc.runtime.artifact": {"llvmlite"},
     "nnc.lang.syntax": {"lark"},
     "nnc.runtime.data": {"sklearn"},

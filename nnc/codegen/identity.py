@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
+
+from nnc.codegen.target import Target
 
 _WORDS = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU part", "Features")
 
@@ -16,6 +19,12 @@ def llvm_version() -> str:
     found = importlib.util.find_spec("llvmlite")
     assert found is not None and found.origin is not None, "llvmlite is not installed"
     return Path(found.origin).with_name("_version.py").read_text()
+
+
+def object_key(text: str, target: Target) -> str:
+    """Identifies an object file by its IR text, the target and the LLVM version."""
+    parts = (text, target.triple, target.cpu, target.features, llvm_version())
+    return blake2b("\0".join(parts).encode(), digest_size=24).hexdigest()
 
 
 @cache

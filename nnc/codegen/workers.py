@@ -15,12 +15,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import cache as once
 from pathlib import Path
 
 from nnc.codegen import objects
 from nnc.codegen import target as targets
+from nnc.codegen.identity import object_key
 from nnc.codegen.target import Target
 
 MOST = 4  # processes: more wait for the Python that writes the texts
@@ -97,6 +98,7 @@ class _Crew:
         for child in self.children:
             self.idle.put(child)
         self.threads = ThreadPoolExecutor(len(self.children), "nnc-compile")
+        self.ahead: dict[str, Future[bytes]] = {}  # by dtype: micro-kernels that were not asked for
 
     def compile(self, text: str, target: Target) -> bytes:
         child = self.idle.get()
@@ -147,9 +149,25 @@ def _crew() -> _Crew:
         return _crews[0]
 
 
-def start() -> None:
-    """Something will be compiled soon: the processes start meanwhile."""
-    _crew().start()
+def start(cache: Cache | None = None) -> None:
+    """Something will be compiled soon: the processes start meanwhile.
+
+    With more than one, the first compiles the micro-kernels of f32 while the program is read: it
+    takes as long, and hardly a program does without them. (Once: they are in the cache then.)
+    """
+    crew = _crew()
+    crew.start()
+    if cache is None or len(crew.children) == 1 or "f32" in crew.ahead:
+        return
+
+    def make() -> bytes:
+        from nnc.codegen import contract  # not before the processes start
+
+        target = crew.host()
+        text = contract.support_module("f32", target)
+        return cache(object_key(text, target), lambda: crew.compile(text, target))
+
+    crew.ahead["f32"] = crew.threads.submit(make)
 
 
 def host() -> Target:
@@ -162,14 +180,24 @@ def _asked() -> Target:
     return _crew().host()
 
 
-def compiled(text: str, target: Target, cache: Cache | None = None, key: str = "") -> Future[bytes]:
-    """The object of a text, as soon as it is there; through the cache, if any."""
+def compiled(
+    text: str, target: Target, cache: Cache | None = None, ahead: str = ""
+) -> Future[bytes]:
+    """The object of a text, as soon as it is there; through the cache, if any.
+
+    `ahead`: the name under which `start` may be making it already.
+    """
     crew = _crew()
 
     def make() -> bytes:
         return crew.compile(text, target)
 
-    return crew.threads.submit(make if cache is None else lambda: cache(key, make))
+    def found() -> bytes:
+        if ahead in crew.ahead:
+            wait([crew.ahead[ahead]])  # it came first: it has a thread
+        return make() if cache is None else cache(object_key(text, target), make)
+
+    return crew.threads.submit(found)
 
 
 def _places() -> list[str]:
