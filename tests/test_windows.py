@@ -232,3 +232,29 @@ def test_windows_of_a_flat_row() -> None:
             continue
         dims = {"B": 2} if name == "up" else {"B": 2, "D": 3, "H": 4, "W": 5}
         compare(b.graph, dims, sample(b.graph, dims, np.random.default_rng(1)))
+
+
+def test_matrices_of_pictures() -> None:
+    """Windows of one place: each picture is a matrix, of whole panels or not."""
+    text = """
+    export def forward(x: f32[B, C, H, W], w: f32[O, C], a: f32[O]) -> f32[B, O, H, W]:
+        y[b, o, i, j] = sum[c](x[b, c, i, j] * w[o, c]) + a[o]
+        return max(y, 0)
+    export def gradients(x: f32[B, C, H, W], w: f32[O, C]) -> (f32[B, C, H, W], f32[O, C]):
+        y[b, o, i, j] = sum[c](x[b, c, i, j] * w[o, c])
+        loss = sum(y**2)
+        return grad(loss, x), grad(loss, w)
+    export def grouped(x: f32[B, 3*C, H, W], w: f32[3*O, C]) -> f32[B, 3*O, H, W]:
+        y[b, (g:3, o:O), i, j] = sum[c](x[b, g*C + c, i, j] * w[g*O + o, c])
+        return y
+    export def last(x: f32[B, H, W, C], w: f32[C, O]) -> f32[B, O, H, W]:
+        y[b, o, i, j] = sum[c](x[b, i, j, c] * w[c, o])
+        return y
+    """
+    found = built(dedent(text))
+    sizes = [(1, 7, 7), (1, 15, 19), (3, 16, 16), (2, 5, 6), (2, 21, 31)]
+    for b, h, w in sizes:
+        dims = {"B": b, "C": 37, "H": h, "W": w, "O": 29}
+        for name in found:
+            graph = found[name].graph
+            compare(graph, dims, sample(graph, dims, np.random.default_rng(1)))

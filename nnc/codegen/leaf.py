@@ -29,6 +29,7 @@ from nnc.lang.types import DType
 _Rows = Callable[[contract.StoreRow], None]
 _LONG = 1024  # assumed for sizes known at run time only
 _NEXT_TILE = 128  # bytes of a row to the columns of the next tile
+_PICTURE = 256  # columns that are a batch of their own if they are whole panels, else twice so many
 _TINY = 1 << 12  # multiplications: fewer are done by plain loops
 
 
@@ -92,14 +93,70 @@ class Leaves(Sweeps, Windows):
         if c.turned is not None:
             self.either_way(c)
             return
+        if c.part is None and self.by_pictures(c):
+            return
+        self.every(c)
+
+    def every(self, c: Contract) -> None:
         self.contractions |= {kind(c)}
-        groups = [group(x, axes) for x, axes in zip("mnk", (c.m, c.n, c.k), strict=True)]
+        groups = self.three(c)
         with self.merged_axes(groups):
             if not c.batch:
                 with self.scope():
                     self.one(c, groups, "%tid", "%nt", self.packed(c))
                 return
             self.batches(c, groups)
+
+    def three(self, c: Contract) -> list[Group]:
+        return [group(x, axes) for x, axes in zip("mnk", (c.m, c.n, c.k), strict=True)]
+
+    def by_pictures(self, c: Contract) -> bool:
+        """Emits a contraction with an operand that is a matrix only for each picture (the first
+        axes of n, or of m: `x[b, c, i, j]` over (b, i, j) and c): with batches where there is one
+        picture, or where that leaves few lanes idle."""
+        for side, axes in (("n", c.n), ("m", c.m)):
+            if self.is_matrix(c, side):
+                continue
+            for first in range(1, len(axes)):
+                batch = (*c.batch, *axes[:first])
+                rest = axes[first:]
+                part = (
+                    replace(c, batch=batch, n=rest)
+                    if side == "n"
+                    else replace(c, batch=batch, m=rest)
+                )
+                if self.is_matrix(part, side):
+                    few = self.few_idle(axes[:first], rest, side)
+                    with flow.when(self.em, few), self.scope():
+                        self.every(part)
+                    with flow.when(self.em, flow.negate(self.em, few)), self.scope():
+                        self.every(c)
+                    return True
+        return False
+
+    def is_matrix(self, c: Contract, side: str) -> bool:
+        """Whether the operand with those axes has runs along them, at a stride for k."""
+        groups = self.three(c)
+        with self.merged_axes(groups):
+            m, n, k = groups
+            e, mine = (c.b, n) if side == "n" else (c.a, m)
+            if not isinstance(e, Load) or e.dtype != kind(c):
+                return False
+            slopes = self.slopes(e, k, mine)
+            return slopes is not None and slopes[1] == ONE
+
+    def few_idle(self, pictures: tuple[Axis, ...], axes: tuple[Axis, ...], side: str) -> str:
+        em = self.em
+        count, size = (
+            self.uniform(dim_prod(a.extent for a in part)).text for part in (pictures, axes)
+        )
+        one = flow.compare(em, "eq", count, "1")
+        if side == "m" or one == "true":
+            return one
+        whole = flow.compare(em, "eq", flow.rem(em, size, str(SLAB)), "0")
+        least = flow.select(em, whole, "i64", str(_PICTURE), str(2 * _PICTURE))
+        large = flow.compare(em, "sge", size, least)
+        return flow.select(em, one, "i1", "true", large)
 
     @contextmanager
     def merged_axes(self, groups: list[Group]) -> Iterator[None]:
@@ -251,9 +308,23 @@ class Leaves(Sweeps, Windows):
         stored = ""
         if isinstance(e, Op) and e.fn == "cast" and e.dtype == "f32":
             (e,), stored = e.args, "bf16"
-        if not isinstance(e, Load) or e.other is not None or e.check is not None:
+        if not isinstance(e, Load) or e.dtype != (stored or computes_in(e.dtype)):
             return None
-        if e.dtype != (stored or computes_in(e.dtype)):
+        slopes = self.slopes(e, row, col)
+        if slopes is None:
+            return None
+        buffer = e.tensor
+        assert isinstance(buffer, Buffer)
+        affine = self.collapsed(self.affine(e, buffer))
+        pointer = self.pointer(buffer, affine.subst({row.var: ZERO, col.var: ZERO}), ())
+        if stored:
+            self.contractions |= {contract.support_kind(computes_in(stored), stored)}
+        down, across = (self.uniform(s).text for s in slopes)
+        return contract.Strided(pointer.text, down, across, stored)
+
+    def slopes(self, e: Load, row: Group, col: Group) -> tuple[Dim, Dim] | None:
+        """Elements between successive rows and columns, where that is so for all."""
+        if e.other is not None or e.check is not None:
             return None
         if not all(isinstance(i, Idx) for i in e.index):
             return None
@@ -266,13 +337,7 @@ class Leaves(Sweeps, Windows):
         slopes = forms[0][0], forms[1][0]
         rest = affine.subst({row.var: ZERO, col.var: ZERO})
         inner = {a.var for g in (row, col) for a in g.axes} | {row.var, col.var}
-        if inner & (rest.names | slopes[0].names | slopes[1].names):
-            return None
-        pointer = self.pointer(buffer, rest, ())
-        if stored:
-            self.contractions |= {contract.support_kind(computes_in(stored), stored)}
-        down, across = (self.uniform(s).text for s in slopes)
-        return contract.Strided(pointer.text, down, across, stored)
+        return None if inner & (rest.names | slopes[0].names | slopes[1].names) else slopes
 
     def affine(self, e: Load, buffer: Buffer) -> Dim:
         out = ZERO
