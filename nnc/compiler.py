@@ -42,6 +42,7 @@ from nnc.passes.memory import memory
 from nnc.passes.narrow import narrow
 from nnc.passes.panels import panels
 from nnc.passes.peak import uses
+from nnc.passes.products import products
 from nnc.passes.simplify import simplify
 from nnc.passes.specialize import specialized
 from nnc.passes.split import differentiable_inputs, forward_backward
@@ -51,9 +52,17 @@ from nnc.passes.winograd import winograd as by_tiles
 from nnc.runtime.cpu import cpu_count
 
 Overrides = Mapping[str, Mapping[str, object]]
+
+
+def _again(graph: Graph) -> Graph:
+    """With sums of many products in two, which are shared where they are equal."""
+    made = products(graph)
+    return graph if made is graph else simplify(made)
+
+
 GRAPH_PASSES: tuple[tuple[str, Callable[[Graph], Graph]], ...] = (
     ("autodiff", lambda graph: autodiff(keyed(graph))),
-    ("simplify", simplify),
+    ("simplify", lambda graph: _again(simplify(graph))),
     ("narrow", narrow),
 )
 STAGES = ("syntax", "graph", "autodiff", "simplify", "fuse", "loops", "llvm", "asm")
