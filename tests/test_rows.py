@@ -70,3 +70,15 @@ export def f(x: f32[N, M], c: f32[N, M]) -> f32[N]:
 """)["f"].graph
     dims = {"N": 5, "M": 19}
     compare(graph, dims, sample(graph, dims, np.random.default_rng(0)))
+
+
+def test_a_maximum_found_with_its_place_is_known_after_its_walk() -> None:
+    """The gradient of a logsumexp: the sum after the maximum and its place reads the maximum."""
+    graph = built("""
+export def f(x: f32[B, 3], y: f32[T, 3]) -> f32[B, 3]:
+    t[j:3, w:B] = logsumexp[v:3, k:T](sum[i:3](x[w, j] * y[k, v + w else 1.5])) if w <= w + 1 else x[0, 2 - j]
+    loss = mean(t * t)
+    return grad(loss, x)
+""")["f"].graph
+    for dims in ({"B": 2, "T": 6}, {"B": 7, "T": 17}):
+        compare(graph, dims, sample(graph, dims, np.random.default_rng(0)))

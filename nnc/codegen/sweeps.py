@@ -97,7 +97,7 @@ def _joined(before: Sweep | For | None, leaf: Reduce) -> Sweep | None:
     lanes = lanes_of(fold_of(leaf.op, leaf.value.dtype))
     if any(lanes_of(fold_of(s.op, s.value.dtype)) != lanes for s in sweep.leaves):
         return None
-    made = {s.name for s in sweep.leaves}
+    made = {name for s in sweep.leaves for name in (s.name, s.best)}
     if any(isinstance(e, Var) and e.name in made for e in walk(leaf.value)):
         return None
     if sweep.loop is not None and not _reads_own(sweep.loop, leaf, lanes):
