@@ -82,7 +82,8 @@ def kernels(scheduled: Scheduled) -> list[tuple[Kernel, Group | None]]:
     out: list[tuple[Kernel, Group | None]] = []
     for kernel in scheduled.program.kernels:
         group = groups[0] if groups else None
-        if group and kernel.reason == group.reason and kernel.span == group.nodes[0].span:
+        named = group is not None and kernel.reason.startswith(group.reason)
+        if group and named and kernel.span == group.nodes[0].span:
             out.append((kernel, groups.pop(0)))
         else:
             out.append((kernel, None))

@@ -60,7 +60,8 @@ class Outline:
                     part = None if s.part is None else (s.part.var, s.part.start, s.part.extent)
                     packed = None if s.panels is None else (self.expr(s.panels), s.copied)
                     turned = None if s.turned is None else self.expr(s.turned)
-                    operands = self.expr(s.a), self.expr(s.b), packed, turned
+                    points = None if s.points is None else self.expr(s.points)
+                    operands = self.expr(s.a), self.expr(s.b), packed, turned, points
                     self.key += ("contract", name, s.fn, groups, part, *operands)
                     if not self.block(epilogue):
                         return False

@@ -43,7 +43,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
-from nnc.codegen import flow, matrix, pack, strips, tiles, vectors
+from nnc.codegen import flow, matrix, pack, points, strips, tiles, vectors
 from nnc.codegen import row as single
 from nnc.codegen.emit import Emitter
 from nnc.codegen.pack import OVERSHOOT, Computed, Operand, Packed, Strided, Window
@@ -129,14 +129,9 @@ def _areas(t: Tile) -> tuple[int, int, int, int, int]:
     """Bytes of scratch for transposing, panels of A, the block of B, the (partial) sums and what
     finds lines in strips."""
     depth = -(-t.block // OVERSHOOT) * OVERSHOOT
-    a = _KEPT * _slot(t)
+    a = _KEPT * pack.slot_bytes(t)
     b, c = depth * _columns(t), _PARTIAL_ROWS * _columns(t)
     return pack.stage_bytes(t), a, b * t.size, c * t.size, strips.AREA
-
-
-def _slot(t: Tile) -> int:
-    """Bytes of a panel of A and what stands behind it."""
-    return -(-(t.panel_bytes + t.list_bytes + pack.LIST_ROOM) // 64) * 64
 
 
 def scratch_bytes(dtype: str, target: Target) -> int:
@@ -156,6 +151,8 @@ def declarations(kind: str, target: Target) -> tuple[str, ...]:
     t = tiles.tile(dtype, target)
     if stored == LINES:
         return strips.declarations(t)
+    if (m := points.side_of(kind)) is not None:
+        return points.declarations(t, m)
     shared = (*pack.shared_declarations(t, stored), *single.declarations(t, stored))
     if stored:
         return (*vectors.stored_declarations(t), *shared)
@@ -169,6 +166,8 @@ def support_module(kind: str, target: Target) -> str:
     """
     dtype, _, stored = kind.partition(" ")
     t = tiles.tile(dtype, target)
+    if (m := points.side_of(kind)) is not None:
+        return points.module(t, target, m)
     lines = (*tiles.kernel_declarations(t, target), *vectors.declarations(t))
     triple = f'target triple = "{target.triple}"'
     if stored == LINES:
@@ -335,7 +334,7 @@ class _Emission:
 
     def slot(self, number: str) -> str:
         return flow.offset(
-            self.em, self.panels, flow.mul(self.em, number, str(_slot(self.t))), "i8"
+            self.em, self.panels, flow.mul(self.em, number, str(pack.slot_bytes(self.t))), "i8"
         )
 
     def parts(self) -> tuple[_Range, _Range]:

@@ -66,6 +66,8 @@ class Leaves(Sweeps, Windows):
 
     def tiny(self, c: Contract) -> str:
         """Whether (an i1) plain loops are faster than tiles."""
+        if c.points is not None:
+            return "false"
         constant = dim_prod(d for a in (*c.n, *c.k) if (d := a.extent).const is not None)
         if (constant.const or 0) > _TINY or not self.one_chain(c) or _uneven(c):
             return "false"
@@ -88,6 +90,9 @@ class Leaves(Sweeps, Windows):
 
     def tiled(self, c: Contract) -> None:
         """Batches outside, each one contraction by register tiles."""
+        if c.points is not None:
+            self.by_points(c, c.points)
+            return
         if self.direct(c):
             return
         if c.turned is not None:
@@ -283,6 +288,9 @@ class Leaves(Sweeps, Windows):
             self.tiled(other)
         with flow.when(self.em, flow.negate(self.em, few)), self.scope():
             self.tiled(replace(c, turned=None))
+
+    def by_points(self, c: Contract, weights: Load) -> None:
+        raise NotImplementedError
 
     def direct(self, c: Contract) -> bool:
         raise NotImplementedError

@@ -47,6 +47,11 @@ def stage_bytes(t: Tile) -> int:
     return t.lanes**2 * t.size + LINE_WORDS * (_ROOM + 2 * LINES * 4)
 
 
+def slot_bytes(t: Tile) -> int:
+    """Bytes of a panel of A and what stands behind it."""
+    return -(-(t.panel_bytes + t.list_bytes + LIST_ROOM) // 64) * 64
+
+
 def words_of(em: Emitter, table: str, word: int) -> str:
     """The column of a table that holds one word of all lines."""
     return flow.offset(em, table, str(word * _ROOM), "i8")

@@ -21,7 +21,7 @@ from nnc.codegen import contract, flow, tiles
 from nnc.codegen.leaf import group
 from nnc.codegen.registers import computes_in
 from nnc.codegen.scopes import Value
-from nnc.codegen.thin import Thin
+from nnc.codegen.winograd import Winograd
 from nnc.ir.expr import subst
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Contract, For, Stmt
@@ -42,7 +42,7 @@ def contracts(body: Iterable[Stmt]) -> Iterator[Contract]:
                 stack.extend(reversed(inner))
 
 
-class Regions(Thin):
+class Regions(Winograd):
     """Thin leaves too, and contractions inside of loops."""
 
     def start(self) -> None:

@@ -136,6 +136,9 @@ class Contract:
     `part`: the only axis of n (or of k) is a part of a longer one, on which alone `b` depends: then
     the innermost parallel loop around may pack all of it once.
 
+    `points`: the first element of kept transformed weights, by which Winograd's form is computed
+    (`nnc.passes.winograd`), [m/SLAB][points][k's channels rounded up to SLAB_K][SLAB].
+
     `panels`: the first element of a copy of `b` as [n/SLAB][k rounded up to SLAB_K][SLAB], both
     row-major over their axes; a back end may read it in place of `b` (of a kept copy: where the
     call has one).
@@ -153,7 +156,13 @@ class Contract:
     part: Part | None = None
     panels: Load | None = None
     turned: Load | None = None
+    points: Load | None = None
     fn: str = "mul"  # or dot4, dot4r
+
+    @property
+    def copies(self) -> tuple[Load, ...]:
+        """What may be read in the place of operands."""
+        return tuple(e for e in (self.panels, self.turned, self.points) if e is not None)
 
     @property
     def copied(self) -> bool:

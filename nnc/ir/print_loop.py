@@ -109,6 +109,7 @@ def _contract(s: Contract, pad: str) -> list[str]:
         *_named(s.b, pad + "  ", "b = "),
         *([] if s.panels is None else _named(s.panels, pad + "  ", "packed from ")),
         *([] if s.turned is None else _named(s.turned, pad + "  ", "few columns: packed from ")),
+        *([] if s.points is None else _named(s.points, pad + "  ", "by points, weights ")),
         *_stmts(s.epilogue, pad + "  "),
     ]
 

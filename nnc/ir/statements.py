@@ -38,10 +38,11 @@ def map_stmts(
                 out.append(replace(s, buffer=buffer, index=index, value=fn(s.value), guard=guard))
             case Contract():
                 epilogue = map_stmts(s.epilogue, fn, place, axis)
-                panels, turned = (None if e is None else fn(e) for e in (s.panels, s.turned))
-                assert isinstance(panels, Load | None) and isinstance(turned, Load | None), s
+                copies = [None if e is None else fn(e) for e in (s.panels, s.turned, s.points)]
+                panels, turned, points = (e if isinstance(e, Load) else None for e in copies)
+                assert [panels, turned, points] == copies, s
                 new = replace(s, a=fn(s.a), b=fn(s.b), epilogue=epilogue)
-                out.append(replace(new, panels=panels, turned=turned))
+                out.append(replace(new, panels=panels, turned=turned, points=points))
             case Call():
                 (result,) = map_stmts((s.result,), fn, place, axis)
                 inputs = tuple(e for i in s.inputs if isinstance(e := fn(i), Load))
@@ -64,7 +65,7 @@ def exprs_in(stmts: Iterable[Stmt]) -> list[Expr]:
             case Store():
                 out += [*s.index, s.value, *(() if s.guard is None else (s.guard,))]
             case Contract():
-                out += [s.a, s.b, *(e for e in (s.panels, s.turned) if e is not None)]
+                out += [s.a, s.b, *s.copies]
                 stack += reversed(s.epilogue)
             case Call():
                 out += s.inputs

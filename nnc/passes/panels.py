@@ -99,7 +99,7 @@ class _Packing:
         if isinstance(step, Kernel) and not _contracts(step):
             return step
         match step:
-            case Kernel(body=(Contract(panels=None, fn="mul") as c,)) if self.fits(c):
+            case Kernel(body=(Contract(panels=None, points=None, fn="mul") as c,)) if self.fits(c):
                 return replace(step, body=(replace(c, panels=self.keep(c, step, "copy")),))
         return step
 
@@ -109,7 +109,9 @@ class _Packing:
         if isinstance(step, Kernel) and not _contracts(step):
             return step
         match step:
-            case Kernel(body=(Contract(panels=None, fn="mul", part=None) as c,)) if c.m and c.n:
+            case Kernel(body=(Contract(panels=None, points=None, fn="mul", part=None) as c,)) if (
+                c.m and c.n
+            ):
                 back = replace(c, m=c.n, n=c.m, a=c.b, b=c.a)
                 size = dim_prod(a.extent for a in (*c.m, *c.k)).const or 0
                 room = self.size + size * DTYPES[c.a.dtype].bytes <= KEPT

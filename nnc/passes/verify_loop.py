@@ -280,9 +280,7 @@ class _Checker:
         b = self.enter_all((*s.batch, *s.n, *s.k), scope)
         yield from self.exprs((s.a,), a)
         yield from self.exprs((s.b,), b)
-        for copy in (s.panels, s.turned):
-            if copy is not None:
-                yield from self.exprs((copy,), scope)
+        yield from self.exprs(s.copies, scope)
         if not s.k or s.a.dtype != s.b.dtype:
             yield "a contraction without k, or of two dtypes"
         inner = self.enter_all((*s.batch, *s.m, *s.n), scope)
