@@ -42,6 +42,7 @@ def child(arguments: list[str], caches: str) -> dict[str, float]:
         "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
         "PYTHONPATH": os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")]),
     }
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-m", "bench.probe", *arguments],
         env=env,
@@ -57,11 +58,19 @@ def child(arguments: list[str], caches: str) -> dict[str, float]:
     return found
 
 
+@cache
+def bytecode() -> None:
+    """Python's bytecode of nnc, which an installed package (all peers) brings with it."""
+    command = [sys.executable, "-m", "compileall", "-q", str(ROOT / "nnc"), str(ROOT / "bench")]
+    subprocess.run(command, check=False)
+
+
 def measured(
     model: str, key: str, context: Context, wanted: Sequence[str], training: bool
 ) -> tuple[dict[str, float], dict[str, str]]:
     values: dict[str, float] = {}
     missing: dict[str, str] = {}
+    bytecode()
     for who in WHO:
         if (who != "nnc" and who not in wanted) or (training and who in ("ort", "openvino")):
             continue
