@@ -74,7 +74,7 @@ def _normal(ops: Instructions, dtype: DType, a: str, b: str, lanes: int) -> str:
     return ops.two("fmul", dtype, radius, wave, lanes)
 
 
-# (sin(x) / x - 1) / x**2 and (cos(x) - 1 + x**2 / 2) / x**4 in x**2, for |x| <= pi/4: interpolated at
+# (sin(x) / x - 1) / x**2 and (cos(x) - 1 + x**2 / 2) / x**4 in x**2, |x| <= pi/4: interpolated at
 # Chebyshev's points, off by less than 2e-8 and 2e-9.
 _SIN = (-0.16666664662314376, 0.008332748270629553, -0.0001958789088038702)
 _COS = (0.04166666465950221, -0.0013888303035895359, 2.4547942085150376e-05)
