@@ -69,7 +69,9 @@ _STATE = """\
 @tickets = internal global [64 x %line] zeroinitializer, align 128
 @gate = internal global %line zeroinitializer, align 128     ; 1: open; 2 for each that came in
 @exited = internal global %line zeroinitializer, align 128   ; of those
-@progress = internal global [16 x i64] zeroinitializer, align 128  ; segment << 24 | parts claimed
+@segment = internal global [16 x i64] zeroinitializer, align 128   ; barriers passed in this run
+; Of so many parallel steps part p has been claimed.
+@claimed = internal global [64 x [16 x i64]] zeroinitializer, align 128
 @finished = internal global %line zeroinitializer, align 128 ; parts done in this run
 @serial = internal global [16 x i64] zeroinitializer, align 128  ; segments with serial steps taken
 @job = internal global { ptr, ptr, i32 } zeroinitializer, align 128  ; fn, arg, nthreads
@@ -308,7 +310,10 @@ publish:
   %crowded = icmp sgt i32 %parts, %cpus
   %spins = select i1 %crowded, i32 CROWDED, i32 SPINS
   store atomic i32 %spins, ptr @patience monotonic, align 4
-  store atomic i64 0, ptr @progress monotonic, align 8
+  %cells = zext i32 %parts to i64
+  %bytes = shl i64 %cells, 7
+  call void @llvm.memset.p0.i64(ptr @claimed, i8 0, i64 %bytes, i1 false)
+  store atomic i64 0, ptr @segment monotonic, align 8
   store atomic i32 0, ptr @finished monotonic, align 4
   store atomic i64 0, ptr @serial monotonic, align 8
   store atomic i32 0, ptr @exited monotonic, align 4
@@ -343,10 +348,10 @@ unlock:
 """
 
 _TEAM = """\
-; What one thread knows of the run: the segment it is in, the parts claimed there by earlier steps,
-; the parts of all steps so far, its number, the number of threads, the last segment (+ 1) in which
-; it asked for the serial steps, whether they are its own, whether it runs a part.
-%team = type { i64, i32, i32, i32, i32, i64, i32, i32 }
+; What one thread knows of the run: the segment it is in, the parallel steps behind it, the parts of
+; all steps so far, its number, the number of threads, the last segment (+ 1) in which it asked for
+; the serial steps, whether they are its own, whether it runs a part.
+%team = type { i64, i64, i32, i32, i32, i64, i32, i32 }
 
 define void @nnrt_team(ptr %team, i32 %tid, i32 %n) {
   store %team zeroinitializer, ptr %team
@@ -359,8 +364,9 @@ define void @nnrt_team(ptr %team, i32 %tid, i32 %n) {
 
 define i32 @nnrt_next(ptr %team, i32 %parts) {
 entry:
-  %base.at = getelementptr %team, ptr %team, i64 0, i32 1
+  %step.at = getelementptr %team, ptr %team, i64 0, i32 1
   %sum.at = getelementptr %team, ptr %team, i64 0, i32 2
+  %tid.at = getelementptr %team, ptr %team, i64 0, i32 3
   %n.at = getelementptr %team, ptr %team, i64 0, i32 4
   %asked.at = getelementptr %team, ptr %team, i64 0, i32 5
   %mine.at = getelementptr %team, ptr %team, i64 0, i32 6
@@ -398,8 +404,7 @@ recall:
   br label %decide
 ask:
   store i64 %this, ptr %asked.at
-  %p.ask = load atomic i64, ptr @progress acquire, align 8
-  %s.ask = lshr i64 %p.ask, 24
+  %s.ask = load atomic i64, ptr @segment acquire, align 8
   %on.time = icmp eq i64 %s.ask, %segment
   %taken = load atomic i64, ptr @serial monotonic, align 8
   %free = icmp ult i64 %taken, %this
@@ -427,32 +432,36 @@ over:
   store i32 %sum.more, ptr %sum.at
   ret i32 -1
 claim:
-  %base = load i32, ptr %base.at
-  br label %again
-again:
-  %p = load atomic i64, ptr @progress acquire, align 8
-  %s = lshr i64 %p, 24
-  %present = icmp eq i64 %s, %segment
-  br i1 %present, label %look, label %done
+  %step = load i64, ptr %step.at
+  %step.next = add i64 %step, 1
+  %tid = load i32, ptr %tid.at
+  br label %look
 look:
-  %p.low = trunc i64 %p to i32
-  %given = and i32 %p.low, 16777215
-  %part = sub i32 %given, %base
-  %left = icmp slt i32 %part, %parts
-  br i1 %left, label %grab, label %done
+  %part = phi i32 [ %tid, %claim ], [ %part.next, %other ]
+  %seen = phi i32 [ 1, %claim ], [ %seen.next, %other ]
+  %part.wide = zext i32 %part to i64
+  %cell = getelementptr [64 x [16 x i64]], ptr @claimed, i64 0, i64 %part.wide
+  %last = load atomic i64, ptr %cell acquire, align 8
+  %untaken = icmp ule i64 %last, %step
+  br i1 %untaken, label %grab, label %other
 grab:
-  %p.next = add i64 %p, 1
-  %swap = cmpxchg ptr @progress, i64 %p, i64 %p.next seq_cst seq_cst
+  %swap = cmpxchg ptr %cell, i64 %last, i64 %step.next seq_cst seq_cst
   %got = extractvalue { i64, i1 } %swap, 1
-  br i1 %got, label %run.part, label %again
+  br i1 %got, label %run.part, label %other
 run.part:
   store i32 1, ptr %running.at
   ret i32 %part
+other:
+  %after = add i32 %part, 1
+  %wraps = icmp eq i32 %after, %n
+  %part.next = select i1 %wraps, i32 0, i32 %after
+  %seen.next = add i32 %seen, 1
+  %more = icmp sle i32 %seen.next, %n
+  br i1 %more, label %look, label %done
 done:
-  %base.next = add i32 %base, %parts
-  store i32 %base.next, ptr %base.at
+  store i64 %step.next, ptr %step.at
   %sum = load i32, ptr %sum.at
-  %sum.next = add i32 %sum, %parts
+  %sum.next = add i32 %sum, %n
   store i32 %sum.next, ptr %sum.at
   ret i32 -1
 }
@@ -464,16 +473,13 @@ entry:
   %alone = icmp sle i32 %n, 1
   br i1 %alone, label %out, label %start
 start:
-  %base.at = getelementptr %team, ptr %team, i64 0, i32 1
   %sum.at = getelementptr %team, ptr %team, i64 0, i32 2
   %sum = load i32, ptr %sum.at
   %segment = load i64, ptr %team
   %follow = add i64 %segment, 1
-  %opened = shl i64 %follow, 24
   br label %look
 look:
-  %p = load atomic i64, ptr @progress acquire, align 8
-  %s = lshr i64 %p, 24
+  %s = load atomic i64, ptr @segment acquire, align 8
   %present = icmp eq i64 %s, %segment
   br i1 %present, label %count, label %pass
 count:
@@ -481,14 +487,13 @@ count:
   %all = icmp eq i32 %finished, %sum
   br i1 %all, label %open, label %wait
 open:
-  %swap = cmpxchg ptr @progress, i64 %p, i64 %opened seq_cst seq_cst
-  br label %look
+  %swap = cmpxchg ptr @segment, i64 %segment, i64 %follow seq_cst seq_cst
+  br label %pass
 wait:
   call void @nnrt_wait(ptr @finished, i32 %finished)
   br label %look
 pass:
   store i64 %follow, ptr %team
-  store i32 0, ptr %base.at
   br label %out
 out:
   ret void
@@ -503,8 +508,7 @@ entry:
 look:
   fence acquire
   %segment = load i64, ptr %team
-  %p = load atomic i64, ptr @progress acquire, align 8
-  %s = lshr i64 %p, 24
+  %s = load atomic i64, ptr @segment acquire, align 8
   %late = icmp ne i64 %s, %segment
   ret i1 %late
 no:
