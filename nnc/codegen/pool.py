@@ -40,13 +40,14 @@ MAX_THREADS = 64
 class _System:
     """What differs between Linux processors; another system needs another `nnrt_sleep/wake`."""
 
-    futex: int  # system call number
+    futex: int  # system call numbers
+    gettid: int
     pause: str  # spin-wait hint
 
 
 _SYSTEMS = {
-    "x86_64": _System(202, "call void @llvm.x86.sse2.pause()"),
-    "aarch64": _System(98, "call void @llvm.aarch64.hint(i32 1)"),
+    "x86_64": _System(202, 186, "call void @llvm.x86.sse2.pause()"),
+    "aarch64": _System(98, 178, "call void @llvm.aarch64.hint(i32 1)"),
 }
 _PAUSE_DECLARATIONS = {
     "x86_64": "declare void @llvm.x86.sse2.pause()",
@@ -79,6 +80,9 @@ _STATE = """\
 @started = internal global i32 0              ; workers alive
 @cpus = internal global i32 0                 ; CPUs this process may use
 @patience = internal global i32 0             ; spins before a wait yields, for this run
+@ids = internal global [64 x i32] zeroinitializer, align 128     ; of the workers, for the system
+@placed = internal global [64 x i32] zeroinitializer, align 128  ; workers kept off a CPU, to be freed
+@allowed = internal global [16 x i64] zeroinitializer, align 128 ; the CPUs they get back
 ; pthread_mutex_t; all zero is its initial value
 @mutex = internal global [64 x i8] zeroinitializer, align 64
 
@@ -86,6 +90,10 @@ declare i64 @syscall(i64, ...)
 declare i32 @getpid()
 declare i32 @sched_yield()
 declare i32 @sched_getaffinity(i32, i64, ptr)
+declare i32 @sched_setaffinity(i32, i64, ptr)
+declare i32 @sched_getcpu()
+declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
+declare i64 @llvm.vector.reduce.or.v16i64(<16 x i64>)
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
 declare i32 @pthread_detach(i64)
 declare i32 @pthread_sigmask(i32, ptr, ptr)
@@ -167,11 +175,22 @@ entry:
   %w = ptrtoint ptr %id to i64
   %tid = trunc i64 %w to i32
   %ticket = getelementptr [64 x %line], ptr @tickets, i64 0, i64 %w
+  %id.at = getelementptr [64 x i32], ptr @ids, i64 0, i64 %w
+  %placed = getelementptr [64 x i32], ptr @placed, i64 0, i64 %w
+  %self = call i64 (i64, ...) @syscall(i64 GETTID)
+  %self.word = trunc i64 %self to i32
+  store atomic i32 %self.word, ptr %id.at monotonic, align 4
   br label %idle
 idle:
   %old = phi i32 [ 0, %entry ], [ %now, %enter ], [ %now, %left ]
   call void @nnrt_wait(ptr %ticket, i32 %old)
   %now = load atomic i32, ptr %ticket acquire, align 4
+  %bound = load atomic i32, ptr %placed monotonic, align 4
+  %free = icmp eq i32 %bound, 0
+  br i1 %free, label %enter, label %release
+release:
+  store atomic i32 0, ptr %placed monotonic, align 4
+  call i32 @sched_setaffinity(i32 0, i64 128, ptr @allowed)
   br label %enter
 enter:
   %state = load atomic i32, ptr @gate acquire, align 4
@@ -196,6 +215,42 @@ left:
   atomicrmw add ptr @exited, i32 1 seq_cst
   call void @nnrt_wake(ptr @exited)
   br label %idle
+}
+
+; Before worker %w is woken: takes the caller's CPU from those that it may run on, until it does run
+; (then it gets them back). Left alone, the system may wake it there, behind the caller.
+define internal void @nnrt_place(i64 %w) noinline {
+entry:
+  %mask = alloca [16 x i64]
+  %rc = call i32 @sched_getaffinity(i32 0, i64 128, ptr @allowed)
+  %cpu = call i32 @sched_getcpu()
+  %known = icmp ult i32 %cpu, 1024
+  br i1 %known, label %others, label %done
+others:
+  call void @llvm.memcpy.p0.p0.i64(ptr %mask, ptr @allowed, i64 128, i1 false)
+  %number = lshr i32 %cpu, 6
+  %at = zext i32 %number to i64
+  %word = getelementptr [16 x i64], ptr %mask, i64 0, i64 %at
+  %bit = and i32 %cpu, 63
+  %bit.wide = zext i32 %bit to i64
+  %one = shl i64 1, %bit.wide
+  %rest = xor i64 %one, -1
+  %bits = load i64, ptr %word
+  %left = and i64 %bits, %rest
+  store i64 %left, ptr %word
+  %all = load <16 x i64>, ptr %mask, align 8
+  %any = call i64 @llvm.vector.reduce.or.v16i64(<16 x i64> %all)
+  %none = icmp eq i64 %any, 0
+  br i1 %none, label %done, label %bind
+bind:
+  %id.at = getelementptr [64 x i32], ptr @ids, i64 0, i64 %w
+  %id = load atomic i32, ptr %id.at monotonic, align 4
+  %placed = getelementptr [64 x i32], ptr @placed, i64 0, i64 %w
+  store atomic i32 1, ptr %placed monotonic, align 4
+  call i32 @sched_setaffinity(i32 %id, i64 128, ptr %mask)
+  br label %done
+done:
+  ret void
 }
 
 ; Starts workers until %n threads (with the caller) exist; returns how many exist. Holds the mutex.
@@ -321,11 +376,23 @@ publish:
   %none = icmp eq i32 %parts, 1
   br i1 %none, label %mine, label %call
 call:
-  %w = phi i32 [ 1, %publish ], [ %w.next, %call ]
+  %w = phi i32 [ 1, %publish ], [ %w.next, %called ]
   %w.wide = zext i32 %w to i64
   %ticket = getelementptr [64 x %line], ptr @tickets, i64 0, i64 %w.wide
   atomicrmw add ptr %ticket, i32 1 seq_cst
+  %lying.at = getelementptr %line, ptr %ticket, i64 0, i32 1
+  %lying = load atomic i32, ptr %lying.at seq_cst, align 4
+  %awake = icmp eq i32 %lying, 0
+  br i1 %awake, label %called, label %place
+place:
+  br i1 %crowded, label %wake, label %choose
+choose:
+  call void @nnrt_place(i64 %w.wide)
+  br label %wake
+wake:
   call void @nnrt_wake(ptr %ticket)
+  br label %called
+called:
   %w.next = add i32 %w, 1
   %more = icmp slt i32 %w.next, %parts
   br i1 %more, label %call, label %mine
@@ -522,8 +589,9 @@ def pool_module(arch: str = "x86_64") -> str:
     system = _SYSTEMS[arch]
     text = "\n".join((_STATE + _PAUSE_DECLARATIONS[arch], _WAITING, _WORKER, _RUN, _TEAM))
     # A pause is 40-50 ns on recent x86: 10000 are about 0.4 ms, the Python code between two calls.
-    constants = {"FUTEX": str(system.futex), "PAUSE": system.pause, "YIELDS": "16"}
+    constants = {"FUTEX": str(system.futex), "GETTID": str(system.gettid), "PAUSE": system.pause, "YIELDS": "16"}
     constants |= {"CROWDED": "20", "SPINS": "10000"}
     for name, value in constants.items():
-        text = text.replace(f" {name},", f" {value},").replace(f" {name}\n", f" {value}\n")
+        for end in (",", "\n", ")"):
+            text = text.replace(f" {name}{end}", f" {value}{end}")
     return text
