@@ -79,6 +79,7 @@ _IN_PLACE = 256  # rows up to which packing B costs more than reading it in plac
 _NEAR = 1 << 20  # if all of B has few enough bytes to be found in the cache
 _FAR = 1 << 19  # bytes of A from which on its rows are fetched ahead,
 _B_FAR = 1 << 21  # and of B
+_LOW = 8  # fewer rows read B from the cache as slowly as they are computed
 _ALIASING = 4096  # and its rows are no multiple of so many bytes apart: those share cache sets
 
 LINES = "lines"  # in a support kind
@@ -343,16 +344,32 @@ class _Emission:
         if c.nt == "1":
             return _Range("0", c.m), _Range("0", c.n)
         tid, nt = _wide(em, c.tid), _wide(em, c.nt)
-        panel = str(t.panel)
-        panels = flow.ceil_div(em, c.n, panel)
-        grid = em.op(f"call {{ i64, i64 }} @nnrt_grid(i64 {c.m}, i64 {panels}, i64 {nt})", "grid")
+        # Panels that were packed before stay whole.
+        width = t.panel if c.ready is not None or isinstance(c.b, Packed) else t.lanes
+        strips, each = flow.ceil_div(em, c.n, str(width)), 8 * width // t.panel
+        costs = f"i64 {each}, i64 {self.packing(nt, 6 * each)}"
+        grid = f"call {{ i64, i64 }} @nnrt_grid(i64 {c.m}, i64 {strips}, i64 {nt}, {costs})"
+        grid = em.op(grid, "grid")
         down = em.op(f"extractvalue {{ i64, i64 }} {grid}, 0", "down")
         across = em.op(f"extractvalue {{ i64, i64 }} {grid}, 1", "across")
         rows = self.cut(_Range("0", c.m), flow.div(em, tid, across), down)
-        mine = self.cut(_Range("0", panels), flow.rem(em, tid, across), across)
-        start = flow.mul(em, mine.start, panel)
-        end = flow.minimum(em, flow.mul(em, flow.add(em, mine.start, mine.size), panel), c.n)
-        return rows, _Range(start, flow.sub(em, end, start))
+        mine = self.cut(_Range("0", strips), flow.rem(em, tid, across), across)
+        start = flow.mul(em, mine.start, str(width))
+        end = flow.mul(em, flow.add(em, mine.start, mine.size), str(width))
+        return rows, _Range(start, flow.sub(em, flow.minimum(em, end, c.n), start))
+
+    def packing(self, nt: str, cost: int) -> str:
+        """What a strip of B costs each part: nothing where it was packed and is near. Rows are cut
+        then, as those of what comes before and after are: each thread finds them in its cache."""
+        em, c = self.em, self.c
+        if c.ready is None:
+            return str(cost)
+        size = flow.mul(em, flow.mul(em, c.n, c.k), str(self.t.size))
+        near = flow.compare(em, "sle", size, str(_NEAR))
+        high = flow.compare(em, "sge", c.m, flow.mul(em, nt, str(_LOW)))
+        free = flow.select(em, near, "i1", high, "false")
+        free = flow.select(em, free, "i1", c.ready.when, "false")
+        return flow.select(em, free, "i64", "0", str(cost))
 
     def cut(self, whole: _Range, part: str, parts: str) -> _Range:
         em = self.em

@@ -81,7 +81,7 @@ _STATE = """\
 @cpus = internal global i32 0                 ; CPUs this process may use
 @patience = internal global i32 0             ; spins before a wait yields, for this run
 @ids = internal global [64 x i32] zeroinitializer, align 128     ; of the workers, for the system
-@placed = internal global [64 x i32] zeroinitializer, align 128  ; workers kept off a CPU, to be freed
+@placed = internal global [64 x i32] zeroinitializer, align 128  ; workers kept off a CPU
 @allowed = internal global [16 x i64] zeroinitializer, align 128 ; the CPUs they get back
 ; pthread_mutex_t; all zero is its initial value
 @mutex = internal global [64 x i8] zeroinitializer, align 64
@@ -589,7 +589,12 @@ def pool_module(arch: str = "x86_64") -> str:
     system = _SYSTEMS[arch]
     text = "\n".join((_STATE + _PAUSE_DECLARATIONS[arch], _WAITING, _WORKER, _RUN, _TEAM))
     # A pause is 40-50 ns on recent x86: 10000 are about 0.4 ms, the Python code between two calls.
-    constants = {"FUTEX": str(system.futex), "GETTID": str(system.gettid), "PAUSE": system.pause, "YIELDS": "16"}
+    constants = {
+        "FUTEX": str(system.futex),
+        "GETTID": str(system.gettid),
+        "PAUSE": system.pause,
+        "YIELDS": "16",
+    }
     constants |= {"CROWDED": "20", "SPINS": "10000"}
     for name, value in constants.items():
         for end in (",", "\n", ")"):

@@ -404,11 +404,11 @@ def _tables(t: Tile) -> str:
     )
 
 
-# Splits m rows x p panels over n threads: {row parts, panel parts}, whose product is n. Tries every
-# divisor of n and takes the least work of the busiest thread: 8 for a row of a panel, 48 for
-# packing a panel, 2 for packing a row (in eighths of a cycle for each k).
+# Splits m rows x p strips of columns over n threads: {row parts, strip parts}, whose product is n.
+# Tries every divisor of n and takes the least work of the busiest thread: %each for a row of a
+# strip, %pack for packing a strip, 2 for packing a row (in eighths of a cycle for each k).
 _GRID = """\
-define linkonce_odr { i64, i64 } @nnrt_grid(i64 %m, i64 %p, i64 %n) nounwind {
+define linkonce_odr { i64, i64 } @nnrt_grid(i64 %m, i64 %p, i64 %n, i64 %each, i64 %pack) nounwind {
 entry:
   br label %try
 try:
@@ -427,8 +427,8 @@ cost:
   %p2 = sub i64 %p1, 1
   %panels = udiv i64 %p2, %d
   %area = mul i64 %rows, %panels
-  %c1 = mul i64 %area, 8
-  %c2 = mul i64 %panels, 48
+  %c1 = mul i64 %area, %each
+  %c2 = mul i64 %panels, %pack
   %c3 = mul i64 %rows, 2
   %c4 = add i64 %c1, %c2
   %c = add i64 %c4, %c3
@@ -505,5 +505,5 @@ def declarations(t: Tile) -> tuple[str, ...]:
         f"@nnrt_copies_{t.dtype} = external constant [{t.rows} x ptr]",
         f"@nnrt_tiles_{t.dtype} = external constant [{t.rows} x [3 x ptr]]",
         f"@nnrt_wide_{t.dtype} = external constant [{t.rows} x i64]",
-        "declare { i64, i64 } @nnrt_grid(i64, i64, i64)",
+        "declare { i64, i64 } @nnrt_grid(i64, i64, i64, i64, i64)",
     )
