@@ -199,7 +199,7 @@ def _radix_form(d: Dim, mine: frozenset[str] | set[str], extents: dict[str, Dim]
             return False
         coefficients[v] = form[0]
     scale = ONE
-    for _ in coefficients:
+    while coefficients:
         hit = next((v for v, c in coefficients.items() if c == scale), None)
         if hit is None:
             return False
