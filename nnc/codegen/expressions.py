@@ -11,7 +11,8 @@ from collections.abc import Generator
 
 from nnc.codegen.alike import LARGE
 from nnc.codegen.guards import Guard
-from nnc.codegen.memory import Memory, Part, strides
+from nnc.codegen.interleave import Interleaved
+from nnc.codegen.memory import Part, strides
 from nnc.codegen.registers import literal
 from nnc.codegen.scopes import Value
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, walk
@@ -22,7 +23,7 @@ from nnc.lang.dims import ZERO, Dim
 Task = Generator[tuple[Expr, Guard], Value, Value]
 
 
-class Expressions(Memory):
+class Expressions(Interleaved):
     """Memory, and scalar expressions over it."""
 
     def start(self) -> None:
@@ -150,7 +151,8 @@ class Expressions(Memory):
                 found if e.other is None or ok is None else (yield from self.other(e, g, ok, found))
             )
         place = self.place(buffer, affine, parts)
-        loaded = self.read(buffer, place, inner)
+        found = None if parts else self.read_sorted(buffer, e.index, affine, place, inner)
+        loaded = found or self.read(buffer, place, inner)
         var, names = self.next
         if buffer.name in names and place.kind == "unit" and inner.mask is None:
             self.fetch_ahead(buffer, place, affine, var)

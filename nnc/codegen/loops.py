@@ -9,12 +9,13 @@ from nnc.codegen import flow
 from nnc.codegen.emit import Emitter
 from nnc.codegen.expressions import Expressions
 from nnc.codegen.guards import Guard
+from nnc.codegen.interleave import Turns
 from nnc.codegen.registers import tail_mask
 from nnc.codegen.scalars import MATH
 from nnc.codegen.scopes import Value
 from nnc.ir.expr import Expr, Idx, Load, Op, walk
 from nnc.ir.loop import Call, Contract, For, Let, Reduce, Stmt, Store
-from nnc.ir.statements import stores_in
+from nnc.ir.statements import loaded_from, stores_in
 from nnc.lang.types import DTYPES, is_float
 
 _CHEAP = 24  # operations: dearer bodies are not repeated four times
@@ -72,7 +73,10 @@ class Loops(Expressions):
         assert value.dtype == s.buffer.type.dtype, (s.buffer, s.value)
         affine, parts = self.element(s.buffer, s.index, data)
         held = self.held.get(s.buffer.name, ())
-        self.write(s.buffer, self.place(s.buffer, affine, parts), value, s.accumulate, guard)
+        place = self.place(s.buffer, affine, parts)
+        if self.waits(s, affine, place, value):
+            return
+        self.write(s.buffer, place, value, s.accumulate, guard)
         if s.buffer.scope == "local" and self.holds(s):
             self.hold(s.buffer, self.merged(affine), value, held)
 
@@ -101,11 +105,16 @@ class Loops(Expressions):
                 self.block(loop.body)
 
     def unrolled(self, loop: For, size: int) -> None:
+        before = self.turns_of
+        waiting = frozenset() if self.vector is None else _waiting(loop.body)
+        turns = self.turns_of = Turns(loop.axis.var, size, waiting)
         for i in range(size):
             for s in stores_in(loop.body):
                 self.forget(s.buffer.name)
             with self.scope(), self.bound(loop.axis.var, str(i), loop.axis.extent):
                 self.block(loop.body)
+        self.turns_of = before
+        self.write_waiting(turns)
 
     def vector_loop(self, loop: For, lo: str, hi: str) -> None:
         """Whole vectors from `lo` to `hi` (of several registers, if that is faster), then the rest,
@@ -236,6 +245,16 @@ class Loops(Expressions):
             is_first = conjunction(em, at_first, flow.compare(em, "eq", i, first[0]))
             is_last = conjunction(em, at_last, flow.compare(em, "eq", i, last[0]))
             self.part(nest[1:], sizes[1:], first[1:], last[1:], is_first, is_last)
+
+
+def _waiting(body: tuple[Stmt, ...]) -> frozenset[int]:
+    """The plain stores of a turn that nothing after them reads, or writes again."""
+    out, touched = set[int](), set[str]()
+    for s in reversed(body):
+        if isinstance(s, Store) and not s.accumulate and s.guard is None and s.check is None:
+            out |= set() if s.buffer.name in touched else {id(s)}
+        touched |= {b.name for b in loaded_from((s,))} | {t.buffer.name for t in stores_in((s,))}
+    return frozenset(out)
 
 
 def conjunction(em: Emitter, a: str, b: str) -> str:
