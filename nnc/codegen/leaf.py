@@ -98,7 +98,7 @@ class Leaves(Sweeps, Windows):
         if c.turned is not None:
             self.either_way(c)
             return
-        if c.part is None and self.by_pictures(c):
+        if c.part is None and not _uneven(c) and self.by_pictures(c):
             return
         self.every(c)
 
