@@ -5,14 +5,16 @@ unloaded: sleeping workers stand in it.
 
     void nnrt_run(ptr fn, ptr arg, i32 nthreads)  fn(arg, tid, nthreads) on up to nthreads threads
     void nnrt_team(ptr team, i32 tid, i32 nthreads)  inside fn, first of all; team: 64 bytes
-    i32 nnrt_next(ptr team, i32 parts)  the next part of the present step to run, -1: no more
+    i32 nnrt_next(ptr team, i32 parts)  the next part of the present step to run, -1: no more;
+                                        parts: 1, or as many as there are threads
     void nnrt_barrier(ptr team)  waits until every part of the steps since the last barrier is done
     i1 nnrt_late(ptr team)  whether others have passed the next barrier already
 
 * All threads go through the same steps and barriers, but nobody waits for a thread: parts are
   claimed one by one, and a barrier waits for parts, not for threads. A thread that the system has
   put aside finds its parts done by others and walks past them. What a part computes may depend on
-  its number only.
+  its number only. A thread claims the part of its own number first: what it wrote in the step
+  before is in its cache.
 * A step of one part is serial: the first thread that asks in the segment between two barriers runs
   all serial steps of that segment, in order.
 * Decisions that all threads must make alike come from sizes, or from memory that nobody writes
@@ -21,6 +23,7 @@ unloaded: sleeping workers stand in it.
   with all signals blocked, and never end; a run does not wait for workers that have not come.
   `nthreads` is clamped to 1..64; one thread calls `fn` directly. Should the system refuse a thread,
   the run goes on with fewer: `fn` must believe its own third argument.
+* A worker that sleeps is not woken on the caller's CPU, where it would wait behind the caller.
 * One run at a time: a second caller waits. `fn` must not call nnrt_run.
 * After a fork the child sees another pid and starts a pool of its own.
 * Every wait spins (a short while only when there are more threads than CPUs), then yields the CPU a
