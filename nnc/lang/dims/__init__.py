@@ -18,6 +18,7 @@ from nnc.lang.dims.algebra import (
     exact_div,
     from_json,
     polynomial_quotient,
+    whole_multiples,
 )
 from nnc.lang.dims.proofs import Facts, Range, extremes, prove_nonneg
 
@@ -43,4 +44,5 @@ __all__ = [
     "from_json",
     "polynomial_quotient",
     "prove_nonneg",
+    "whole_multiples",
 ]

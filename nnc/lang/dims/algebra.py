@@ -279,6 +279,41 @@ def dim_max(a: Dim, b: Dim) -> Dim:
     return _func("max", *sorted((a, b), key=str))
 
 
+def choices(p: Dim) -> list[Func]:
+    """All min and max in it, inner ones before those around them."""
+    out: list[Func] = []
+    for f in p.functions:
+        out += (*choices(f.a), *choices(f.b), *((f,) if f.kind in ("min", "max") else ()))
+    return out
+
+
+def replaced(p: Dim, f: Func, by: Dim) -> Dim:
+    """p with another dim in the place of a function, however deep."""
+    out = ZERO
+    for mono, c in p.terms:
+        term = Dim.of(c)
+        for atom, n in mono:
+            factor = by if atom == f else Dim(((((atom, 1),), 1),))
+            if isinstance(atom, Func) and atom != f:
+                factor = apply(atom.kind, replaced(atom.a, f, by), replaced(atom.b, f, by))
+            term = term * factor**n
+        out = out + term
+    return out
+
+
+def whole_multiples(p: Dim, f: Func) -> Dim:
+    """p where f, a floor by a number, leaves no rest: as few of f as possible."""
+    part = Dim.of("$whole")
+    inside = replaced(p, f, part)
+    if f.a.name is not None:
+        inside = inside.subst({f.a.name: part * f.b})
+    form, q = inside.linear_in("$whole"), f.b.const
+    if form is None or not q:
+        return p
+    times = make({m: int(c / q) for m, c in form[0].terms})
+    return form[1] + times * f.a + (form[0] - times * q) * Dim(((((f, 1),), 1),))
+
+
 def exact_div(p: Dim, q: Dim) -> Dim:
     """`p / q`: the polynomial quotient when there is one, else the atom `div(p, q)`.
 

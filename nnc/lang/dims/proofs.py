@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import gcd
 
-from nnc.lang.dims.algebra import ZERO, Dim, Func, Mono, apply, make, polynomial_quotient
+from nnc.lang.dims.algebra import (
+    ZERO,
+    Dim,
+    Func,
+    Mono,
+    apply,
+    choices,
+    make,
+    polynomial_quotient,
+    replaced,
+)
 
 
 @dataclass(frozen=True)
@@ -46,9 +56,9 @@ def prove_nonneg(
 @lru_cache(maxsize=1 << 15)
 def _proved(p: Dim, facts: Facts, bounds: tuple[tuple[str, Range], ...], depth: int) -> bool:
     ranges: Mapping[str, Range] = dict(bounds)
-    exact = _exact(p, facts, ranges)
-    if exact:
-        p, facts, ranges = exact
+    for simpler in (_exact, _whole):
+        if found := simpler(p, facts, ranges):
+            p, facts, ranges = found
     if _plainly_nonneg(_minimum(p, facts, ranges), facts):
         return True
     if depth > 1 and _divided(p, ranges):
@@ -67,7 +77,25 @@ def _proved(p: Dim, facts: Facts, bounds: tuple[tuple[str, Range], ...], depth: 
     rest += _without_a_floor(p)
     if any(prove_nonneg(r, facts, ranges, depth - 1) for r in rest):
         return True
-    return depth > 1 and _cancelled(p, facts, ranges, _MULTIPLES)
+    if depth < 2:
+        return False
+    return _cancelled(p, facts, ranges, _MULTIPLES) or _by_choices(p, facts, ranges, depth)
+
+
+_CHOICES = 4  # of min and max in a claim that is looked at case by case
+
+
+def _by_choices(p: Dim, facts: Facts, ranges: Mapping[str, Range], depth: int) -> bool:
+    """Whether p >= 0 where `min(a, b)` is a, and where it is b."""
+    found = list(dict.fromkeys(choices(p)))
+    if not found or len(found) > _CHOICES:
+        return False
+    f = found[0]  # nothing is chosen in it
+    less = f.b - f.a if f.kind == "min" else f.a - f.b  # where f is a
+    return all(
+        prove_nonneg(replaced(p, f, value), facts.plus(where), ranges, depth)
+        for value, where in ((f.a, less), (f.b, -less))
+    )
 
 
 _MULTIPLES = 4  # facts that are used one after the other
@@ -136,6 +164,26 @@ def _exact(
     if not env:
         return None
     known = Facts(facts.zero, tuple(d.subst(env) for d in facts.nonneg))
+    return p.subst(env), known, {k: (a.subst(env), b.subst(env)) for k, (a, b) in ranges.items()}
+
+
+def _whole(
+    p: Dim, facts: Facts, ranges: Mapping[str, Range]
+) -> tuple[Dim, Facts, Mapping[str, Range]] | None:
+    """K is twice another size where `K % 2` is known to be 0; None where nothing is known so."""
+    env: dict[str, Dim] = {}
+    zero = set(facts.zero)
+    for fact in facts.nonneg:
+        match fact.terms:
+            case ((((Func(kind="mod", a=a, b=b), 1),), -1),) if (b.const or 0) > 1:
+                name = a.name
+                if name is not None and not name.startswith("$"):  # loops have ranges
+                    part = f"{name}/{b.const}"
+                    env[name] = Dim.of(part) * b
+                    zero |= {part} if name in facts.zero else set()
+    if not env:
+        return None
+    known = Facts(frozenset(zero), tuple(d.subst(env) for d in facts.nonneg))
     return p.subst(env), known, {k: (a.subst(env), b.subst(env)) for k, (a, b) in ranges.items()}
 
 

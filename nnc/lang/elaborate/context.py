@@ -12,7 +12,7 @@ from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, loads, names
 from nnc.ir.graph import Axis, Compute, Input, Node, Region
 from nnc.ir.signature import Check
 from nnc.lang import ast
-from nnc.lang.dims import ZERO, Dim, Facts, Range, prove_nonneg
+from nnc.lang.dims import ZERO, Dim, Facts, Range, prove_nonneg, whole_multiples
 from nnc.lang.elaborate.limits import MOST_STEPS, fits_memory
 from nnc.lang.elaborate.mistakes import Exhausted, Mistake, fail
 from nnc.lang.elaborate.values import (
@@ -288,6 +288,14 @@ class Context:
         if branches:
             known += tuple(f for c in self.branches for f in condition_facts(c, True))
         return prove_nonneg(p, self.facts.plus(*known), self.box())
+
+    def settled(self, d: Dim) -> Dim:
+        """A size with K for `2*(K//2)`, and `K//2` for `K - K//2`, where K is known to be even."""
+        if any(f.kind == "mod" for g in self.facts.nonneg for f in g.functions):
+            for f in d.functions:
+                if f.kind == "floor" and f.b.const and self.proves(-(f.a % f.b)):
+                    d = whole_multiples(d, f)
+        return d
 
     # ---- values -------------------------------------------------------------------------------
     def tensor(self, value: Value) -> Value:

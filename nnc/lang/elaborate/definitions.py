@@ -110,7 +110,7 @@ def _merged(cx: Context, split: Tensor, target: ast.Index, binders: dict[str, Bi
     letters: list[str] = []
     axis = 0
     for width in groups:
-        shape.append(dim_prod(split.shape[axis : axis + width]))
+        shape.append(cx.settled(dim_prod(split.shape[axis : axis + width])))
         letters.append(split.letters[axis] if width == 1 and axis < len(split.letters) else "")
         axis += width
 

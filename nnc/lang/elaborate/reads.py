@@ -306,7 +306,7 @@ def _radix(
             help="write sizes as in `(h:H, e:K)`",
         )
     full = [s for s in sizes if s is not None]
-    product = dim_prod(full)
+    product = cx.settled(dim_prod(full))
     if product != total:
         raise _radix_mistake(full, product, total, axis, item)
     index_dim = ZERO
@@ -354,7 +354,7 @@ def _slice(
                 continue
             raise _slice_mistake(cx, p, what, size, axis, item)
     plan.source.append((len(plan.shape), low))
-    plan.shape.append(high - low)
+    plan.shape.append(cx.settled(high - low))
     old = base.origin(axis)
     text = f"{high - low} of the {size} " + (old.text if old else "positions")
     text = ("first " if lower is None else "last " if upper is None else "") + text

@@ -84,7 +84,7 @@ def eval_dim(cx: Context, e: ast.Expr) -> Dim:
             out = quotient(cx, out, right, node)
         else:
             out = dim_op(cx, node.op, out, right, node.span)
-    return out
+    return cx.settled(out)
 
 
 def _size(cx: Context, e: ast.Expr) -> Dim:
