@@ -91,3 +91,20 @@ def test_what_a_condition_excludes_is_not_read() -> None:
     graph = graph_of(text)
     dims = {"M": 3, "K": 5, "L": 6, "N": 7}
     compare(graph, dims, sample(graph, dims, np.random.default_rng(0)))
+
+
+def test_a_condition_keeps_all_its_factors() -> None:
+    """What is not summed over may be infinite, or outside, where no term counts."""
+    text = """
+    export def f(a: f32[N, M], x: f32[M, K], w: f32[K, L]) -> (f32[N, L], f32[N, L]):
+        d[n] = sum[m](1.0 if a[n, m] > 0.5 else 0.0)
+        y[n, l] = sum[m, k](x[m, k] * w[k, l] * rsqrt(d[n]) if a[n, m] > 0.5 else 0)
+        z[n:N, l] = sum[m, k](x[m, k] * w[k, l] * d[n - 1] if m + 1 <= n else 0)
+        return y, z
+    """
+    graph = graph_of(text)
+    dims = {"M": 5, "N": 7, "K": 6, "L": 9}
+    inputs = sample(graph, dims, np.random.default_rng(0))
+    inputs["a"][2] = 0
+    y, _ = compare(graph, dims, inputs)
+    assert not np.any(y[2])

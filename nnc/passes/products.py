@@ -173,10 +173,13 @@ def _ways(s: _Sum) -> Iterator[tuple[_Sum, _Sum]]:
             inside = tuple(f for f in s.factors if f.axes & summed)
             rest = tuple(f for f in s.factors if not f.axes & summed)
             used = frozenset[str]().union(*(f.axes for f in inside))
-            if summed <= used and sum(bool(f.axes) and not f.is_cond for f in rest):
+            # A condition on what is summed first would not hold for the factors outside any more:
+            # they may read outside there, and zero times an infinity is no zero.
+            guarded = any(f.is_cond for f in inside)
+            if not guarded and summed <= used and any(f.axes and not f.is_cond for f in rest):
                 left = tuple(a for a in s.raxes if a not in first)
                 axes = _as_read(inside, [a for a in (*s.axes, *left) if a.var in used])
-                if _size(axes) <= room and any(not f.is_cond for f in inside):
+                if _size(axes) <= room:
                     place = _Factor(Const("f32", 0), frozenset(a.var for a in axes))
                     yield _Sum(inside, axes, first), _Sum((place, *rest), s.axes, left)
 
