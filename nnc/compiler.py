@@ -42,6 +42,7 @@ from nnc.passes.memory import memory
 from nnc.passes.narrow import narrow
 from nnc.passes.panels import panels
 from nnc.passes.peak import uses
+from nnc.passes.prefixes import prefixes
 from nnc.passes.products import products
 from nnc.passes.simplify import simplify
 from nnc.passes.specialize import specialized
@@ -55,8 +56,8 @@ Overrides = Mapping[str, Mapping[str, object]]
 
 
 def _again(graph: Graph) -> Graph:
-    """With sums of many products in two, which are shared where they are equal."""
-    made = products(graph)
+    """With sums of many products in two, and sums up to a place carried along."""
+    made = prefixes(products(graph))
     return graph if made is graph else simplify(made)
 
 

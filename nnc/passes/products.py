@@ -14,7 +14,7 @@ from itertools import combinations
 from math import prod
 
 from nnc.ir.bounds import node_obligations
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, guards, names, walk
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, guards, joined_by, names, walk
 from nnc.ir.graph import Axis, Compute, Graph, Node, all_nodes
 from nnc.ir.rewrite import transform
 from nnc.ir.scalar import op, select
@@ -125,7 +125,7 @@ def _factors(root: Expr) -> list[Expr]:
                 out.append(Const(e.dtype, -1.0))
                 stack.append(a)
             case Op(fn="add" | "sub" as fn, args=(a, b)):
-                left, right = _plain_factors(a), _plain_factors(b)
+                left, right = joined_by("mul", a), joined_by("mul", b)
                 common = [x for x in left if any(x is y for y in right)]
                 if common:
                     rests = (_product(_less(f, common), e) for f in (left, right))
@@ -134,18 +134,6 @@ def _factors(root: Expr) -> list[Expr]:
                     out.append(e)
             case _:
                 out.append(e)
-    return out
-
-
-def _plain_factors(root: Expr) -> list[Expr]:
-    out: list[Expr] = []
-    stack = [root]
-    while stack:
-        e = stack.pop()
-        if isinstance(e, Op) and e.fn == "mul":
-            stack += reversed(e.args)
-        else:
-            out.append(e)
     return out
 
 
