@@ -20,6 +20,7 @@ from nnc.ir.statements import stores_in
 from nnc.lang.dims import ZERO, Dim, dim_max, dim_prod
 
 WORD = 5  # of ctx; the next is the profiler's
+RIGHT, MAKE = 1, 2
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ ABI: an object's type, a tuple's items, a float's value, an array's data, rank, 
 
 from __future__ import annotations
 
+from nnc.codegen import kept
 from nnc.ir.calltable import MAX_VALUES, NUMBER, OBJECT, RECORD, SIZE, Input, Output, Word
 
 
@@ -68,6 +69,9 @@ class _Text:
         self.jump(condition, on, away)
         self.label(on)
 
+    def set(self, which: Word, value: str) -> None:
+        self.put(f"store i64 {value}, ptr {self.at('%table', 8 * which)}")
+
     def call(self, which: Word, result: str, args: str) -> str:
         function = self.word(which)
         if result == "void":
@@ -115,7 +119,8 @@ def pycall_module() -> str:
     t.put(f"%results = alloca ptr, i64 {MAX_VALUES}")
     t.put("%data = getelementptr i8, ptr %self, i64 16")
     t.put("%table = load ptr, ptr %data")
-    t.unless(t.let(f"icmp ne i64 {t.word(Word.READY, 'i64')}, 0"), "slow", "ready")
+    t.unless(t.let(f"icmp ne i64 {t.word(Word.READY, 'i64')}, 0"), "slow", "idle")
+    t.unless(t.let(f"icmp eq i64 {t.word(Word.BUSY, 'i64')}, 0"), "slow", "ready")
     _bind(t)
     _match(t)
     _disjoint(t)
@@ -178,7 +183,16 @@ def _match(t: _Text) -> None:
         _tensor(t, i)
         t.label("object")
         same = t.let(f"icmp eq ptr %value, {t.field('%record', Input.EXPECT, 'ptr')}")
-        t.jump(same, i.next, "slow")
+        t.unless(same, "slow", "known")
+        state = t.field("%record", Input.STATE, "ptr")
+        t.jump(t.let(f"icmp eq ptr {state}, null"), i.next, "kept")
+        t.label("kept")
+        pairs = ((0, Input.VERSION), (8, Input.LENDINGS))
+        equal = [
+            t.let(f"icmp eq i64 {t.load('i64', state, at)}, {t.field('%record', was)}")
+            for at, was in pairs
+        ]
+        t.jump(t.let(f"and i1 {equal[0]}, {equal[1]}"), i.next, "slow")
         t.label("size")
         t.unless(t.let(f"icmp eq ptr %type, {t.word(Word.LONG_TYPE)}"), "slow", "integer")
         number = t.call(Word.LONG_AS_LONG, "i64", "ptr %value")
@@ -288,8 +302,29 @@ def _run(t: _Text) -> None:
     t.label("run")
     context, dims = t.word(Word.CONTEXT), t.word(Word.DIMS)
     t.put(f"store i64 0, ptr {t.at(context, 16)}")
-    status = t.call(Word.ENTRY, "i32", f"ptr {context}, ptr {dims}, ptr %pointers")
-    t.unless(t.let(f"icmp eq i32 {status}, 0"), "failed", "fine")
+    t.put(f"%keep = {_copy(t.word(Word.KEEP, 'i64'))}")
+    t.put(f"store i64 %keep, ptr {t.at(context, 8 * kept.WORD)}")
+    call = f"ptr {context}, ptr {dims}, ptr %pointers"
+    t.jump(t.let(f"icmp ne i64 {t.word(Word.RELEASE, 'i64')}, 0"), "releasing", "holding")
+    t.label("releasing")
+    t.set(Word.BUSY, "1")
+    thread = t.call(Word.SAVE_THREAD, "ptr", "")
+    alone = t.call(Word.ENTRY, "i32", call)
+    t.call(Word.RESTORE_THREAD, "void", f"ptr {thread}")
+    t.set(Word.BUSY, "0")
+    t.put("br label %ran")
+    t.label("holding")
+    held = t.call(Word.ENTRY, "i32", call)
+    t.put("br label %ran")
+    t.label("ran")
+    status = t.let(f"phi i32 [ {alone}, %releasing ], [ {held}, %holding ]")
+    failed = t.let(f"icmp ne i32 {status}, 0")
+    # Made, it is there; after a failure it is made again.
+    keeping = t.let("icmp ne i64 %keep, 0")
+    after = t.let(f"select i1 {failed}, i64 {kept.MAKE}, i64 {kept.RIGHT}")
+    t.set(Word.KEEP, t.let(f"select i1 {keeping}, i64 {after}, i64 0"))
+    t.jump(failed, "failed", "fine")
+    t.label("fine")
     counters = t.word(Word.VERSION)
     with _Loop(t, "version", t.word(Word.VERSIONS, "i64")) as i:
         counter = t.item("ptr", counters, i.index)

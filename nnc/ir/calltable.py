@@ -7,7 +7,7 @@ from __future__ import annotations
 from enum import IntEnum
 
 MAX_VALUES = 64  # arguments, and results
-RECORD = 12  # words
+RECORD = 16  # words
 TENSOR, OBJECT, SIZE, NUMBER = range(4)  # kinds of arguments
 
 
@@ -42,6 +42,11 @@ class Word(IntEnum):
     ERR_CLEAR = 25
     INCREF = 26
     DECREF = 27
+    RELEASE = 28  # 1: other Python threads may run while the entry does,
+    BUSY = 29  # as it does now
+    SAVE_THREAD = 30
+    RESTORE_THREAD = 31
+    KEEP = 32  # what the entry is told of what is kept in its workspace: `nnc.codegen.kept`
 
 
 class Input(IntEnum):
@@ -59,6 +64,9 @@ class Input(IntEnum):
     WRITTEN = 9
     CELL = 10  # where a NUMBER is put
     WIDTH = 11  # of the NUMBER: 4 or 8 bytes
+    STATE = 12  # address of two words that must be as they were (0: whatever they are):
+    VERSION = 13
+    LENDINGS = 14
 
 
 class Output(IntEnum):

@@ -17,7 +17,7 @@ from nnc.ir.signature import ArgSig, ExportSig, ModuleSig, Native, ResultSig
 from nnc.runtime.arrays import dim_argument, tensor_argument
 from nnc.runtime.boundary import boundary, split_place
 from nnc.runtime.cpu import Entry
-from nnc.runtime.fastcall import SHORT, SMALL, FastCall
+from nnc.runtime.fastcall import LONG, ROOM, SHORT, SMALL, FastCall
 from nnc.runtime.leaves import Module, Store, Tree
 from nnc.runtime.memory import Array, empty, numpy_dtype, pointer
 from nnc.runtime.modules import Program, initialised, native_threads
@@ -40,7 +40,8 @@ class Plan:
     results: tuple[tuple[tuple[int, ...], tuple[int, ...]] | None, ...]  # native, seen; None: tree
     arena: int  # bytes
     threads: int
-    small: bool  # work for a FastCall
+    small: bool  # so little work that keeping values does not pay, nor releasing the interpreter
+    fast: bool  # work for a FastCall
     keeps: tuple[int, int] | None = None  # the variant of the code, if it is to keep values; rows
 
 
@@ -129,7 +130,7 @@ class Export:
             finally:
                 if self.writes:
                     self.mark_written(call.values)
-        if call.plan.small:
+        if call.plan.fast:
             self._remember(call)
         return self.wrap(results, call.plan)
 
@@ -164,7 +165,18 @@ class Export:
         outputs = list(zip(dtypes, shapes, strict=True))
         plan = call.plan
         tuple_ = self.sig.returns_tuple
-        self._fast.remember(call.values, plan.dims, plan.arena, outputs, tuple_, plan.threads)
+        many = plan.keeps is not None and plan.keeps[1] > 1  # one row does not read copies
+        keeps_for = self._read(call) if many else []
+        self._fast.remember(
+            call.values,
+            plan.dims,
+            plan.arena,
+            outputs,
+            tuple_,
+            plan.threads,
+            not plan.small,
+            keeps_for,
+        )
 
     def init(self, argument: str, *like: Any, seed: int = 0, files: Any = None) -> Module:
         """A new module of the type that the argument is declared with."""
@@ -289,7 +301,8 @@ class Export:
             raise OverflowError
         kept = native.keeps(env)
         short = all(r.type.bytes.evaluate(env) < SHORT for r in self.sig.results if r.type)
-        small = short and native.work.evaluate(env) < SMALL
+        work = native.work.evaluate(env)
+        small = short and work < SMALL
         return Plan(
             sizes=sizes,
             dims=np.array([env[n] for n in native.dims], np.int64),
@@ -297,6 +310,7 @@ class Export:
             arena=arena,
             threads=native_threads(native, env, self.program.threads),
             small=small,
+            fast=short and work < LONG and (small or arena < ROOM),
             keeps=None if small or not kept[1] else kept,
         )
 

@@ -1,7 +1,7 @@
-"""Calls of small programs as a built-in function: the table that `nnrt_call` works by.
+"""Calls of short programs as a built-in function: the table that `nnrt_call` works by.
 
-An export of little work is called through generated code (`nnc.codegen.pycall`) when a call is like
-the last one: same modules, same shapes and dtypes. Everything else takes the road through Python,
+An export of not much work is called through generated code (`nnc.codegen.pycall`) when a call is
+like the last one: same modules, same shapes and dtypes. All else takes the road through Python,
 which also says what is wrong with a call.
 """
 
@@ -20,12 +20,15 @@ import numpy as np
 from nnc.ir.calltable import MAX_VALUES, NUMBER, OBJECT, RECORD, SIZE, TENSOR, Input, Output, Word
 from nnc.ir.signature import ArgSig, ResultSig
 from nnc.runtime.cpu import Entry, shared_symbol
+from nnc.runtime.kept import MAKE, NOTHING
 from nnc.runtime.leaves import Store
 from nnc.runtime.memory import Array, pointer
 
-# Scalar operations (10 us of a contraction, about 1 ms of what costs most): the interpreter is not
-# released meanwhile. Bytes of a result: memory of larger ones is worth keeping.
-SMALL, SHORT = 1 << 22, 1 << 18
+# Scalar operations. Of fewer than SMALL (10 us of a contraction, about 1 ms of what costs most) the
+# interpreter is not released meanwhile; of more than LONG (1 ms of a contraction) the way through
+# Python does not count. Bytes of a result: memory of larger ones is worth keeping; and of a
+# workspace: this one is another than that of slow calls.
+SMALL, LONG, SHORT, ROOM = 1 << 22, 1 << 28, 1 << 20, 1 << 25
 _C_CONTIGUOUS, _ALIGNED, _WRITEABLE = 0x1, 0x100, 0x400  # NumPy's flags
 _PY = ctypes.pythonapi
 
@@ -63,6 +66,8 @@ _python_functions = {
     Word.ERR_CLEAR: "PyErr_Clear",
     Word.INCREF: "Py_IncRef",
     Word.DECREF: "Py_DecRef",
+    Word.SAVE_THREAD: "PyEval_SaveThread",
+    Word.RESTORE_THREAD: "PyEval_RestoreThread",
 }
 _numpy_functions = {Word.ARRAY_RETURN: 76, Word.ARRAY_EMPTY: 184}  # places in NumPy's C interface
 
@@ -137,12 +142,28 @@ class FastCall:
         outputs: Sequence[tuple[np.dtype[Any], tuple[int, ...]]],
         returns_tuple: bool,
         threads: int,
+        releases: bool,
+        keeps_for: Sequence[Store],
     ) -> None:
-        """Writes down what this call is like; `values` as bound, `outputs`: dtypes and shapes."""
+        """Writes down what this call is like; `values` as bound, `outputs`: dtypes and shapes.
+
+        `releases`: other threads run meanwhile; `keeps_for`: the modules, if any, for which the
+        entry keeps values in its workspace.
+        """
         with self._lock:
+            if self._table[Word.BUSY]:
+                return
             self.forget()
+            states = [m.state() for m in keeps_for]
+            if any(m.lent for m in keeps_for):  # whose views somebody may write to at any time
+                return
             kept: list[object] = list(self._kept[:2])
             inputs, position = self._inputs(values, kept)
+            for row, value in zip(inputs, values, strict=False):
+                for module, state in zip(keeps_for, states, strict=True):
+                    if value is module:
+                        row[Input.STATE] = module.counter
+                        row[Input.VERSION], row[Input.LENDINGS] = state
             results = np.zeros((max(len(outputs), 1), RECORD), np.int64)
             for i, (dtype, shape) in enumerate(outputs):
                 sizes = np.array(shape or (0,), np.int64)
@@ -163,6 +184,8 @@ class FastCall:
                 (Word.OUTPUT, pointer(results)),
                 (Word.TUPLE, int(returns_tuple)),
                 (Word.WRITES, int(bool(written))),
+                (Word.RELEASE, int(releases)),
+                (Word.KEEP, MAKE if keeps_for else NOTHING),
                 (Word.VERSIONS, len(counters)),
                 (Word.VERSION, pointer(counters)),
             ):

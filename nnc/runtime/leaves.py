@@ -114,9 +114,8 @@ class Store:
         self.span = (base, base + self._buffer.nbytes)  # addresses
         self.pointers = np.array([base + at for at in self.layout.offsets], np.uintp)
         self.param_pointers = self.pointers
-        self._version: Array = np.zeros(1, np.int64)
+        self._version: Array = np.zeros(2, np.int64)  # changes; those of other kinds, and lendings
         self.counter = pointer(self._version)  # native code counts here too
-        self._stamp = object()
         self._loans: set[weakref.ref[_Loan]] = set()
         self._witnesses: weakref.WeakSet[Witness] = weakref.WeakSet()
 
@@ -128,11 +127,12 @@ class Store:
     @version.setter
     def version(self, count: int) -> None:
         self._version[0] = count
-        self._stamp = object()
+        self._version[1] += 1
 
-    def state(self) -> object:
-        """Equal to an earlier one only if nothing was written through nnc or lent since."""
-        return self._stamp, int(self._version[0])
+    def state(self) -> tuple[int, int]:
+        """Equal to an earlier one only if nothing was written through nnc or lent since; the two
+        words at `counter`."""
+        return int(self._version[0]), int(self._version[1])
 
     def fingerprint(self) -> int:
         """A checksum of all bytes; one number written over another always shows."""
@@ -150,7 +150,7 @@ class Store:
             witness.look()
         loan = _Loan(self._buffer)
         self._loans.add(weakref.ref(loan, self._loans.discard))
-        self._stamp = object()  # after the loan is known, before anybody has it
+        self._version[1] += 1  # after the loan is known, before anybody has it
         return np.asarray(loan)
 
     @property
