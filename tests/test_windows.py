@@ -258,3 +258,17 @@ def test_matrices_of_pictures() -> None:
         for name in found:
             graph = found[name].graph
             compare(graph, dims, sample(graph, dims, np.random.default_rng(1)))
+
+
+def test_strided_windows_of_one_place() -> None:
+    """Their gradients: batches (phases) that differ in size."""
+    text = """
+    export def back(x: f32[B, C, H, W], w: f32[O, C]) -> (f32[B, C, H, W], f32[O, C]) where H > 0, W > 0:
+        y[b, o, i:(H + 1)//2, j:(W + 1)//2] = sum[c](x[b, c, 2*i, 2*j else 0] * w[o, c])
+        loss = sum(y**2)
+        return grad(loss, x), grad(loss, w)
+    """
+    graph = built(dedent(text))["back"].graph
+    for b, h, w in ((1, 16, 32), (3, 15, 9)):
+        dims = {"B": b, "C": 37, "H": h, "W": w, "O": 29}
+        compare(graph, dims, sample(graph, dims, np.random.default_rng(1)))

@@ -130,7 +130,7 @@ class Leaves(Sweeps, Windows):
                     if side == "n"
                     else replace(c, batch=batch, m=rest)
                 )
-                if self.is_matrix(part, side):
+                if not _uneven(part) and self.is_matrix(part, side):
                     few = self.few_idle(axes[:first], rest, side)
                     with flow.when(self.em, few), self.scope():
                         self.every(part)
