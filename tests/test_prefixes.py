@@ -22,9 +22,10 @@ PROGRAMS = {
         return y, z, u, v
     """,
     "with factors and other conditions": """
-    export def f(x: f32[B, T], w: f32[T], s: f32[C]) -> f32[C, B, T]:
-        y[c, b, i:T] = sum[j:T](s[c] * x[b, j] * w[i] * w[j] if j <= i and x[b, j] > 0 else 0)
-        return y
+    export def f(x: f32[B, T], w: f32[T], s: f32[C]) -> (f32[C, B, T], f32[B, T]):
+        y[c, b, i:T] = sum[j:T](s[c] * x[b, j] * w[i] * w[j] if j <= i else 0)
+        z[b, i:T] = sum[j:T](x[b, j] * w[j] if j <= i and x[b, j] > 0 else 0)
+        return y, z
     """,
     "in a loop": """
     export def f(x: f32[T], N: dim) -> f32[T] where N >= 0:
@@ -62,9 +63,12 @@ def test_the_same_sums(name: str) -> None:
         if name != "gradients":
             for a, b in zip(got, interpret(graph, dims, inputs).results, strict=True):
                 close(a, b, 1e-4, name)
-    assert loops(graph) >= {"to and from each place": 4, "in a loop": 2, "gradients": 2}.get(
-        name, 1
-    )
+    assert loops(graph) >= {
+        "to and from each place": 4,
+        "with factors and other conditions": 2,
+        "in a loop": 2,
+        "gradients": 2,
+    }.get(name, 1)
 
 
 def test_what_depends_on_the_place_is_summed_for_each() -> None:
@@ -74,3 +78,21 @@ def test_what_depends_on_the_place_is_summed_for_each() -> None:
         return y
     """.replace("[i, ]", "[i]")
     assert loops(graph_of(text)) == 0
+
+
+def test_what_no_place_counts_is_not_read() -> None:
+    """The last element counts nowhere, and a factor only where an element does."""
+    text = """
+    export def f(x: f32[T], w: f32[T]) -> (f32[T], f32[T]):
+        y[i:T] = sum[j:T](x[j + 1] if j < i else 0)
+        z[i:T] = sum[j:T](x[j] * w[i - 1] if j < i else 0)
+        return y, z
+    """
+    graph = graph_of(text)
+    for size in (1, 2, 37):
+        inputs = sample(graph, {"T": size}, np.random.default_rng(0))
+        compare(graph, {"T": size}, inputs)
+    got = compare(
+        graph, {"T": 2}, {"x": np.ones(2, np.float32), "w": np.array([1, np.inf], np.float32)}
+    )
+    assert np.isfinite(got[1]).all()

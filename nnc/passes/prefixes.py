@@ -10,12 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from nnc.ir.bounds import condition_facts
-from nnc.ir.expr import Const, Expr, Idx, Load, guards, joined_by, names, subst
+from nnc.ir.bounds import condition_facts, node_obligations
+from nnc.ir.expr import Const, Expr, Idx, Load, guards, joined_by, loads, names, subst
 from nnc.ir.graph import Axis, Compute, Graph, Input, Loop, Node, Part, all_nodes
 from nnc.ir.rewrite import transform
 from nnc.ir.scalar import op, select
-from nnc.lang.dims import Dim
+from nnc.lang.dims import Dim, Facts
 from nnc.lang.types import TensorType
 from nnc.passes.loops import Fresh
 from nnc.passes.vjp import fill
@@ -31,7 +31,7 @@ def prefixes(graph: Graph) -> Graph:
     fresh = Fresh(n.var for n in every if isinstance(n, Loop))
 
     def one(node: Node) -> Node:
-        found = _prefix(node) if isinstance(node, Compute) and _may(node) else None
+        found = _prefix(node, graph.facts) if isinstance(node, Compute) and _may(node) else None
         return node if found is None else found.node(fresh)
 
     return transform(graph, one)
@@ -84,21 +84,23 @@ class _Prefix:
             reverse=self.reverse,
         )
         out = self._read(Part.of(loop, 1), bare)
-        for t in self.times:
-            out = op("mul", t, out)
         return replace(whole, raxes=(), op="", body=out)
 
     def _read(self, sums: Node, bare: Sequence[Expr]) -> Expr:
         dtype, i = self.whole.type.dtype, Dim.of(self.at.var)
         if self.own:
-            return Load(dtype, sums, (Idx(i), *bare))
+            return self._times(Load(dtype, sums, (Idx(i), *bare)))
         near = i + 1 if self.reverse else i - 1
         last = Idx(self.at.extent)
         inside = op("lt", Idx(near), last) if self.reverse else op("ge", Idx(near), Idx(Dim.of(0)))
-        return select(inside, Load(dtype, sums, (Idx(near), *bare)), Const(dtype, 0))
+        there = self._times(Load(dtype, sums, (Idx(near), *bare)))
+        return select(inside, there, Const(dtype, 0))
+
+    def _times(self, e: Expr) -> Expr:
+        return reduce(lambda a, b: op("mul", b, a), self.times, e)
 
 
-def _prefix(node: Compute) -> _Prefix | None:
+def _prefix(node: Compute, facts: Facts) -> _Prefix | None:
     """What the sum is, if it is one of these."""
     if len(node.raxes) != 1:
         return None
@@ -109,13 +111,29 @@ def _prefix(node: Compute) -> _Prefix | None:
             times, left = _apart(value, along.var)
             kept = [c for c in conds if c is not cond]
             used = names([left, *kept])
+            if times and kept:  # 0 times inf where no element counts
+                times, left = (), value
+                used = names([left, *kept])
             if at.var in used or (along.extent.const or SHORT + 1) <= SHORT:
                 continue
             for c in reversed(kept):
                 left = select(c, left, Const(left.dtype, 0))
             rest = tuple(a for a in node.axes if a.var in used)
+            if not _everywhere(node, left, (along, *rest), own, facts):
+                continue
             return _Prefix(node, at, along, own, reverse, rest, left, times)
     return None
+
+
+def _everywhere(
+    node: Compute, value: Expr, axes: tuple[Axis, ...], own: bool, facts: Facts
+) -> bool:
+    """Whether the value may be read at every place: the last one counts nowhere if not `own`."""
+    if not own and any(e.check is not None for e in loads(value)):
+        return False
+    kind = TensorType(node.type.dtype, tuple(a.extent for a in axes))
+    alone = replace(node, type=kind, axes=axes, raxes=(), op="", body=value)
+    return all(o.ok for o in node_obligations(alone, facts))
 
 
 def _orders(cond: Expr, axes: Sequence[Axis], along: Axis) -> Iterator[tuple[Axis, bool, bool]]:
