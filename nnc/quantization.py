@@ -351,7 +351,8 @@ def in_bytes(w: Array, reduced: tuple[int, ...], packed: int, seen: Range) -> di
     """The leaves in the place of a weight (`nnc.passes.quantize`): symmetric in each channel.
 
     `reduced`: the axes that are summed over; `packed`: the one along which four bytes make a word;
-    `seen`: the range of the activations.
+    `seen`: the range of the activations. The words have these axes first, the packed one behind the
+    others: as products read them.
     """
     w = w.astype(np.float64)
     steps = np.abs(w).max(axis=reduced, keepdims=True) / 127
@@ -363,12 +364,14 @@ def in_bytes(w: Array, reduced: tuple[int, ...], packed: int, seen: Range) -> di
     last = np.moveaxis(q, packed, -1)
     words = np.zeros((*last.shape[:-1], -(-last.shape[-1] // 4) * 4), np.int8)
     words[..., : last.shape[-1]] = last
+    order = (*(d for d in reduced if d != packed), packed)
+    order += tuple(d for d in range(w.ndim) if d not in reduced)
     sums = q.sum(axis=reduced, dtype=np.int64)
     return {
-        "int8": np.moveaxis(words.view(np.int32), -1, packed),
+        "int8": np.moveaxis(words.view(np.int32), -1, packed).transpose(order),
         "scale": (steps.reshape(sums.shape) * step).astype(np.float32),
         "offset": (sums * zero).astype(np.int32),
-        "input": np.array([1 / step, zero], np.float32),
+        "input": np.array([1 / step, zero, step], np.float32),
     }
 
 

@@ -282,10 +282,11 @@ class _Emission:
         single.emit_row(em, self.t, c.a, c.b, sizes, c.store, c.scratch, thread)
 
     def block_depth(self) -> str:
-        """k in a block: as even as fours allow."""
+        """k in a block: as even as fours allow (words: as whole steps of the matrix unit do)."""
         em, c = self.em, self.c
+        step = str(OVERSHOOT) if self.t.type == "i32" else "4"
         blocks = flow.maximum(em, flow.ceil_div(em, c.k, str(self.t.block)), "1")
-        return flow.maximum(em, flow.round_up(em, flow.ceil_div(em, c.k, blocks), "4"), "4")
+        return flow.maximum(em, flow.round_up(em, flow.ceil_div(em, c.k, blocks), step), step)
 
     def emit(self) -> None:
         em, t, c = self.em, self.t, self.c
@@ -721,8 +722,9 @@ class _Emission:
                     b_panel,
                     kernel,
                 )
-            at = flow.add(em, strip, flow.mul(em, j, part.size))
-            at = flow.select(em, self.one_block, "i64", "0", at)
+            here = flow.mul(em, j, part.size)
+            at = flow.add(em, strip, here)
+            at = flow.select(em, self.one_block, "i64", here if t.vector_rows else "0", at)
             sums = flow.offset(em, self.sums, at, t.type)
             valid = flow.minimum(em, width, left)
             col = flow.add(em, columns.start, j)
@@ -731,9 +733,35 @@ class _Emission:
                 f"call void {kernel}(ptr {self.a_panel}, ptr {b}, i64 {b_k}, i64 {b_panel}, "
                 f"i64 {k.size}, ptr {to}, i32 {again}{apart})"
             )
-            with flow.when(em, flow.select(em, whole, "i1", "false", last)):
-                self.epilogue(part, col, valid, width, sums)
+            if not t.vector_rows:
+                with flow.when(em, flow.select(em, whole, "i1", "false", last)):
+                    self.epilogue(part, col, valid, width, sums)
             step.step = width
+        if t.vector_rows:
+            with flow.when(em, last):
+                self.epilogues(part, columns, wide, strip)
+
+    def epilogues(self, part: _Range, columns: _Range, wide: str, strip: str) -> None:
+        """Those of a row tile. The matrix unit sleeps when it has nothing to do for 0.3 us, and
+        wakes as slowly: it does all products of the tile before."""
+        em, t = self.em, self.t
+        with flow.stepping(em, "0", columns.size) as step:
+            j = step.index
+            left = flow.sub(em, columns.size, j)
+            width = self.width(left, wide)
+            here = flow.mul(em, j, part.size)
+            at = flow.select(em, self.one_block, "i64", here, flow.add(em, strip, here))
+            sums = flow.offset(em, self.sums, at, t.type)
+            valid = flow.minimum(em, width, left)
+            self.epilogue(part, flow.add(em, columns.start, j), valid, width, sums)
+            step.step = width
+
+    def width(self, left: str, wide: str) -> str:
+        """Columns of the next kernel: as many as the widest, of a panel, of a vector."""
+        em, t = self.em, self.t
+        is_panel = flow.compare(em, "sgt", left, str(t.lanes))
+        narrow = flow.select(em, is_panel, "i64", str(t.panel), str(t.lanes))
+        return flow.select(em, flow.compare(em, "sge", left, wide), "i64", wide, narrow)
 
     def all_direct(self) -> bool:
         """Whether all tiles have whole panels of columns, and go to the result."""

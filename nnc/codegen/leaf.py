@@ -19,7 +19,7 @@ from nnc.codegen.scopes import Value
 from nnc.codegen.shared import shared
 from nnc.codegen.strips import Strips
 from nnc.codegen.sweeps import Sweeps
-from nnc.codegen.windows import Group, Windows, digits
+from nnc.codegen.windows import Group, Windows, digits, parted
 from nnc.ir.expr import Expr, Idx, Load, Op, Var, loads
 from nnc.ir.graph import Axis
 from nnc.ir.loop import FEW, REVERSED, SLAB, Buffer, Contract, For, Reduce, Stmt, Store
@@ -373,7 +373,35 @@ class Leaves(Sweeps, Windows):
 
         line, across = (row, col) if axis else (col, row)
         tile = tiles.tile(computes_in(e.dtype), self.target)
-        return contract.Computed(load, vector, axis, self.window(e, line, across, tile))
+        table = self.window(e, line, across, tile)
+        return contract.Computed(load, vector, axis, table, self.runs(e, row, col, lanes))
+
+    def runs(self, e: Expr, row: Group, col: Group, lanes: int) -> pack.Runs | None:
+        """Words, of which whole vectors along a row lie together in memory."""
+        if not isinstance(e, Load) or e.dtype != "i32" or e.other is not None:
+            return None
+        if e.check is not None or not all(isinstance(i, Idx) for i in e.index) or not col.axes:
+            return None
+        buffer = e.tensor
+        assert isinstance(buffer, Buffer)
+        parts = parted(self.affine(e, buffer), row.names, col.names)
+        last = col.axes[-1]
+        form = None if parts is None else parts[1].linear_in(last.var)
+        whole = last.extent.const is not None and last.extent.const % lanes == 0
+        if parts is None or form is None or form[0] != ONE or not whole:
+            return None
+        down, across, rest = (self.collapsed(d) for d in parts)
+
+        def rows(em: Emitter, first: str, to: str) -> None:
+            with self.inside_tile(row, first), self.along(row, lanes, None):
+                offsets = self.spread(self.dim(down), lanes)
+                em.line(f"store <{lanes} x i64> {offsets}, ptr {to}, align 8")
+
+        def column(em: Emitter, first: str) -> str:
+            with self.inside_tile(col, first):
+                return self.uniform(self.merged(across)).text
+
+        return pack.Runs(self.pointer(buffer, rest, ()).text, rows, column)
 
     def run(self, e: Expr, g: Group) -> float:
         """About how many successive elements along a group lie together in memory."""
@@ -421,8 +449,10 @@ class Leaves(Sweeps, Windows):
         with self.inside_tile(m, i), self.along(n, lanes, mask):
             self.variables[c.name] = Value(value, dtype, lanes, self.depth)
             self.ahead = _NEXT_TILE
+            if c.fn != "mul":  # bytes: a line holds those of several tiles
+                self.beyond = m.var, tiles.tile(kind(c), self.target).rows
             self.block(c.epilogue)
-            self.ahead = 0
+            self.ahead, self.beyond = 0, None
 
     def columns(self, c: Contract, m: Group, n: Group) -> contract.Columns:
         """What depends on the columns alone stands before the rows. Vectors that are within a run

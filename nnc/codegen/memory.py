@@ -28,6 +28,7 @@ from nnc.lang.types import DTYPES, DType
 
 _NEAR = 1024  # elements: a constant below stays in the instruction
 ZEROS = "@nn_zeros"  # 512 readable bytes
+_SHORT_ROW = 512  # bytes
 _STEPS, _SPAN = 4, 512  # elements apart, and bytes in all, that are read by vectors with gaps
 Part = tuple[Value, Dim]  # a data-dependent index and its stride in elements
 
@@ -35,12 +36,14 @@ Part = tuple[Value, Dim]  # a data-dependent index and its stride in elements
 @dataclass(frozen=True)
 class Place:
     """Where lanes lie: from `pointer`, at consecutive elements ("unit"), at one ("same"), or at
-    `offsets` (in elements) from it ("any"); `step`: how far apart, where that is a little."""
+    `offsets` (in elements) from it ("any"); `step`: how far apart, where that is a little.
+    `ahead`: bytes to what follows and the hardware does not foresee, 0 for nothing."""
 
     kind: str
     pointer: Value
     offsets: Value | None = None
     step: int = 0
+    ahead: int = 0
 
 
 class Memory(Guards):
@@ -64,7 +67,8 @@ class Memory(Guards):
         if form is not None and not moving:
             pointer = self.pointer(buffer, affine, parts)
             if form[0] == ZERO or form[0] == ONE:
-                return Place("same" if form[0] == ZERO else "unit", pointer)
+                kind, ahead = "same" if form[0] == ZERO else "unit", self._ahead(buffer, affine)
+                return Place(kind, pointer, ahead=ahead if pointer.depth == self.depth else 0)
             ramp = Value(iota("i64", self.lanes), "i64", self.lanes)
             apart = self._near_step(buffer.type.dtype, form[0])
             return Place("any", pointer, self.i64("mul", self.uniform(form[0]), ramp), apart)
@@ -77,6 +81,14 @@ class Memory(Guards):
             offsets = step if offsets is None else self.i64("add", offsets, step)
         return Place("any", pointer, offsets)
 
+    def _ahead(self, buffer: Buffer, affine: Dim) -> int:
+        """Short rows that lie one behind the other: those of the next tile; else its columns."""
+        form = None if self.beyond is None else affine.linear_in(self.beyond[0])
+        if not self.ahead or form is None or self.beyond is None:
+            return self.ahead
+        row = (form[0].const or 0) * DTYPES[buffer.type.dtype].bytes
+        return row * self.beyond[1] if 0 < row <= _SHORT_ROW else self.ahead
+
     def _near_step(self, dtype: DType, slope: Dim) -> int:
         """The slope, where whole vectors under a mask are faster than element by element."""
         step, size = slope.const or 0, DTYPES[dtype].bytes
@@ -85,7 +97,13 @@ class Memory(Guards):
 
     def pointer(self, buffer: Buffer, affine: Dim, parts: tuple[Part, ...]) -> Value:
         """In lane 0: what is known further out is added further out."""
-        key = ("pointer", buffer.name, affine, tuple((p[0].text, p[1]) for p in parts))
+        key = (
+            "pointer",
+            buffer.name,
+            buffer.type.dtype,
+            affine,
+            tuple((p[0].text, p[1]) for p in parts),
+        )
         found = self.find(key)
         if found is not None:
             return found
@@ -159,7 +177,7 @@ class Memory(Guards):
         mask = None if guard.mask is None else guard.mask.text
         if place.offsets is None:
             with self.at(depth):
-                self._fetch_ahead(place.pointer)
+                self._fetch_ahead(place)
                 return self._load_vector(dtype, safe, mask)
         if place.step:
             with self.at(depth):
@@ -173,11 +191,12 @@ class Memory(Guards):
         with self.at(depth):
             return self._gather(dtype, safe, offsets, mask)
 
-    def _fetch_ahead(self, pointer: Value) -> None:
+    def _fetch_ahead(self, place: Place, write: int = 0) -> None:
         """Rows of a tile lie far apart: no hardware foresees what its next columns read."""
-        if self.ahead and pointer.depth == self.depth:
-            place = self.em.op(f"getelementptr i8, ptr {pointer.text}, i64 {self.ahead}", "ahead")
-            self.em.line(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 3, i32 1)")
+        if place.ahead:
+            at = f"getelementptr i8, ptr {place.pointer.text}, i64 {place.ahead}"
+            there = self.em.op(at, "ahead")
+            self.em.line(f"call void @llvm.prefetch.p0(ptr {there}, i32 {write}, i32 3, i32 1)")
 
     def native_mask(self, dtype: DType) -> bool:
         """Whether masked accesses of this dtype are instructions."""
@@ -353,6 +372,8 @@ class Memory(Guards):
             if lanes == 1:
                 self._write_scalar(dtype, place.pointer.text, text, add)
             elif place.kind == "unit":
+                if self.beyond is not None:
+                    self._fetch_ahead(place, 1)
                 self._write_unit(dtype, place.pointer.text, text, mask, add)
             elif place.step and not add:
                 self._store_step(dtype, place.pointer.text, place.step, text, mask)

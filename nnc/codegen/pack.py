@@ -110,6 +110,19 @@ class Tabled:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """Elements of which whole vectors along a row lie together: at ptr[down + across].
+
+    rows(em, row, to) writes `down` of a vector of rows to memory (i64); across(em, col) gives that
+    of a column that is a multiple of the lanes.
+    """
+
+    ptr: str
+    rows: Callable[[Emitter, str, str], None]
+    across: Callable[[Emitter, str], str]
+
+
+@dataclass(frozen=True)
 class Computed:
     """Elements made by emitted code, such as an element-wise prologue or a window.
 
@@ -117,13 +130,14 @@ class Computed:
     one, gives the vector of successive elements along `axis` (1: of a row, 0: of a column) that
     starts at (row, col); lanes that the mask excludes must not be read and may hold anything.
     Give `vector` along the axis that is contiguous in memory. Both may emit blocks. `table` gives
-    the same vectors, for less where there are many.
+    the same vectors, for less where there are many; `runs` rows, for less still.
     """
 
     load: Load
     vector: VectorLoad | None = None
     axis: int = 1
     table: Tabled | None = None
+    runs: Runs | None = None
 
 
 @dataclass(frozen=True)
@@ -307,7 +321,9 @@ def _definition(t: Tile, what: str, source: Strided) -> str:
 
 def _rows(em: Emitter, t: Tile, a: Window, panel: str, stage: str) -> None:
     source = computed(t, a.of)
-    if source.vector is None:
+    if source.runs is not None:
+        _copy_runs(em, t, a, source.runs, panel, stage)
+    elif source.vector is None:
         with flow.loop(em, "0", a.rows) as i, flow.loop(em, "0", a.cols) as k:
             x = source.load(em, flow.add(em, a.row, i), flow.add(em, a.col, k))
             put(em, t, x, panel, flow.add(em, flow.mul(em, i, str(t.a_row)), k), t.type)
@@ -333,6 +349,25 @@ def _copy_rows(em: Emitter, t: Tile, a: Window, vector: VectorLoad, panel: str) 
         with flow.when(em, flow.compare(em, "ne", rest, "0")):
             x = vector(em, row, flow.add(em, a.col, whole), mask)
             put(em, t, x, panel, flow.add(em, to, whole), t.vector)
+
+
+def _copy_runs(em: Emitter, t: Tile, a: Window, x: Runs, panel: str, stage: str) -> None:
+    table, lanes = table_of(t, em, stage), str(t.lanes)
+    downs, acrosses = words_of(em, table, 0), words_of(em, table, 1)
+    with flow.loop(em, "0", a.rows, lanes) as i:
+        x.rows(em, flow.add(em, a.row, i), flow.offset(em, downs, i, "i64"))
+    with flow.loop(em, "0", a.cols, lanes) as k:
+        place = flow.offset(em, acrosses, flow.div(em, k, lanes), "i64")
+        em.line(f"store i64 {x.across(em, flow.add(em, a.col, k))}, ptr {place}, align 8")
+    count = flow.div(em, a.cols, lanes)
+    with flow.loop(em, "0", a.rows) as i:
+        down = em.op(f"load i64, ptr {flow.offset(em, downs, i, 'i64')}, align 8", "down")
+        row = flow.offset(em, x.ptr, down, t.type)
+        to = flow.offset(em, panel, flow.mul(em, i, str(t.a_row)), t.type)
+        with flow.loop(em, "0", count) as k:
+            at = em.op(f"load i64, ptr {flow.offset(em, acrosses, k, 'i64')}, align 8", "across")
+            value = load_vector(em, t, flow.offset(em, row, at, t.type), None)
+            put(em, t, value, to, flow.mul(em, k, lanes), t.vector)
 
 
 def _transpose_rows(em: Emitter, t: Tile, a: Window, panel: str, stage: str) -> None:

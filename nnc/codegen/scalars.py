@@ -318,8 +318,9 @@ class Scalars(Integers):
         source = computes_in(source)
         bits = max(DTYPES[to].bits, 32)
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if bits == DTYPES[to].bits else _range(to)
-        number = self.two("fcmp ord", source, x, x, lanes)
-        x = self.choose(number, x, self.lit(source, 0, lanes), source, lanes)
+        if low:  # else NaN, which is not above it, becomes `low`
+            number = self.two("fcmp ord", source, x, x, lanes)
+            x = self.choose(number, x, self.lit(source, 0, lanes), source, lanes)
         bottom = self.lit(source, low, lanes)
         clamped = self.choose(
             self.two("fcmp ogt", source, x, bottom, lanes), x, bottom, source, lanes

@@ -164,7 +164,7 @@ class Windows(Expressions):
             return None
         mine, across, rest, checks = ZERO, ZERO, ZERO, []
         for i, stride, size in zip(e.index, strides(buffer), buffer.type.shape, strict=True):
-            parts = _parted(i.dim, line.names, lanes.names) if isinstance(i, Idx) else None
+            parts = parted(i.dim, line.names, lanes.names) if isinstance(i, Idx) else None
             if parts is None or (line.names | lanes.names) & stride.names:
                 return None
             a, b, c = parts
@@ -176,12 +176,12 @@ class Windows(Expressions):
                 checks.append(_Check(a, b + c, size, _few(a, line)))
         for d, size in _conditions(facts):
             if not self.always_inside(Idx(d), size):
-                parts = _parted(d, line.names, lanes.names)
+                parts = parted(d, line.names, lanes.names)
                 if parts is None or parts[2].names & later:
                     return None
                 size = size if self.nonneg(size) else dim_max(size, ZERO)
                 checks.append(_Check(parts[0], parts[1] + parts[2], size, _few(parts[0], line)))
-        moving, _, rest = _parted(rest, later, frozenset()) or (ZERO, ZERO, rest)
+        moving, _, rest = parted(rest, later, frozenset()) or (ZERO, ZERO, rest)
         base = self.pointer(buffer, rest, ()).text
         mine, across = self.collapsed(mine), self.collapsed(across)
         return _Read(e, mine, across, moving, tuple(checks), base, _step(e, across, lanes))
@@ -219,7 +219,7 @@ def _zero_outside(e: Load) -> bool:
     return e.other is None or (isinstance(e.other, Const) and str(e.other.value) == "0.0")
 
 
-def _parted(d: Dim, line: frozenset[str], lanes: frozenset[str]) -> tuple[Dim, Dim, Dim] | None:
+def parted(d: Dim, line: frozenset[str], lanes: frozenset[str]) -> tuple[Dim, Dim, Dim] | None:
     """d as a sum: of what depends on the line, on the lanes, on neither."""
     parts = [ZERO, ZERO, ZERO]
     for term in d.terms:

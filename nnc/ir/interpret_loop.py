@@ -76,6 +76,7 @@ class _Machine:
             kind = numpy_dtype(b.type.dtype) if i < len(arrays) else np.dtype(np.float64)
             self.args.append(np.array(value, dtype=kind))
         self.locals: dict[str, np.ndarray[Any, Any]] = {}
+        self.homes = {b.name: b.type.dtype for b in program.buffers}
 
     def leave_on_fault(self) -> None:
         if self.fault is not None:
@@ -122,6 +123,8 @@ class _Machine:
     def read(self, b: Buffer, index: Sequence[int], env: Env) -> Any:
         memory, at = self.place(b, index, env)
         value = memory[at]
+        if b.type.dtype == "i32" and self.homes.get(b.name) == "u8":  # a word of four bytes
+            value = np.array(memory[at : at + 4]).astype(np.uint8).view(np.int32)[0]
         assert not (value != value and DTYPES[b.type.dtype].kind != "f"), f"{b.name} not written"
         return numpy_dtype(b.type.dtype).type(value)
 

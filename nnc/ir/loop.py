@@ -28,8 +28,8 @@ class Buffer:
     stack or in thread scratch; its sizes hold no loop variables).
 
     Two Buffers of one `name` are views of the same memory: all but `type.shape` agree, and the
-    number of elements is equal (adjacent axes that are only used together are merged into one).
-    Look up by name.
+    number of elements is equal (adjacent axes that are only used together are merged into one); or
+    one is of u8, and the other reads four of its bytes as an i32. Look up by name.
 
     `kept`: in an arena, the value stays there from call to call, since it depends on read-only
     modules alone. Only the program's prologue writes it. "value": every call needs it; "copy": of

@@ -46,6 +46,7 @@ from nnc.ir.rewrite import (
 from nnc.ir.scalar import SCALARS, cast
 from nnc.lang.dims import ONE, ZERO, Dim, Facts, Range, dim_prod, prove_nonneg
 from nnc.lang.types import DTYPES
+from nnc.passes.schedule.words import is_words
 
 EXACT = {
     "add",
@@ -97,6 +98,8 @@ class _Inliner:
                 self.pinned |= {*node.init, *node.outs}
             if isinstance(node, External):
                 self.pinned |= set(node.inputs)
+            if isinstance(node, Compute) and is_words(node):
+                self.pinned |= set(node.read)
             for tensor, load in reads_of(node):
                 self.sites.setdefault(tensor, []).append((node, load))
                 if load.check is not None or not all(isinstance(i, Idx) for i in load.index):
@@ -272,7 +275,9 @@ class _Inliner:
             return False
         if not new.axes and len(exprs) <= MAX_SHARED and all(e.check is None for e in loads):
             return True  # a number of its own: computed once in every kernel that needs it
-        if len(sites) > 1 and _narrows(new, loads):
+        if is_words(new):
+            return True
+        if _narrows(new, loads) and (len(sites) > 1 or any(map(_is_beyond, sites))):
             return False
         once = len(sites) == 1 and len(exprs) <= MAX_ONCE and _once(node, sites[0][0], facts)
         view = isinstance(body, Load) and body.check is None
@@ -291,6 +296,11 @@ def _narrows(new: Compute, loads: list[Load]) -> bool:
     large = [e for e in loads if len(e.index) == len(new.axes) > 0]
     own = DTYPES[new.type.dtype].bytes
     return any(DTYPES[e.dtype].bytes > own for e in large)
+
+
+def _is_beyond(site: tuple[Node, Load]) -> bool:
+    """Whether what is computed is read with more around it: it may be done where its operand is."""
+    return site[1].other is not None
 
 
 def _shared(node: Compute) -> Compute:

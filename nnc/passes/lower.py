@@ -35,6 +35,7 @@ from nnc.passes.schedule.merge import Views, merge
 from nnc.passes.schedule.nest import nest
 from nnc.passes.schedule.pieces import pieces
 from nnc.passes.schedule.space import Space, matched
+from nnc.passes.schedule.words import as_word
 from nnc.passes.storage import Place, Storage, assign
 
 
@@ -194,6 +195,8 @@ class _Lowering(RegionLoops):
         def one(e: Expr) -> Expr:
             if isinstance(e, Idx):
                 return Idx(e.dim.subst(env), e.dtype) if e.dim.names & env.keys() else e
+            if isinstance(e, Op) and e.fn == "bitor":
+                return as_word(e, self.views.as_type)
             return self.load(e) if isinstance(e, Load) else e
 
         return rewrite(root, one)

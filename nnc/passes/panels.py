@@ -99,7 +99,7 @@ class _Packing:
         if isinstance(step, Kernel) and not _contracts(step):
             return step
         match step:
-            case Kernel(body=(Contract(panels=None, points=None, fn="mul") as c,)) if self.fits(c):
+            case Kernel(body=(Contract(panels=None, points=None) as c,)) if self.fits(c):
                 return replace(step, body=(replace(c, panels=self.keep(c, step, "copy")),))
         return step
 

@@ -5,28 +5,33 @@ bits with, sums of 32 bits.
 
     u[n, i]   = the byte round(x[n, i] * p.input[0] + p.input[1])
     q[n, k]   = four u[n, 4*k + j], a word
-    s[n, o]   = sum[k] dot4(q[n, k], p.int8[o, k])
+    s[n, o]   = sum[k] dot4(q[n, k], p.int8[k, o])
     y[n, o]   = f32(s[n, o] - p.offset[o]) * p.scale[o]
 
-`p.input` holds 1 / (the step of x) and the byte that stands for 0, `p.scale` the step of x times
-that of the output channel's weights, `p.offset` the byte of 0 times the sum of the channel's
+`p.input` holds 1 / (the step of x), the byte that stands for 0, and the step; `p.scale` the step
+times that of the output channel's weights, `p.offset` the byte of 0 times the sum of the channel's
 weights. They are inputs like the parameter itself: the code knows no number of them. Where `x` is
-read with `else 0`, `q` holds the bytes of 0 around it, so that the sum has no condition.
+read with `else 0`, `u` holds the bytes of 0 around it, so that the sum has no condition. The axis
+along which bytes make words is the last of `u`: a word is what lies in memory there. Where `x` is
+read again at the same element once such a sum is known (a residual), it is read as its byte: else
+four times as many bytes would go through memory for that.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, subst_exprs
 from nnc.ir.graph import Axis, Compute, Graph, Input, Node, toposort
 from nnc.ir.rewrite import replace_operands, with_roots
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.lang.types import TensorType
+from nnc.passes.layout import ordered, reads_own_element
+from nnc.passes.schedule.words import WORD, word
 
 LEAST = 16  # products in a sum: fewer are not worth it
-WORD = 4  # bytes
 
 Inputs = Callable[[str, TensorType], Input]
 
@@ -56,18 +61,24 @@ class Site:
         return tuple(d for d in range(len(self.index)) if d not in self.channels)
 
     @property
+    def order(self) -> tuple[int, ...]:
+        """The parameter's axes as its words have them: summed ones, the packed one, channels."""
+        return (*(d for d in self.reduced if d != self.packed), self.packed, *self.channels)
+
+    @property
     def leaves(self) -> dict[str, TensorType]:
         """The inputs in the parameter's place, by what follows its name."""
         shape = self.weight.type.shape
         words = tuple(
-            -(-_number(n) // WORD) if d == self.packed else n for d, n in enumerate(shape)
+            Dim.of(-(-_number(shape[d]) // WORD)) if d == self.packed else shape[d]
+            for d in self.order
         )
         channels = tuple(shape[d] for d in self.channels)
         return {
-            "int8": TensorType("i32", tuple(map(Dim.of, words))),
+            "int8": TensorType("i32", words),
             "scale": TensorType("f32", channels),
             "offset": TensorType("i32", channels),
-            "input": TensorType("f32", (Dim.of(2),)),
+            "input": TensorType("f32", (Dim.of(3),)),
         }
 
 
@@ -187,30 +198,85 @@ def _margins(node: Compute, x: Load) -> list[tuple[Dim, Dim]] | None:
 
 
 def quantized(graph: Graph, names: Collection[str], inputs: Inputs) -> Graph:
-    """The graph with the contractions with these parameters on bytes.
+    """The graph with the contractions with these parameters on bytes, intermediate values in the
+    order in which these are read.
 
     `inputs` gives the input of a name and type; the graph's list of inputs is left as it is.
     """
     new: dict[Node, Node] = {}
-    bytes_: dict[Node, Compute] = {}  # by what they are of: the ranges of one value are equal
+    # By what they are of, and their last axis: the ranges of one value are equal.
+    bytes_: dict[tuple[Node, int], Made] = {}
     for node in toposort(graph.roots):
         made = replace_operands(node, new.__getitem__)
         found = site(made) if isinstance(made, Compute) else None
         if found is not None and found.weight.name in names:
             made = _rewritten(found, inputs, bytes_)
         new[node] = made
+    return ordered(_read_again(with_roots(graph, [new[r] for r in graph.roots]), bytes_))
+
+
+Made = tuple[Compute, Input]  # bytes, and the numbers by which they were made
+
+
+def _read_again(graph: Graph, bytes_: Mapping[tuple[Node, int], Made]) -> Graph:
+    """Residuals read a value as its byte, if nothing else needs its memory."""
+    replaced: dict[tuple[Node, Node], tuple[int, Made]] = {}
+    for (source, at), made in bytes_.items():
+        if isinstance(source, Compute) and source not in graph.roots:
+            readers = _residuals(graph, source, made[0])
+            replaced |= {(r, source): (at, made) for r in readers}
+    new: dict[Node, Node] = {}
+
+    def operand(node: Node, of: Node) -> Node:
+        found = replaced.get((node, of))
+        if found is None:
+            return new[of]
+        at, (made, given) = found
+        assert isinstance(of, Compute)
+        return _value(of, at, new[made], given)
+
+    for node in graph.order:
+        new[node] = replace_operands(node, partial(operand, node))
     return with_roots(graph, [new[r] for r in graph.roots])
 
 
-def _rewritten(s: Site, inputs: Inputs, bytes_: dict[Node, Compute]) -> Node:
+def _residuals(graph: Graph, source: Node, made: Node) -> list[Node]:
+    """The readers of a value besides `made`, if all come after `made` was used and read it at their
+    own element."""
+    late, found = {made}, []
+    for node in graph.order:
+        if not late.isdisjoint(node.read):
+            late.add(node)
+        if source in node.read and node is not made:
+            if node not in late or not reads_own_element(node, source):
+                return []
+            found.append(node)
+    return found
+
+
+def _value(of: Compute, at: int, made: Node, given: Input) -> Compute:
+    """What the bytes stand for."""
+    axes = tuple(Axis(f"$q{d}", n) for d, n in enumerate(of.type.shape))
+    index = [Idx(Dim.of(a.var)) for a in axes]
+    index.append(index.pop(at))
+    zero, step = (Load("f32", given, (Idx(Dim.of(i)),)) for i in (1, 2))
+    byte = Op("f32", "cast", (Load("u8", made, tuple(index)),))
+    body = Op("f32", "mul", (Op("f32", "sub", (byte, zero)), step))
+    return Compute(type=of.type, span=of.span, name=of.name, axes=axes, body=body)
+
+
+def _rewritten(s: Site, inputs: Inputs, bytes_: dict[tuple[Node, int], Made]) -> Node:
     node, name = s.node, s.weight.name
     given = {k: inputs(f"{name}.{k}", t) for k, t in s.leaves.items()}
-    made = bytes_.setdefault(s.source, _bytes(s, given["input"]))
-    low, words = _words(s, given["input"], made)
-    var = s.index[s.packed]
-    raxes = tuple(Axis(a.var, words.type.shape[s.at]) if a.var == var else a for a in node.raxes)
+    made, by = bytes_.setdefault((s.source, s.at), (_bytes(s, given["input"]), given["input"]))
+    low, made = _padded(s, by, made)
+    words, var = _words(made), s.index[s.packed]
+    reduced = sorted(node.raxes, key=lambda a: a.var == var)
+    raxes = tuple(Axis(a.var, words.type.shape[-1]) if a.var == var else a for a in reduced)
     moved = [Idx(i.dim - low[d]) for d, i in enumerate(s.x.index) if isinstance(i, Idx)]
-    weight = Load("i32", given["int8"], tuple(Idx(Dim.of(v) if v else ZERO) for v in s.index))
+    moved.append(moved.pop(s.at))
+    own = (Dim.of(v) if (v := s.index[d]) else ZERO for d in s.order)
+    weight = Load("i32", given["int8"], tuple(map(Idx, own)))
     product = Op("i32", "dot4", (Load("i32", words, tuple(moved)), weight))
     total = replace(
         node, type=node.type.with_dtype("i32"), raxes=raxes, body=product, name=_named(node, "sum")
@@ -227,53 +293,68 @@ def _named(node: Node, what: str) -> str:
     return f"{node.name}.{what}" if node.name else what
 
 
-def _words(s: Site, given: Input, made: Compute) -> tuple[list[Dim], Compute]:
-    """The activations as words, and where each axis of them begins."""
-    source, shape = s.source, s.source.type.shape
-    margins = _margins(s.node, s.x) if s.x.other is not None else None
-    ranges = margins or [(ZERO, n) for n in shape]
-    length = _number(shape[s.at])
-    ranges[s.at] = (ZERO, Dim.of(-(-length // WORD)))
-    axes = tuple(Axis(f"$q{d}", n) for d, (_, n) in enumerate(ranges))
-    low = [a for a, _ in ranges]
-
-    def element(j: int) -> Expr:
-        index = [Dim.of(a.var) + low[d] for d, a in enumerate(axes)]
-        index[s.at] = Dim.of(axes[s.at].var) * WORD + j
-        inside = margins is None and (length % WORD == 0 or j < length % WORD)
-        other = None if inside else _byte(Const("f32", 0.0), given)
-        return Op("i32", "cast", (Load("u8", made, tuple(map(Idx, index)), other),))
-
-    body: Expr = element(0)
-    for j in range(1, WORD):
-        moved = Op("i32", "shl", (element(j), Const("i32", 8 * j)))
-        body = Op("i32", "bitor", (body, moved))
-    return low, Compute(
-        type=TensorType("i32", tuple(a.extent for a in axes)),
-        span=s.node.span,
-        name=_named(source, "words"),
-        axes=axes,
-        body=body,
-    )
+def _last(s: Site, of: list[Dim]) -> tuple[Dim, ...]:
+    """What there is of each axis of the activations, that of the words last."""
+    return (*of[: s.at], *of[s.at + 1 :], of[s.at])
 
 
 def _bytes(s: Site, given: Input) -> Compute:
     """The activations as bytes: a quarter of what they are when they go through memory."""
-    axes = tuple(Axis(f"$q{d}", n) for d, n in enumerate(s.source.type.shape))
+    shape = s.source.type.shape
+    axes = [Axis(f"$q{d}", n) for d, n in enumerate(shape)]
     x = Load("f32", s.source, tuple(Idx(Dim.of(a.var)) for a in axes))
+    axes.append(axes.pop(s.at))
     return Compute(
-        type=TensorType("u8", s.source.type.shape),
+        type=TensorType("u8", tuple(a.extent for a in axes)),
         span=s.node.span,
         name=_named(s.source, "bytes"),
-        axes=axes,
+        axes=tuple(axes),
         body=_byte(x, given),
     )
 
 
+def _padded(s: Site, given: Input, made: Compute) -> tuple[list[Dim], Compute]:
+    """Where each axis of the activations begins, and the bytes with those of 0 around them, so many
+    that they make words."""
+    shape = s.source.type.shape
+    margins = _margins(s.node, s.x) if s.x.other is not None else None
+    ranges = margins or [(ZERO, n) for n in shape]
+    length = _number(shape[s.at])
+    whole = -(-length // WORD) * WORD
+    ranges[s.at] = (ZERO, Dim.of(whole))
+    low = [a for a, _ in ranges]
+    if margins is None and whole == length:
+        return low, made
+    axes = tuple(Axis(f"$p{d}", n) for d, n in enumerate(_last(s, [n for _, n in ranges])))
+    begins = _last(s, low)
+    index = tuple(Idx(Dim.of(a.var) + b) for a, b in zip(axes, begins, strict=True))
+    return low, Compute(
+        type=TensorType("u8", tuple(a.extent for a in axes)),
+        span=s.node.span,
+        name=_named(s.source, "padded"),
+        axes=axes,
+        body=Load("u8", made, index, _byte(Const("f32", 0.0), given)),
+    )
+
+
+def _words(made: Compute) -> Compute:
+    """Four bytes each, as they lie in memory (see `nnc.passes.schedule.words`)."""
+    *rest, length = made.type.shape
+    shape = (*rest, Dim.of(_number(length) // WORD))
+    axes = tuple(Axis(f"$w{d}", n) for d, n in enumerate(shape))
+    first = [Dim.of(a.var) for a in axes]
+    first[-1] = first[-1] * WORD
+    return Compute(
+        type=TensorType("i32", shape),
+        span=made.span,
+        name=_named(made, "words"),
+        axes=axes,
+        body=word(made, first),
+    )
+
+
 def _byte(x: Expr, given: Input) -> Expr:
-    """0 ... 255 (NaN is 0)."""
+    """0 ... 255: casts saturate (NaN is 0)."""
     step, zero = (Load("f32", given, (Idx(Dim.of(i)),)) for i in (0, 1))
     y: Expr = Op("f32", "add", (Op("f32", "mul", (x, step)), zero))
-    y = Op("f32", "round", (y,))
-    y = Op("f32", "min", (Op("f32", "max", (y, Const("f32", 0.0))), Const("f32", 255.0)))
-    return Op("u8", "cast", (y,))
+    return Op("u8", "cast", (Op("f32", "round", (y,)),))

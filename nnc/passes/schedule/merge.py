@@ -14,15 +14,18 @@ from nnc.lang.types import TensorType
 
 
 class Views:
-    """Buffers under other shapes; one object for each name and shape."""
+    """Buffers under other types; one object for each name and type."""
 
     def __init__(self) -> None:
-        self.known: dict[tuple[str, tuple[Dim, ...]], Buffer] = {}
+        self.known: dict[tuple[str, TensorType], Buffer] = {}
 
     def view(self, buffer: Buffer, shape: tuple[Dim, ...]) -> Buffer:
-        key = (buffer.name, shape)
+        return self.as_type(buffer, TensorType(buffer.type.dtype, shape))
+
+    def as_type(self, buffer: Buffer, type_: TensorType) -> Buffer:
+        key = (buffer.name, type_)
         if key not in self.known:
-            self.known[key] = replace(buffer, type=TensorType(buffer.type.dtype, shape))
+            self.known[key] = replace(buffer, type=type_)
         return self.known[key]
 
 
