@@ -248,3 +248,12 @@ def test_multiples_of_facts() -> None:
     assert not prove_nonneg(place - 1, facts, loops)
     assert not prove_nonneg(T * H * D - 2 - place, facts, loops)
     assert not prove_nonneg(place, Facts(nonneg=columns), loops)
+
+
+def test_a_quotient_beside_a_loop_under_facts() -> None:
+    """`w + (i + 7)//8 - 3` where w >= 2 and i >= 1."""
+    w, i = Dim.of("$w"), Dim.of("$i")
+    loops = {"$w": (ZERO, T - 1), "$i": (ZERO, T - 1)}
+    facts = Facts().plus(w - 2, i - 1)
+    assert prove_nonneg(w + (i + 7) // 8 - 3, facts, loops)
+    assert not prove_nonneg(w + (i + 7) // 8 - 4, facts, loops)

@@ -74,8 +74,10 @@ def _proved(p: Dim, facts: Facts, bounds: tuple[tuple[str, Range], ...], depth: 
     rest = [p - f for f in known]
     if any(r.const is not None and r.const >= 0 for r in rest):
         return True
-    rest += _without_a_floor(p)
     if any(prove_nonneg(r, facts, ranges, depth - 1) for r in rest):
+        return True
+    # Each has a quotient less, so they end: no depth is spent.
+    if any(prove_nonneg(r, facts, ranges, depth) for r in _without_a_floor(p)):
         return True
     if depth < 2:
         return False
