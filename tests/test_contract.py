@@ -15,6 +15,7 @@ import pytest
 
 from nnc.codegen import contract as leaf
 from nnc.codegen import flow, pack, tiles, vectors
+from nnc.codegen.contract_types import block_columns
 from nnc.codegen.emit import Emitter
 from nnc.codegen.target import LLVM_TYPE, Target, host, x86
 from tests.guard import guarded
@@ -310,7 +311,7 @@ def test_every_height_and_width(isa: str) -> None:
 def test_blocks_and_threads_give_equal_bits(isa: str, dtype: str) -> None:
     """Sizes beyond all blocks: columns, partial sums, k; the splits change nothing."""
     t = tiles.tile(dtype, TARGETS[isa])
-    wide = leaf._columns(t) + t.panel + 1
+    wide = block_columns(t) + t.panel + 1
     for sizes in [(520, 40, t.block + 1), (30, wide, t.block), (1, wide, 30), (90, 5, 700)]:
         case = Case(dtype, isa)
         want = run(case, sizes)

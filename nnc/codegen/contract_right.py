@@ -1,0 +1,216 @@
+"""The right operand of a contraction: read in place, packed by the block, before, or in strips.
+
+Full panels of columns are read where B lies if few rows need them (`reads_in_place`). With more
+rows, kernels of the first row tile read B in place and write the panels for the other tiles
+(`copies_panels`); where that is not possible, a block is packed before its row tiles (`right`).
+`emit_prepack` packs a whole operand, once for many contractions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nnc.codegen import flow, pack, strips, tiles
+from nnc.codegen.contract_types import Emission, Range, Ready, area_sizes, wide
+from nnc.codegen.emit import Emitter
+from nnc.codegen.pack import OVERSHOOT, Operand, Packed, Strided, Window
+from nnc.codegen.strips import Strips
+from nnc.codegen.target import Target
+from nnc.codegen.tiles import Tile
+
+_IN_PLACE = 256  # rows up to which packing B costs more than reading it in place,
+NEAR = 1 << 20  # if all of B has few enough bytes to be found in the cache
+_ALIASING = 4096  # and its rows are no multiple of so many bytes apart: those share cache sets
+
+
+def packed_bytes(dtype: str, target: Target, n: int, k: int) -> int:
+    """Bytes of a `Packed` right operand of k rows and n columns."""
+    t = tiles.tile(dtype, target)
+    return -(-n // t.panel) * t.panel * -(-k // OVERSHOOT) * OVERSHOOT * t.size
+
+
+def emit_prepack(
+    em: Emitter, dtype: str, target: Target, b: Operand, n: str, k: str, to: str,
+    scratch: str = "%scratch", tid: str = "%tid", nt: str = "%nt",
+) -> None:  # fmt: skip
+    """Packs a k x n right operand to `to` (`packed_bytes`, aligned to 64); threads split panels.
+
+    `scratch` as for a contraction.
+    """
+    t = tiles.tile(dtype, target)
+    panel = str(t.panel)
+    who, parts = wide(em, tid), wide(em, nt)
+    panels = flow.ceil_div(em, n, panel)
+    p0 = flow.share(em, panels, who, parts)
+    p1 = flow.share(em, panels, flow.add(em, who, "1"), parts)
+    gap = flow.mul(em, flow.round_up(em, k, str(OVERSHOOT)), panel)
+    j0 = flow.mul(em, p0, panel)
+    columns = flow.sub(em, flow.minimum(em, flow.mul(em, p1, panel), n), j0)
+    to = flow.offset(em, to, flow.mul(em, p0, gap), t.type)
+    window = Window(b, "0", k, j0, columns)
+    pack.pack_panels(em, t, window, to, gap, scratch)
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Panels as the kernels address them: bytes between k, elements between panels."""
+
+    ptr: str
+    row_bytes: str
+    gap: str
+
+
+@dataclass(frozen=True)
+class Right:
+    """The block of B: `whole` columns in full panels (perhaps in place), the rest packed."""
+
+    first: Panels
+    edge: Panels
+    whole: str
+    strips: str = "false"  # i1: whether it is in strips
+
+    def at(self, em: Emitter, t: Tile, j: str) -> tuple[str, str, str]:
+        """Pointer, b_k and b_panel (bytes) for the kernel at column j, a multiple of a panel."""
+        inside = flow.compare(em, "slt", j, self.whole)
+        p = flow.div(em, j, str(t.panel))
+        ptr = flow.select(em, inside, "ptr", self.first.ptr, self.edge.ptr)
+        gap = flow.select(em, inside, "i64", self.first.gap, self.edge.gap)
+        row = flow.select(em, inside, "i64", self.first.row_bytes, self.edge.row_bytes)
+        place = flow.offset(em, ptr, flow.mul(em, p, gap), t.type)
+        return place, row, flow.mul(em, gap, str(t.size))
+
+
+class RightOperand(Emission):
+    """How the block of B is read, and what of it is packed."""
+
+    def reads_in_place(self, rows: Range) -> str:
+        em, b = self.em, self.c.b
+        if not isinstance(b, Strided) or b.col_stride != "1" or b.stored:
+            return "false"
+        clash = self.clashes(b)
+        elements = flow.mul(em, self.c.k, self.c.n)
+        near = flow.compare(em, "sle", elements, str(NEAR // self.t.size))
+        # One row tile reads B once: nothing is better than in place. For more, whole runs of a row,
+        # as packing reads them, come in faster from memory than columns of a panel.
+        most = flow.select(em, near, "i64", str(_IN_PLACE), str(self.t.rows))
+        most = flow.select(em, clash, "i64", str(self.t.rows), most)
+        here = flow.compare(em, "sle", rows.size, most)
+        return flow.select(em, self.copies, "i1", "false", here)
+
+    def copies_panels(self, rows: Range) -> str:
+        """Whether the first row tile reads B in place and its kernels pack it for the others."""
+        em, t, c = self.em, self.t, self.c
+        if not t.copying or not isinstance(c.b, Strided) or c.b.col_stride != "1" or c.b.stored:
+            return "false"
+        more = flow.compare(em, "sgt", rows.size, str(t.rows))
+        count = flow.maximum(em, flow.ceil_div(em, rows.size, str(t.rows)), "1")
+        first = flow.div(em, rows.size, count)
+        high = flow.compare(em, "sge", first, str(t.copying.start))
+        copies = flow.select(em, more, "i1", high, "false")
+        return copies if c.ready is None else flow.select(em, c.ready.when, "i1", "false", copies)
+
+    def clashes(self, b: Strided) -> str:
+        """Whether the rows of B share sets of the cache."""
+        em = self.em
+        apart = flow.rem(em, flow.mul(em, b.row_stride, str(self.t.size)), str(_ALIASING))
+        return flow.compare(em, "eq", apart, "0")
+
+    def right(self, k0: str, kc: str, columns: Range) -> Right:
+        """Packs the block of B, or what of it is not read in place."""
+        em, t, c = self.em, self.t, self.c
+        row, panel = str(t.panel * t.size), str(t.panel)
+        whole = flow.mul(em, flow.div(em, columns.size, panel), panel)
+        if isinstance(c.b, Packed):
+            gap = flow.mul(em, flow.round_up(em, c.k, str(OVERSHOOT)), panel)
+            at = flow.mul(em, flow.div(em, columns.start, panel), gap)
+            at = flow.add(em, at, flow.mul(em, k0, panel))
+            packed = Panels(flow.offset(em, c.b.ptr, at, t.type), row, gap)
+            return Right(packed, packed, whole)
+        gap = flow.mul(em, flow.round_up(em, kc, str(OVERSHOOT)), panel)
+        skips = flow.select(em, self.copies, "i1", "true", self.in_place)
+        skip = flow.select(em, skips, "i64", whole, "0")
+        start, size = flow.add(em, columns.start, skip), flow.sub(em, columns.size, skip)
+        to = flow.mul(em, flow.div(em, skip, panel), gap)
+        to = flow.offset(em, self.b_block, to, t.type)
+        window = Window(c.b, k0, kc, start, size)
+        if c.strips is not None:
+            return self.in_strips(c.strips, window, gap)
+        needed = "true" if c.ready is None else flow.negate(em, c.ready.when)
+        with flow.when(em, needed):
+            pack.pack_panels(em, t, window, to, gap, self.stage)
+        packed = Panels(self.b_block, row, gap)
+        here = Right(self.first(packed, k0, columns), packed, whole)
+        return here if c.ready is None else self.or_ready(here, c.ready, k0, columns)
+
+    def copies_now(self, tile: str, whole: str) -> str:
+        em = self.em
+        first = flow.select(em, flow.compare(em, "eq", tile, "0"), "i1", whole, "false")
+        return flow.select(em, self.copies, "i1", first, "false")
+
+    def copying(
+        self, when: str, at: tuple[str, str], index: str, b: str, b_k: str, gap: str, kernel: str
+    ) -> tuple[str, str, str, str]:
+        """B, bytes between its rows and to its copy (which is `b`), and the kernel, if `when`."""
+        em, t = self.em, self.t
+        there, apart = self.source(*at)
+        table = f"[{t.rows} x ptr], ptr @nnrt_copies_{t.dtype}, i64 0, i64 {index}"
+        copy = em.op(f"load ptr, ptr {em.op(f'getelementptr {table}', 'copy')}", "copy")
+        behind = flow.sub(em, *(em.op(f"ptrtoint ptr {p} to i64", "at") for p in (b, there)))
+        return (
+            flow.select(em, when, "ptr", there, b),
+            flow.select(em, when, "i64", apart, b_k),
+            flow.select(em, when, "i64", behind, gap),
+            flow.select(em, when, "ptr", copy, kernel),
+        )
+
+    def source(self, k: str, column: str) -> tuple[str, str]:
+        """Where B is, and bytes between its rows."""
+        em, t, b = self.em, self.t, self.c.b
+        assert isinstance(b, Strided)
+        at = flow.add(em, flow.mul(em, k, b.row_stride), column)
+        return flow.offset(em, b.ptr, at, t.type), flow.mul(em, b.row_stride, str(t.size))
+
+    def in_strips(self, s: Strips, b: Window, gap: str) -> Right:
+        """Strips of the block of B where that is decided, or it is packed."""
+        em, t = self.em, self.t
+        room = area_sizes(t)[2] // t.size
+        block = strips.Block(b.row, b.rows, b.col, b.cols, self.b_block, room, self.area, gap)
+        shape = strips.shape(em, t, s, block)
+        with flow.when(em, shape.fits):
+            strips.fill(em, t, s, block, shape, self.stage)
+        with flow.when(em, flow.negate(em, shape.fits)):
+            pack.pack_panels(em, t, b, self.b_block, gap, self.stage)
+            strips.packed_places(em, t, block)
+        panels = Panels(self.b_block, "0", gap)
+        return Right(panels, panels, b.cols, shape.fits)
+
+    def first(self, packed: Panels, k0: str, columns: Range) -> Panels:
+        """The full panels: in place where that is decided."""
+        em, t = self.em, self.t
+        if self.in_place == "false":
+            return packed
+        there, apart = self.source(k0, columns.start)
+        return Panels(
+            flow.select(em, self.in_place, "ptr", there, packed.ptr),
+            flow.select(em, self.in_place, "i64", apart, packed.row_bytes),
+            flow.select(em, self.in_place, "i64", str(t.panel), packed.gap),
+        )
+
+    def or_ready(self, here: Right, ready: Ready, k0: str, columns: Range) -> Right:
+        """The panels that were packed before, if they were."""
+        em, t, (column, k) = self.em, self.t, self.c.begin
+        panel = str(t.panel)
+        gap = flow.mul(em, flow.round_up(em, ready.k, str(OVERSHOOT)), panel)
+        number = flow.div(em, flow.add(em, columns.start, column), panel)
+        at = flow.add(em, flow.mul(em, number, gap), flow.mul(em, flow.add(em, k0, k), panel))
+        there = flow.offset(em, ready.ptr, at, t.type)
+
+        def either(p: Panels) -> Panels:
+            return Panels(
+                flow.select(em, ready.when, "ptr", there, p.ptr),
+                flow.select(em, ready.when, "i64", str(t.panel * t.size), p.row_bytes),
+                flow.select(em, ready.when, "i64", gap, p.gap),
+            )
+
+        whole = flow.select(em, ready.when, "i64", columns.size, here.whole)
+        return Right(either(here.first), either(here.edge), whole)
