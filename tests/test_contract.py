@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 
 from nnc.codegen import contract as leaf
-from nnc.codegen import flow, pack, tiles, vectors
+from nnc.codegen import flow, tiles, vectors
 from nnc.codegen.contract_types import block_columns
 from nnc.codegen.emit import Emitter
+from nnc.codegen.operands import computed
 from nnc.codegen.target import LLVM_TYPE, Target, host, x86
 from tests.guard import guarded
 from tests.jit import assembly, build
@@ -85,7 +86,7 @@ def operand(case: Case, name: str, layout: str, t: tiles.Tile) -> leaf.Strided |
         strides = "1" if layout == "col" else rs, "1" if layout == "row" else cs
         return leaf.Strided(base, *strides, stored)
     axis = 0 if layout == "computed0" else 1
-    inner = pack.computed(t, leaf.Strided(base, rs, "1") if axis else leaf.Strided(base, "1", cs))
+    inner = computed(t, leaf.Strided(base, rs, "1") if axis else leaf.Strided(base, "1", cs))
     ones = "<" + ", ".join([f"{t.type} 1.0"] * t.lanes) + ">"
 
     def load(em: Emitter, row: str, col: str) -> str:

@@ -42,7 +42,7 @@ here are the loops, what is decided before them, and all names for users of cont
 
 from __future__ import annotations
 
-from nnc.codegen import flow, pack
+from nnc.codegen import flow, pack, pack_lists
 from nnc.codegen import row as single
 from nnc.codegen.contract_right import NEAR, emit_prepack, packed_bytes
 from nnc.codegen.contract_support import (
@@ -68,7 +68,7 @@ from nnc.codegen.contract_types import (
     wide,
 )
 from nnc.codegen.emit import Emitter
-from nnc.codegen.pack import OVERSHOOT, Computed, Packed, Strided, Window
+from nnc.codegen.operands import OVERSHOOT, Computed, Packed, Strided, Window
 
 __all__ = [
     "LINES",
@@ -147,7 +147,7 @@ class _Emission(RowTiles):
         self.b_far = self.is_b_far()
         self.height = self.most_rows(rows)
         if t.fetches:
-            pack.list_nothing(em, t, self.a_panel)
+            pack_lists.list_nothing(em, t, self.a_panel)
         for_columns = flow.ceil_div(em, columns.size, str(block_columns(t)))
         # Without partial sums in scratch there is no reason to cut the rows.
         row_blocks = "1"
@@ -179,7 +179,7 @@ class _Emission(RowTiles):
         self.kept = fits if many == "true" else flow.select(em, many, "i1", fits, "false")
         if t.fetches:
             with flow.when(em, self.kept), flow.loop(em, "1", count) as slot:
-                pack.list_nothing(em, t, self.slot(slot))
+                pack_lists.list_nothing(em, t, self.slot(slot))
 
     def parts(self) -> tuple[Range, Range]:
         """The rows and columns of this thread."""

@@ -7,9 +7,9 @@ packed next, of the block of B that comes next, or of panels that were packed be
 
 from __future__ import annotations
 
-from nnc.codegen import flow, pack, tiles
+from nnc.codegen import flow, pack_lists, tiles
 from nnc.codegen.contract_types import Emission, Range
-from nnc.codegen.pack import Strided
+from nnc.codegen.operands import Strided
 
 _FAR = 1 << 19  # bytes of A from which on its rows are fetched ahead,
 _B_FAR = 1 << 21  # and of B
@@ -76,9 +76,9 @@ class Ahead(Emission):
                 source = b if along else Strided(b.ptr, b.col_stride, "1")
                 row, col = (ks.start, columns.start) if along else (columns.start, ks.start)
                 start = flow.add(em, row, first), col
-                pack.list_rows(em, t, source, start, count, run, self.a_panel)
+                pack_lists.list_rows(em, t, source, start, count, run, self.a_panel)
             with flow.when(em, flow.negate(em, some)):
-                pack.list_nothing(em, t, self.a_panel)
+                pack_lists.list_nothing(em, t, self.a_panel)
 
     def fetch_ready(self, b: str, tile: str, kc: str) -> None:
         """Lists this row tile's share of what follows in a panel that was packed before."""
@@ -94,7 +94,7 @@ class Ahead(Emission):
             room = flow.mul(em, flow.div(em, kc, str(tiles.UNROLL)), str(64 // t.size))
             at = flow.add(em, block, flow.mul(em, tile, share))
             source, some = Strided(b, "0", "1"), flow.minimum(em, share, room)
-            pack.list_rows(em, t, source, ("0", at), "1", some, self.a_panel)
+            pack_lists.list_rows(em, t, source, ("0", at), "1", some, self.a_panel)
 
     def fetch_next(self, rows: Range, part: Range, k: Range, turn: str) -> None:
         """Lists the rows of A that are packed next (the last time, the first ones of the next k, or
@@ -113,7 +113,7 @@ class Ahead(Emission):
             row = flow.add(em, rows.start, flow.select(em, more, "i64", after, "0"))
             row = flow.add(em, row, flow.mul(em, half, turn))
             col = flow.select(em, more, "i64", k.start, flow.add(em, k.start, k.size))
-            pack.list_rows(em, t, a, (row, col), half, k.size, self.a_panel)
+            pack_lists.list_rows(em, t, a, (row, col), half, k.size, self.a_panel)
         done = flow.select(em, self.far, "i1", flow.compare(em, "eq", turn, "2"), "false")
         with flow.when(em, done):
-            pack.list_nothing(em, t, self.a_panel)
+            pack_lists.list_nothing(em, t, self.a_panel)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from nnc.codegen import flow, pack, strips, tiles
 from nnc.codegen.contract_types import Emission, Range, Ready, area_sizes, wide
 from nnc.codegen.emit import Emitter
-from nnc.codegen.pack import OVERSHOOT, Operand, Packed, Strided, Window
+from nnc.codegen.operands import OVERSHOOT, Operand, Packed, Strided, Window
 from nnc.codegen.strips import Strips
 from nnc.codegen.target import Target
 from nnc.codegen.tiles import Tile

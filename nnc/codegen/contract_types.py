@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
-from nnc.codegen import flow, pack, strips, tiles, vectors
+from nnc.codegen import flow, pack_lists, pack_tables, strips, tiles, vectors
 from nnc.codegen.emit import Emitter
-from nnc.codegen.pack import OVERSHOOT, Operand, Packed, Strided
+from nnc.codegen.operands import OVERSHOOT, Operand, Packed, Strided
 from nnc.codegen.strips import Strips
 from nnc.codegen.target import Target
 from nnc.codegen.tiles import Tile
@@ -73,9 +73,9 @@ def area_sizes(t: Tile) -> tuple[int, int, int, int, int]:
     """Bytes of scratch for transposing, panels of A, the block of B, the (partial) sums and what
     finds lines in strips."""
     depth = -(-t.block // OVERSHOOT) * OVERSHOOT
-    a = KEPT * pack.slot_bytes(t)
+    a = KEPT * pack_lists.slot_bytes(t)
     b, c = depth * block_columns(t), PARTIAL_ROWS * block_columns(t)
-    return pack.stage_bytes(t), a, b * t.size, c * t.size, strips.AREA
+    return pack_tables.stage_bytes(t), a, b * t.size, c * t.size, strips.AREA
 
 
 def scratch_bytes(dtype: str, target: Target) -> int:
@@ -128,9 +128,9 @@ class Emission:
         self.a_panel = self.panels
 
     def slot(self, number: str) -> str:
-        return flow.offset(
-            self.em, self.panels, flow.mul(self.em, number, str(pack.slot_bytes(self.t))), "i8"
-        )
+        """The room of one panel of A."""
+        at = flow.mul(self.em, number, str(pack_lists.slot_bytes(self.t)))
+        return flow.offset(self.em, self.panels, at, "i8")
 
     def cut(self, whole: Range, part: str, parts: str) -> Range:
         em = self.em

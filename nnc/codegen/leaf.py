@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from nnc.codegen import contract, flow, kept, pack, tiles
+from nnc.codegen import contract, flow, kept, tiles
 from nnc.codegen.emit import Emitter
 from nnc.codegen.guards import ALWAYS, Guard
 from nnc.codegen.memory import flat, strides
+from nnc.codegen.operands import Operand, Runs
 from nnc.codegen.registers import computes_in
 from nnc.codegen.scopes import Value
 from nnc.codegen.shared import shared
@@ -309,7 +310,7 @@ class Leaves(Sweeps, Windows):
 
     # ---- operands -------------------------------------------------------------------------------
 
-    def operand(self, e: Expr, row: Group, col: Group) -> pack.Operand:
+    def operand(self, e: Expr, row: Group, col: Group) -> Operand:
         return self.strided(e, row, col) or self.computed(e, row, col)
 
     def strided(self, e: Expr, row: Group, col: Group) -> contract.Strided | None:
@@ -376,7 +377,7 @@ class Leaves(Sweeps, Windows):
         table = self.window(e, line, across, tile)
         return contract.Computed(load, vector, axis, table, self.runs(e, row, col, lanes))
 
-    def runs(self, e: Expr, row: Group, col: Group, lanes: int) -> pack.Runs | None:
+    def runs(self, e: Expr, row: Group, col: Group, lanes: int) -> Runs | None:
         """Words, of which whole vectors along a row lie together in memory."""
         if not isinstance(e, Load) or e.dtype != "i32" or e.other is not None:
             return None
@@ -401,7 +402,7 @@ class Leaves(Sweeps, Windows):
             with self.inside_tile(col, first):
                 return self.uniform(self.merged(across)).text
 
-        return pack.Runs(self.pointer(buffer, rest, ()).text, rows, column)
+        return Runs(self.pointer(buffer, rest, ()).text, rows, column)
 
     def run(self, e: Expr, g: Group) -> float:
         """About how many successive elements along a group lie together in memory."""

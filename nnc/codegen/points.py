@@ -28,8 +28,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from nnc.codegen import flow, pack, tiles, vectors
+from nnc.codegen import flow, pack_lists, tiles, vectors
 from nnc.codegen.emit import Emitter
+from nnc.codegen.operands import OVERSHOOT
 from nnc.codegen.registers import literal, splat
 from nnc.codegen.target import Target
 from nnc.codegen.tiles import Tile
@@ -53,12 +54,12 @@ def side_of(kind: str) -> int | None:
 
 def columns(m: int) -> int:
     """Columns of a row of the tiles that are read."""
-    return -(-(m * SEGMENT + 2) // pack.OVERSHOOT) * pack.OVERSHOOT
+    return -(-(m * SEGMENT + 2) // OVERSHOOT) * OVERSHOOT
 
 
 def row(m: int) -> int:
     """Elements between rows of results; no power of two."""
-    return -(-m * SEGMENT // pack.OVERSHOOT) * pack.OVERSHOOT + pack.OVERSHOOT
+    return -(-m * SEGMENT // OVERSHOOT) * OVERSHOOT + OVERSHOOT
 
 
 def read_bytes(t: Tile, m: int) -> int:
@@ -198,7 +199,7 @@ class _Transforms:
 
     def in_(self) -> None:
         em, t, m = self.em, self.t, self.m
-        slot = pack.slot_bytes(t)
+        slot = pack_lists.slot_bytes(t)
         with flow.loop(em, "0", "%count") as i:
             number = flow.add(em, "%tile", i)
             panel, own = flow.div(em, number, "%height"), flow.rem(em, number, "%height")

@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 from nnc.codegen import flow, vectors
 from nnc.codegen.emit import Emitter
-from nnc.codegen.pack import Operand, Strided
+from nnc.codegen.operands import Operand, Strided
 from nnc.codegen.target import Target
 from nnc.codegen.tiles import Tile, add, multiply_add
 

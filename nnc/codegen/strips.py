@@ -25,9 +25,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nnc.codegen import flow, pack, tiles
+from nnc.codegen import flow, pack_tables, tiles
 from nnc.codegen.emit import Emitter
-from nnc.codegen.pack import OVERSHOOT, Tabled
+from nnc.codegen.operands import OVERSHOOT, Tabled
 from nnc.codegen.registers import splat
 from nnc.codegen.target import Target
 from nnc.codegen.tiles import Tile
@@ -129,11 +129,12 @@ def fill(em: Emitter, t: Tile, s: Strips, b: Block, shape: Shape, stage: str) ->
     """Writes the strips, the table and the panels' places."""
     width = shape.width
 
-    def place(j: str) -> pack.Place:
+    def place(j: str) -> pack_tables.Place:
         return lambda line: flow.add(em, flow.mul(em, line, width), j)
 
     lines, positions = (shape.first, shape.lines), (shape.start, shape.used)
-    pack.pack_tabled(em, t, s.operand, stage, lines, positions, t.panel // t.lanes, b.to, place)
+    together = t.panel // t.lanes
+    pack_tables.pack_tabled(em, t, s.operand, stage, lines, positions, together, b.to, place)
     # What kernels read past the last column must not be slow to multiply.
     end = flow.round_up(em, shape.used, str(t.panel))
     with flow.loop(em, "0", shape.lines) as line:

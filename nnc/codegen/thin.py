@@ -13,9 +13,9 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from nnc.codegen import flow, pack, tiles
+from nnc.codegen import flow, pack_tables, tiles
 from nnc.codegen.leaf import Leaves, group, kind
-from nnc.codegen.pack import Lanes, Tabled
+from nnc.codegen.operands import Lanes, Tabled, computed
 from nnc.codegen.scopes import Value
 from nnc.codegen.tiles import Tile
 from nnc.codegen.vectors import lane_mask
@@ -79,13 +79,13 @@ class Thin(Leaves):
         operands = [p.b for p in parts]
         self.contractions |= {kind(c)}
         em, stage = self.em, self.tile_scratch(kind(c))
-        table = pack.table_of(t, em, stage)
+        table = pack_tables.table_of(t, em, stage)
         slots, room = self.alloca(f"[{some * rows} x {t.vector}]"), f"[{rows} x {t.vector}]"
         size = self.uniform(n.extent).text
         (b0, b1), (v0, v1) = self.shares(c, flow.ceil_div(em, size, str(t.lanes)))
         with (
             self.scope(),
-            pack.lines_of(em, t, operands[0], table, "0", lines),
+            pack_tables.lines_of(em, t, operands[0], table, "0", lines),
             self.counted(b0, b1, str(_BATCHES)) as start,
             self.counted(v0, v1) as v,
         ):
@@ -131,7 +131,7 @@ class Thin(Leaves):
                 batch = Value(number, "i64", 1, self.depth)
                 stack.enter_context(self.indices(batch, part.batch))
             stack.enter_context(self.scope())
-            left = [pack.computed(t, self.operand(p.a, p.m, k)) for p in parts]
+            left = [computed(t, self.operand(p.a, p.m, k)) for p in parts]
 
             def every(pieces: int) -> None:
                 def line(i: str, sums: list[str]) -> list[str]:
@@ -151,7 +151,7 @@ class Thin(Leaves):
                     place = flow.offset(em, slots, str(i), t.vector)
                     em.line(f"store {t.vector} {s}, ptr {place}, align 64")
 
-            pack.either(em, lanes.pieces, every)
+            pack_tables.either(em, lanes.pieces, every)
 
     def results(self, c: Contract, m: Group, n: Group, slot: str, mask: str) -> None:
         """The epilogue of the rows of one batch."""

@@ -26,7 +26,8 @@ from nnc.codegen.emit import Emitter
 from nnc.codegen.expressions import Expressions
 from nnc.codegen.guards import ALWAYS, Guard
 from nnc.codegen.memory import strides
-from nnc.codegen.pack import LINE_WORDS, PIECES, Lanes, Tabled, masks_of, words_of
+from nnc.codegen.operands import Lanes, Tabled
+from nnc.codegen.pack_tables import LINE_WORDS, PIECES, masks_of, words_of
 from nnc.codegen.registers import REGISTER, literal, splat
 from nnc.codegen.scopes import Value
 from nnc.codegen.tiles import Tile

@@ -17,10 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from nnc.codegen import flow, pack, points, tiles
+from nnc.codegen import flow, pack_lists, points, tiles
 from nnc.codegen.emit import Emitter
 from nnc.codegen.leaf import kind
 from nnc.codegen.memory import flat, strides
+from nnc.codegen.operands import OVERSHOOT
 from nnc.codegen.registers import literal
 from nnc.codegen.scopes import Value
 from nnc.codegen.thin import Thin
@@ -68,7 +69,7 @@ class _Plan:
     @property
     def apart(self) -> int:
         """Bytes from panels of tiles to the next."""
-        return self.deep * self.points * pack.slot_bytes(self.t)
+        return self.deep * self.points * pack_lists.slot_bytes(self.t)
 
     @property
     def gap(self) -> int:
@@ -110,7 +111,7 @@ def _plan(t: Tile, f: Sliding, weights: Load) -> _Plan:
     c, o, number = f.c.extent.const, f.o.extent.const, weights.tensor.type.shape[1].const
     assert c is not None and o is not None and number is not None, f
     deep = -(-c // t.block)
-    depth = -(-c // deep // pack.OVERSHOOT) * pack.OVERSHOOT
+    depth = -(-c // deep // OVERSHOOT) * OVERSHOOT
     each = number * (c + t.panel) * t.size * t.rows
     least = _LEAST if number * c * o * t.size > _NEAR else 1
     m, most = {36: 4, 16: 2}[number], max(least, _CACHE // each) * t.rows
@@ -156,9 +157,9 @@ class Winograd(Thin):
         rooms = _Rooms(*(self.scratch(Dim.of(size)) for size in p.rooms))
         (first, end), (g0, g1) = self.grid(total, str(-(-p.o // t.panel)))
         if t.fetches:
-            with self.counted("0", str(p.left_bytes // pack.slot_bytes(t))) as slot:
-                at = flow.mul(em, slot, str(pack.slot_bytes(t)))
-                pack.list_nothing(em, t, flow.offset(em, rooms.left, at, "i8"))
+            with self.counted("0", str(p.left_bytes // pack_lists.slot_bytes(t))) as slot:
+                at = flow.mul(em, slot, str(pack_lists.slot_bytes(t)))
+                pack_lists.list_nothing(em, t, flow.offset(em, rooms.left, at, "i8"))
         size = flow.sub(em, end, first)
         blocks = flow.ceil_div(em, size, str(p.most))
         assert isinstance(weights.tensor, Buffer), weights
@@ -255,7 +256,7 @@ class _Block:
                     literal(t.dtype, float(other)), self.rooms.read,
                 )  # fmt: skip
                 part, inside = flow.div(em, k, str(p.depth)), flow.rem(em, k, str(p.depth))
-                part = flow.mul(em, part, str(p.points * pack.slot_bytes(t)))
+                part = flow.mul(em, part, str(p.points * pack_lists.slot_bytes(t)))
                 to = flow.offset(em, flow.offset(em, self.rooms.left, part, "i8"), inside, t.type)
                 points.call(
                     em,
@@ -273,11 +274,11 @@ class _Block:
     def products(self, weights: str, g: str) -> None:
         """The products of all points with panel `g` of the weights."""
         em, p, t = self.em, self.p, self.p.t
-        each = -(-p.c // pack.OVERSHOOT) * pack.OVERSHOOT * SLAB
+        each = -(-p.c // OVERSHOOT) * OVERSHOOT * SLAB
         col = flow.mul(em, g, str(t.panel))
         at = flow.mul(em, flow.div(em, col, str(SLAB)), str(p.points * each))
         start = flow.offset(em, weights, flow.add(em, at, flow.rem(em, col, str(SLAB))), t.type)
-        slot = pack.slot_bytes(t)
+        slot = pack_lists.slot_bytes(t)
         with (
             flow.loop(em, "0", str(p.points)) as point,
             flow.loop(em, "0", str(p.deep)) as part,

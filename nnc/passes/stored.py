@@ -1,7 +1,7 @@
 """Weights stored in fewer bits: reads of chosen inputs become conversions of narrower ones.
 
 The arithmetic does not change: `x[n, i] * w[o, i]` with `w` stored as bf16 is
-`x[n, i] * f32(w[o, i])`, and kernels convert in registers (`nnc.codegen.pack`).
+`x[n, i] * f32(w[o, i])`, and kernels convert in registers (`nnc.codegen.vectors`).
 """
 
 from __future__ import annotations
