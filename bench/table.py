@@ -105,12 +105,14 @@ def machine(run: Run, path: Path) -> str:
         for key, name in {**known, "numpy": "NumPy"}.items()
         if f"version {key}" in m
     )
+    there = {name for r in timed(run) for name in rows_of(r)[1]} & {"compile", "max-autotune"}
+    compiled = "runs beside it" if there else "was left out of this run"
     roof = f"{run['roof']['flop'] / 1e9:.0f} GFLOP/s and {run['roof']['read'] / 1e9:.0f} GB/s"
     return (
         f"Medians on {m['cores']} virtual cores of an {m['cpu']} ({m.get('isa', '')}; roof {roof}), {m['date'][:10]}, f32,\n"
         f"`{command}` ([JSON](../{where})). Above 1x nnc is faster. Peers: {versions};\n"
-        "PyTorch is the fastest of its eager set-ups (inference mode; channels-last where there are convolutions), `torch.compile` stands beside it in\n"
-        "both of its modes. The machine is shared: ratios of another run differ by some percent. Losses are shown as they are."
+        "PyTorch is the fastest of its eager set-ups (inference mode; channels-last where there are convolutions); `torch.compile`\n"
+        f"{compiled}. The machine is shared: ratios of another run differ by some percent. Losses are shown as they are."
     )
 
 
