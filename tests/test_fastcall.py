@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
+import time
 import traceback
 import weakref
 from pathlib import Path
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 import nnc
+from nnc.ir.calltable import Word
 
 TEXT = """
 from std.nn import Linear, relu
@@ -195,3 +198,78 @@ def test_objects_do_not_leak(m: Any) -> None:
         m.predict(net, x)
     after = sys.getrefcount(x), sys.getrefcount(x.dtype), sys.getrefcount(None)
     assert all(abs(a - b) < 50 for a, b in zip(counts, after, strict=True))
+
+
+LONGER = """
+export def product(x: f32[N, 256], w: f32[256, 256]) -> f32[N, 256] = tanh(x @ w)
+
+export def steps(x: f32[8], N: dim) -> f32[8] where N >= 0:
+    for n in N:
+        x = x * 0.999 + 0.001
+    return x
+"""
+
+
+@pytest.fixture(scope="module")
+def longer(tmp_path_factory: Any) -> Any:
+    """Exports during whose calls other threads run."""
+    path = Path(tmp_path_factory.mktemp("longer")) / "longer.nn"
+    path.write_text(LONGER)
+    return nnc.load(path, threads=1)
+
+
+def test_python_threads_that_call_at_once(longer: Any) -> None:
+    """While one thread is inside, those of others go through Python."""
+    rng = np.random.default_rng(0)
+    f, w = longer.product, rng.standard_normal((256, 256), dtype=np.float32) / 16
+    inputs = [rng.standard_normal((150, 256), dtype=np.float32) for _ in range(4)]
+    warm(f, inputs[0], w)
+    assert f._fast._table[Word.RELEASE]
+    want = [f.call(x, w).tobytes() for x in inputs]
+    assert len(set(want)) == len(inputs)
+    right = [0] * len(inputs)
+
+    def work(i: int) -> None:
+        for _ in range(50):
+            right[i] += f(inputs[i], w).tobytes() == want[i]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert right == [50] * len(inputs)
+    assert not f._fast._table[Word.BUSY]
+
+
+def test_other_python_threads_go_on(longer: Any) -> None:
+    """Nothing but the call lets them: threads do not take turns here."""
+    f, x, n = longer.steps, np.ones(8, np.float32), 1 << 19
+    warm(f, x, n)
+    assert f._fast._table[Word.RELEASE]
+    inside, seen, done = False, threading.Event(), threading.Event()
+
+    def watch() -> None:
+        while not done.is_set():
+            if inside:
+                seen.set()
+            time.sleep(0)
+
+    interval = sys.getswitchinterval()
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        sys.setswitchinterval(1000)
+        for _ in range(50):
+            f._calls = 0  # stays with what is remembered
+            inside = True
+            f(x, n)
+            inside = False
+            if seen.is_set():
+                break
+        assert f._calls == 0, "this call went through Python"
+    finally:
+        sys.setswitchinterval(interval)
+        done.set()
+        watcher.join()
+    assert seen.is_set()

@@ -272,3 +272,18 @@ def test_strided_windows_of_one_place() -> None:
     for b, h, w in ((1, 16, 32), (3, 15, 9)):
         dims = {"B": b, "C": 37, "H": h, "W": w, "O": 29}
         compare(graph, dims, sample(graph, dims, np.random.default_rng(1)))
+
+
+def test_phases_that_differ_in_size() -> None:
+    """Batches of a gradient whose sizes depend on one another are no matrices of pictures."""
+    text = """
+    from std.nn import Conv2d
+    module Down:
+        c = Conv2d(64, 128, 1, stride=2, use_bias=false)
+    export def back(n: Down, x: f32[B, 64, H, W]) -> f32[B, 64, H, W] where H > 0, W > 0:
+        return grad(sum(n.c(x)**2), x)
+    """
+    graph = built(dedent(text))["back"].graph
+    for b, h, w in ((1, 16, 33), (2, 7, 8)):
+        dims = {"B": b, "H": h, "W": w}
+        compare(graph, dims, sample(graph, dims, np.random.default_rng(1)))

@@ -24,7 +24,7 @@ from nnc.codegen.tiles import Tile, add, multiply_add
 
 LONGEST = 128 << 10  # bytes of A's row
 _CHUNK = 32 << 10  # bytes of sums between epilogues
-_WIDE, _NARROW = 16, 4  # vectors of columns that advance together
+_NARROW = 4  # vectors of columns that advance together, at the end; see `_widest`
 _AHEAD = 8  # rows of B between use and prefetch
 _SOON = 512  # bytes of a column between use and prefetch
 
@@ -112,6 +112,15 @@ def definitions(t: Tile, target: Target, stored: str = "") -> str:
 Sums = list[str]
 
 
+def _widest(t: Tile, target: Target) -> int:
+    """Vectors of columns that advance together: what the registers hold beside the operands (words
+    of bytes take more of these where no instruction sums up their products)."""
+    registers = target.vector_registers
+    if t.type == "i32" and not target.vnni:
+        return registers // 4
+    return min(16, registers * 3 // 4)
+
+
 class _Row:
     def __init__(self, t: Tile, target: Target, axis: int, stored: str) -> None:
         self.t, self.target, self.axis, self.stored = t, target, axis, stored
@@ -124,7 +133,7 @@ class _Row:
         em.label("entry")
         if self.axis:
             done = "0"
-            for width in (_WIDE, _NARROW):
+            for width in (_widest(t, self.target), _NARROW):
                 step = str(width * t.lanes)
                 end = flow.sub(em, "%n", flow.rem(em, flow.sub(em, "%n", done), step))
                 with flow.loop(em, done, end, step) as j:
