@@ -228,6 +228,19 @@ def test_nothing_is_undefined(name: str, isa: str) -> None:
     assert undefined(code) <= known
 
 
+CALL = re.compile(r"call [^@\n]*@(nnrt_\w+)\((.*)\)")
+DECLARED = re.compile(r"^declare [^@\n]*@(nnrt_\w+)\((.*)\)", re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_calls_give_what_is_declared(name: str) -> None:
+    """LLVM takes any call of any function: what is not given is what a register held."""
+    text = compiled(name, "avx512")[0].text
+    declared = {f: types.count(",") for f, types in DECLARED.findall(text)}
+    calls = {(f, given.count(",")) for f, given in CALL.findall(text) if f in declared}
+    assert not {(f, n) for f, n in calls if n != declared[f]}
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("kind", [*KINDS, "dot4", "dot4r"])
 def test_support_needs_nothing(kind: str, isa: str) -> None:

@@ -42,7 +42,7 @@ here are the loops, what is decided before them, and all names for users of cont
 
 from __future__ import annotations
 
-from nnc.codegen import flow, pack, pack_lists
+from nnc.codegen import flow, pack, pack_lists, tiles
 from nnc.codegen import row as single
 from nnc.codegen.contract_right import NEAR, emit_prepack, packed_bytes
 from nnc.codegen.contract_support import (
@@ -190,11 +190,7 @@ class _Emission(RowTiles):
         # Panels that were packed before stay whole.
         width = t.panel if c.ready is not None or isinstance(c.b, Packed) else t.lanes
         strips, each = flow.ceil_div(em, c.n, str(width)), 8 * width // t.panel
-        costs = f"i64 {each}, i64 {self.packing(nt, 6 * each)}"
-        grid = f"call {{ i64, i64 }} @nnrt_grid(i64 {c.m}, i64 {strips}, i64 {nt}, {costs})"
-        grid = em.op(grid, "grid")
-        down = em.op(f"extractvalue {{ i64, i64 }} {grid}, 0", "down")
-        across = em.op(f"extractvalue {{ i64, i64 }} {grid}, 1", "across")
+        down, across = tiles.grid(em, c.m, strips, nt, str(each), self.packing(nt, 6 * each))
         rows = self.cut(Range("0", c.m), flow.div(em, tid, across), down)
         mine = self.cut(Range("0", strips), flow.rem(em, tid, across), across)
         start = flow.mul(em, mine.start, str(width))

@@ -450,6 +450,17 @@ done:
 """
 
 
+def grid(
+    em: Emitter, rows: str, strips: str, threads: str, each: str, pack: str
+) -> tuple[str, str]:
+    """In how many parts threads split rows and strips of columns; `each`, `pack`: what a row of a
+    strip costs, and packing a strip, where packing a row costs 2."""
+    given = ", ".join(f"i64 {x}" for x in (rows, strips, threads, each, pack))
+    found = em.op(f"call {{ i64, i64 }} @nnrt_grid({given})", "grid")
+    down = em.op(f"extractvalue {{ i64, i64 }} {found}, 0", "down")
+    return down, em.op(f"extractvalue {{ i64, i64 }} {found}, 1", "across")
+
+
 def line_definitions(t: Tile, target: Target) -> str:
     """The micro-kernels that find lines by a table: %b_k is its address, an offset in bytes (i32)
     for each k and for `_LINES_AHEAD` more."""

@@ -35,6 +35,7 @@ from nnc.lang.dims import ZERO, Dim, dim_prod
 
 _CACHE = 1 << 18  # bytes of a block
 _NEAR = 1 << 20  # bytes of weights that are found in the cache too; others are fetched ahead
+_COSTS = "8", "48"  # of a tile's sums with a panel, of reading a panel; a tile's transform is 2
 _LEAST = 2  # panels of tiles in a block whose weights are not: each block reads all of them
 
 
@@ -177,11 +178,7 @@ class Winograd(Thin):
     def grid(self, rows: str, panels: str) -> tuple[tuple[str, str], tuple[str, str]]:
         """This thread's tiles and panels of output channels."""
         em = self.em
-        found = em.op(
-            f"call {{ i64, i64 }} @nnrt_grid(i64 {rows}, i64 {panels}, i64 {self.nt})", "grid"
-        )
-        down = em.op(f"extractvalue {{ i64, i64 }} {found}, 0", "down")
-        across = em.op(f"extractvalue {{ i64, i64 }} {found}, 1", "across")
+        down, across = tiles.grid(em, rows, panels, self.nt, *_COSTS)
 
         def part(total: str, number: str, parts: str) -> tuple[str, str]:
             after = flow.add(em, number, "1")
