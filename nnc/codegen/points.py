@@ -26,7 +26,7 @@ transforms back, from [points][tile][panel] with `apart` elements between points
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from nnc.codegen import flow, pack_lists, tiles, vectors
 from nnc.codegen.emit import Emitter
@@ -76,44 +76,29 @@ def name(t: Tile, m: int, what: str) -> str:
     return f"@nnrt_points{m}_{what}_{t.dtype}"
 
 
-_SIGNATURES = {
-    "read": "ptr {0}, i64 {1}, i64 {2}, i64 {3}, i64 {4}, i64 {5}, i64 {6}, i64 {7}, i64 {8}, "
-    "float {9}, ptr {10}",
-    "in": "ptr {0}, ptr {1}, i64 {2}, i64 {3}, i64 {4}, i64 {5}",
-    "soon": "ptr {0}, i64 {1}, ptr {2}",
-    "out": "ptr {0}, i64 {1}, i64 {2}, ptr {3}, ptr {4}",
-}
 _PARAMETERS = {
-    "read": [
-        "src",
-        "c_stride",
-        "row_stride",
-        "channels",
-        "row",
-        "rows",
-        "col",
-        "cols",
-        "count",
-        "other",
-        "to",
-    ],
-    "in": ["from", "to", "tile", "height", "apart", "count"],
-    "soon": ["from", "rows", "to"],
-    "out": ["from", "apart", "count", "room", "to"],
+    "read": "ptr src, i64 c_stride, i64 row_stride, i64 channels, i64 row, i64 rows, i64 col, "
+    "i64 cols, i64 count, float other, ptr to",
+    "in": "ptr from, ptr to, i64 tile, i64 height, i64 apart, i64 count",
+    "soon": "ptr from, i64 rows, ptr to",
+    "out": "ptr from, i64 apart, i64 count, ptr room, ptr to",
 }
+
+
+def _types(what: str) -> list[str]:
+    return [p.partition(" ")[0] for p in _PARAMETERS[what].split(", ")]
 
 
 def call(em: Emitter, t: Tile, m: int, what: str, *given: str) -> None:
     """Calls one of the functions."""
-    em.line(f"call void {name(t, m, what)}({_SIGNATURES[what].format(*given)})")
+    pairs = zip(_types(what), given, strict=True)
+    em.line(f"call void {name(t, m, what)}({', '.join(f'{type_} {x}' for type_, x in pairs)})")
 
 
 def declarations(t: Tile, m: int) -> tuple[str, ...]:
     """Lines for a module that calls them."""
-    blank = [""] * 11
     return tuple(
-        f"declare void {name(t, m, what)}({given.format(*blank)})"
-        for what, given in _SIGNATURES.items()
+        f"declare void {name(t, m, what)}({', '.join(_types(what))})" for what in _PARAMETERS
     )
 
 
@@ -134,10 +119,9 @@ class _Transforms:
         self.t, self.target, self.m, self.side = t, target, m, m + 2
         self.em = Emitter()
 
-    def function(self, what: str, body: object) -> str:
-        assert callable(body)
+    def function(self, what: str, body: Callable[[], None]) -> str:
         self.em = em = Emitter()
-        given = _SIGNATURES[what].format(*(f"%{p}" for p in _PARAMETERS[what]))
+        given = _PARAMETERS[what].replace(" ", " %").replace(", %", ", ")
         em.label("entry")
         body()
         em.line("ret void")
