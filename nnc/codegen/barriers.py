@@ -89,8 +89,8 @@ class Plan:
         if needed == "false" and self.skipped != "false" and self.conflict(access, self.older):
             needed = self.skipped
         if needed != "false":
-            serial = conjunction(em, self.alone, small)
-            wanted = conjunction(em, needed, flow.negate(em, serial))
+            serial = flow.conjunction(em, self.alone, small)
+            wanted = flow.conjunction(em, needed, flow.negate(em, serial))
             if wanted != "false":
                 with flow.when(em, wanted):
                     em.line("call void @nnrt_barrier(ptr %team)")
@@ -100,9 +100,9 @@ class Plan:
                 self.older.add(self.recent)
             self.recent = Touched()
             self.skipped = flow.negate(em, wanted)
-            self.alone = disjunction(em, wanted, self.alone)
+            self.alone = flow.disjunction(em, wanted, self.alone)
         self.recent.add(access)
-        self.alone = conjunction(em, self.alone, small)
+        self.alone = flow.conjunction(em, self.alone, small)
 
     def touched(self, a: Access) -> Touched:
         names = [{b.name for b in x} for x in (a.reads, a.writes)]
@@ -186,18 +186,6 @@ def _choices(d: Dim) -> int:
         found += f.kind in ("min", "max")
         left += f.a.funcs() + f.b.funcs()
     return found
-
-
-def conjunction(em: Emitter, a: str, b: str) -> str:
-    if "false" in (a, b):
-        return "false"
-    if a == "true":
-        return b
-    return a if b == "true" else em.op(f"and i1 {a}, {b}", "and")
-
-
-def disjunction(em: Emitter, a: str, b: str) -> str:
-    return flow.negate(em, conjunction(em, flow.negate(em, a), flow.negate(em, b)))
 
 
 def is_parallel(kernel: Kernel) -> bool:

@@ -180,6 +180,18 @@ def negate(em: Emitter, condition: str) -> str:
     return em.op(f"xor i1 {condition}, true", "not")
 
 
+def conjunction(em: Emitter, a: str, b: str) -> str:
+    if "false" in (a, b):
+        return "false"
+    if a == "true":
+        return b
+    return a if b == "true" else em.op(f"and i1 {a}, {b}", "and")
+
+
+def disjunction(em: Emitter, a: str, b: str) -> str:
+    return negate(em, conjunction(em, negate(em, a), negate(em, b)))
+
+
 # Lines that a module using this file needs; callers join the lines of all parts without repetition.
 DECLARATIONS = (
     "declare i64 @llvm.smin.i64(i64, i64)",

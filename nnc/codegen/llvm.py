@@ -20,7 +20,6 @@ import numpy as np
 
 from nnc.codegen import contract, external, flow, pool, vecmath
 from nnc.codegen.alike import Outline
-from nnc.codegen.barriers import disjunction
 from nnc.codegen.indices import Indices
 from nnc.codegen.loops import written
 from nnc.codegen.memory import flat, strides
@@ -474,7 +473,7 @@ class _Emission:
             em.line(f"store {type_} {value}, ptr {place}")
         work = s.uniform(total_work(self.program.steps[self.program.prologue :])).text
         small = flow.compare(em, "slt", work, str(_SMALL_PROGRAM))
-        alone = disjunction(em, all_small(s, self.program.steps), small)
+        alone = flow.disjunction(em, all_small(s, self.program.steps), small)
         threads = flow.select(em, alone, "i64", "1", threads)
         count = threads
         if flow.const(threads) is None:

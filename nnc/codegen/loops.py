@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from nnc.codegen import flow
-from nnc.codegen.emit import Emitter
 from nnc.codegen.expressions import Expressions
 from nnc.codegen.guards import Guard
 from nnc.codegen.interleave import Turns
@@ -242,8 +241,8 @@ class Loops(Expressions):
             if len(nest) == 1:
                 self.turn(loop)
                 return
-            is_first = conjunction(em, at_first, flow.compare(em, "eq", i, first[0]))
-            is_last = conjunction(em, at_last, flow.compare(em, "eq", i, last[0]))
+            is_first = flow.conjunction(em, at_first, flow.compare(em, "eq", i, first[0]))
+            is_last = flow.conjunction(em, at_last, flow.compare(em, "eq", i, last[0]))
             self.part(nest[1:], sizes[1:], first[1:], last[1:], is_first, is_last)
 
 
@@ -255,14 +254,6 @@ def _waiting(body: tuple[Stmt, ...]) -> frozenset[int]:
             out |= set() if s.buffer.name in touched else {id(s)}
         touched |= {b.name for b in loaded_from((s,))} | {t.buffer.name for t in stores_in((s,))}
     return frozenset(out)
-
-
-def conjunction(em: Emitter, a: str, b: str) -> str:
-    if "false" in (a, b):
-        return "false"
-    if a == "true":
-        return b
-    return a if b == "true" else em.op(f"and i1 {a}, {b}", "and")
 
 
 def written(body: Iterable[Stmt]) -> frozenset[str]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from nnc.codegen import flow, kept
-from nnc.codegen.barriers import Plan, conjunction, disjunction, is_parallel
+from nnc.codegen.barriers import Plan, is_parallel
 from nnc.codegen.emit import Emitter
 from nnc.codegen.indices import Indices
 from nnc.codegen.registers import MEMORY
@@ -285,15 +285,15 @@ def all_small(
 
     kernels = (k for k in steps if isinstance(k, Kernel) and is_parallel(k))
     for work in dict.fromkeys(at_most(k.work, known) for k in kernels):
-        out = conjunction(s.em, out, below(work, _SMALL))
+        out = flow.conjunction(s.em, out, below(work, _SMALL))
     for loop in steps:
         if isinstance(loop, Repeat):
             turn = (*loop.before, *loop.steps)
             small = all_small(s, turn, loops, (*inner, loop))
             if small != "true":
                 last = total_work(turn).subst({loop.var: loop.trip - 1})
-                small = disjunction(s.em, small, below(last, _SMALL_TURN))
-            out = conjunction(s.em, out, small)
+                small = flow.disjunction(s.em, small, below(last, _SMALL_TURN))
+            out = flow.conjunction(s.em, out, small)
     return out
 
 

@@ -110,14 +110,8 @@ def shape(em: Emitter, t: Tile, s: Strips, b: Block) -> Shape:
     gain, of = _WORTH
     fewer = flow.compare(em, "sle", flow.mul(em, copies, of), flow.mul(em, packed, gain))
     long = flow.compare(em, "sge", s.period, str(t.lanes))
-    fits = _both(em, fits, _both(em, fewer, long))
+    fits = flow.conjunction(em, fits, flow.conjunction(em, fewer, long))
     return Shape(fits, flow.mul(em, o0, each), lines, start, used, width)
-
-
-def _both(em: Emitter, a: str, b: str) -> str:
-    if a in ("true", "false"):
-        return b if a == "true" else "false"
-    return flow.select(em, b, "i1", a, "false")
 
 
 def position(em: Emitter, s: Strips, column: str) -> str:
