@@ -20,7 +20,7 @@ from nnc.codegen.scopes import Value
 from nnc.codegen.shared import shared
 from nnc.codegen.strips import Strips
 from nnc.codegen.sweeps import Sweeps
-from nnc.codegen.windows import Group, Windows, digits, parted
+from nnc.codegen.windows import Group, Windows, digits, group, parted
 from nnc.ir.expr import Expr, Idx, Load, Op, Var, loads
 from nnc.ir.graph import Axis
 from nnc.ir.loop import FEW, REVERSED, SLAB, Buffer, Contract, For, Reduce, Stmt, Store
@@ -32,10 +32,6 @@ _LONG = 1024  # assumed for sizes known at run time only
 _NEXT_TILE = 128  # bytes of a row to the columns of the next tile
 _PICTURE = 256  # columns that are a batch of their own if they are whole panels, else twice so many
 _TINY = 1 << 12  # multiplications: fewer are done by plain loops
-
-
-def group(letter: str, axes: tuple[Axis, ...]) -> Group:
-    return Group(axes[0].var if len(axes) == 1 else f"$.{letter}", axes)
 
 
 def kind(c: Contract) -> str:

@@ -18,9 +18,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from nnc.codegen import contract, flow, tiles
-from nnc.codegen.leaf import group
 from nnc.codegen.registers import computes_in
 from nnc.codegen.scopes import Value
+from nnc.codegen.windows import group
 from nnc.codegen.winograd import Winograd
 from nnc.ir.expr import subst
 from nnc.ir.graph import Axis

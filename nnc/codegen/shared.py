@@ -13,9 +13,10 @@ from math import gcd
 from nnc.codegen.scopes import Value
 from nnc.codegen.strips import Strips
 from nnc.codegen.tiles import Tile
-from nnc.codegen.windows import Group, Windows
-from nnc.ir.expr import Const, Expr, Idx, Load, loads, rewrite, subst, walk
+from nnc.codegen.windows import Group, Windows, group
+from nnc.ir.expr import Const, Expr, Idx, Load, loads, names, rewrite, subst, walk
 from nnc.ir.graph import Axis
+from nnc.ir.scalar import const
 from nnc.lang.dims import ZERO, Dim, dim_prod
 
 
@@ -63,38 +64,28 @@ def _strips(
     by, phases = step
     window = u.extent.const
     assert window is not None
-    after = lines.axes[lines.axes.index(u) + 1 :]
-    inner = dim_prod(a.extent for a in after).const
-    if inner is None or window * inner > t.block:
+    inner = _behind(lines, u).const
+    if inner is None or window * inner > t.block or any(x.check is not None for x in loads(e)):
         return None
     far = by * ((window - 1) // phases)
-    env: dict[str, Dim] = {}
-    env_lines: list[Axis] = []
-    env_columns: list[Axis] = []
-    for group, axis, extent, out in (
-        (lines, u, Dim.of(phases), env_lines),
-        (columns, i, i.extent + abs(far), env_columns),
-    ):
-        for a in group.axes:
-            new = Axis(f"{a.var}.s", extent if a is axis else a.extent)
-            env[a.var] = Dim.of(new.var)
-            out.append(new)
-    env[i.var] = env[i.var] + _constant(cx, min(0, far))
-    strips = _group("$.k.s", env_lines), _group("$.n.s", env_columns)
+    strips = (
+        group("k.s", _changed(lines, u, Dim.of(phases))),
+        group("n.s", _changed(columns, i, i.extent + abs(far))),
+    )
+    env = {a.var: Dim.of(f"{a.var}.s") for g in (lines, columns) for a in g.axes}
+    env[i.var] += _constant(cx, min(0, far))
     cx.merge(strips)
-    moved = {i.var, u.var}
-    at_all = all(load.check is None for load in loads(e))
-    if not at_all:
-        return None
-    operand = cx.window(_guarded(subst(e, env), {f"{v}.s" for v in moved}), *strips, t)
+    operand = cx.window(_guarded(subst(e, env), {f"{i.var}.s", f"{u.var}.s"}), *strips, t)
     if operand is None:
         return None
-    run = cx.uniform(dim_prod(a.extent for a in columns.axes[columns.axes.index(i) + 1 :]))
-    period = cx.uniform(dim_prod(a.extent for a in columns.axes[columns.axes.index(i) :]))
-    gap = cx.uniform(
-        dim_prod(a.extent for a in columns.axes[columns.axes.index(i) + 1 :]) * abs(far)
-    )
-    return Strips(operand, window, inner, phases, by, run.text, period.text, gap.text)
+    steps = _behind(columns, i)
+    run, period, gap = (cx.uniform(d).text for d in (steps, i.extent * steps, steps * abs(far)))
+    return Strips(operand, window, inner, phases, by, run, period, gap)
+
+
+def _behind(group: Group, axis: Axis) -> Dim:
+    """Steps of the group's index in one of the axis."""
+    return dim_prod(a.extent for a in group.axes[group.axes.index(axis) + 1 :])
 
 
 def _constant(cx: Windows, x: int) -> Dim:
@@ -106,8 +97,9 @@ def _constant(cx: Windows, x: int) -> Dim:
     return Dim.of(var) if x else ZERO
 
 
-def _group(name: str, axes: list[Axis]) -> Group:
-    return Group(axes[0].var if len(axes) == 1 else name, tuple(axes))
+def _changed(group: Group, axis: Axis, extent: Dim) -> tuple[Axis, ...]:
+    """The axes under other names, one with another extent."""
+    return tuple(Axis(f"{a.var}.s", extent if a is axis else a.extent) for a in group.axes)
 
 
 def _guarded(e: Expr, moved: set[str]) -> Expr:
@@ -116,8 +108,7 @@ def _guarded(e: Expr, moved: set[str]) -> Expr:
     def guard(x: Expr) -> Expr:
         if not isinstance(x, Load) or x.other is not None:
             return x
-        names = {n for i in x.index if isinstance(i, Idx) for n in i.dim.names}
-        zero = 0.0 if "f" in x.dtype else x.dtype != "bool" and 0
-        return replace(x, other=Const(x.dtype, zero)) if names & moved else x
+        zero = Const("bool", False) if x.dtype == "bool" else const(0, x)
+        return replace(x, other=zero) if names(x.index) & moved else x
 
     return rewrite(e, guard)

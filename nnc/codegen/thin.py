@@ -14,12 +14,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from nnc.codegen import flow, pack_tables, tiles
-from nnc.codegen.leaf import Leaves, group, kind
+from nnc.codegen.leaf import Leaves, kind
 from nnc.codegen.operands import Lanes, Tabled, computed
 from nnc.codegen.scopes import Value
 from nnc.codegen.tiles import Tile
 from nnc.codegen.vectors import lane_mask
-from nnc.codegen.windows import Group
+from nnc.codegen.windows import Group, group
 from nnc.ir.expr import Expr, subst
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Contract, Store

@@ -59,6 +59,10 @@ class Group:
         return frozenset({self.var, *(a.var for a in self.axes)})
 
 
+def group(letter: str, axes: tuple[Axis, ...]) -> Group:
+    return Group(axes[0].var if len(axes) == 1 else f"$.{letter}", axes)
+
+
 @dataclass(frozen=True)
 class _Check:
     """An index that may leave the tensor: the shares of line and lanes, and the axis's size.

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import isqrt
 
 from nnc.codegen import flow, pack_lists, points, tiles
 from nnc.codegen.emit import Emitter
@@ -52,20 +53,29 @@ class _Segment:
 
 @dataclass(frozen=True)
 class _Plan:
-    """Sizes (numbers) and rooms (pointers) of one contraction; `most`: tiles of a block; `depth`:
-    channels of a panel, of which there are `deep`; `bytes`: of a tile's results."""
+    """Sizes of one contraction of `c` to `o` channels; `depth`: channels of a panel."""
 
     t: Tile
     m: int
     c: int
     o: int
-    most: int
-    deep: int
     depth: int
 
     @property
     def points(self) -> int:
         return (self.m + 2) ** 2
+
+    @property
+    def deep(self) -> int:
+        """Panels of all channels."""
+        return -(-self.c // self.depth)
+
+    @property
+    def most(self) -> int:
+        """Tiles of a block."""
+        t = self.t
+        each = self.points * (self.c + t.panel) * t.size * t.rows
+        return max(_LEAST if self.far else 1, _CACHE // each) * t.rows
 
     @property
     def apart(self) -> int:
@@ -111,12 +121,8 @@ def _plan(t: Tile, f: Sliding, weights: Load) -> _Plan:
     assert isinstance(weights.tensor, Buffer), weights
     c, o, number = f.c.extent.const, f.o.extent.const, weights.tensor.type.shape[1].const
     assert c is not None and o is not None and number is not None, f
-    deep = -(-c // t.block)
-    depth = -(-c // deep // OVERSHOOT) * OVERSHOOT
-    each = number * (c + t.panel) * t.size * t.rows
-    least = _LEAST if number * c * o * t.size > _NEAR else 1
-    m, most = {36: 4, 16: 2}[number], max(least, _CACHE // each) * t.rows
-    return _Plan(t, m, c, o, most, -(-c // depth), depth)
+    depth = -(-c // -(-c // t.block) // OVERSHOOT) * OVERSHOOT
+    return _Plan(t, isqrt(number) - 2, c, o, depth)
 
 
 @dataclass(frozen=True)
@@ -256,17 +262,9 @@ class _Block:
                 part = flow.mul(em, part, str(p.points * pack_lists.slot_bytes(t)))
                 to = flow.offset(em, flow.offset(em, self.rooms.left, part, "i8"), inside, t.type)
                 points.call(
-                    em,
-                    t,
-                    m,
-                    "in",
-                    self.rooms.read,
-                    to,
-                    s.number,
-                    self.height,
-                    str(p.apart),
+                    em, t, m, "in", self.rooms.read, to, s.number, self.height, str(p.apart),
                     s.count,
-                )
+                )  # fmt: skip
 
     def products(self, weights: str, g: str) -> None:
         """The products of all points with panel `g` of the weights."""
