@@ -9,7 +9,6 @@ from functools import lru_cache
 from itertools import pairwise
 
 from nnc.codegen import flow
-from nnc.codegen.emit import Emitter
 from nnc.codegen.indices import Indices
 from nnc.ir.expr import Load, walk
 from nnc.ir.loop import (
