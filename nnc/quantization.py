@@ -23,7 +23,7 @@ from nnc.ir.signature import Leaf, ModuleSig, Slot
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.lang.types import TensorType
-from nnc.passes.quantize import quantized, sites
+from nnc.passes.quantize import Site, quantized, sites
 from nnc.passes.stored import held, stored_as, weights
 from nnc.runtime import artifact
 from nnc.runtime.cache import fetch
@@ -339,7 +339,7 @@ class _Int8:
             if key in to.arrays:
                 to.arrays[key][...] = array
         for key, s in self.sites.items():
-            made = in_bytes(own.arrays[key], s.reduced, s.packed, self.seen[key])
+            made = in_bytes(own.arrays[key], s, self.seen[key])
             for what, array in made.items():
                 to.arrays[f"{key}.{what}"][...] = array
 
@@ -347,28 +347,24 @@ class _Int8:
 Range = tuple[float, float]
 
 
-def in_bytes(w: Array, reduced: tuple[int, ...], packed: int, seen: Range) -> dict[str, Array]:
+def in_bytes(w: Array, site: Site, seen: Range) -> dict[str, Array]:
     """The leaves in the place of a weight (`nnc.passes.quantize`): symmetric in each channel.
 
-    `reduced`: the axes that are summed over; `packed`: the one along which four bytes make a word;
-    `seen`: the range of the activations. The words have these axes first, the packed one behind the
-    others: as products read them.
+    `seen`: the range of the activations.
     """
     w = w.astype(np.float64)
-    steps = np.abs(w).max(axis=reduced, keepdims=True) / 127
+    steps = np.abs(w).max(axis=site.reduced, keepdims=True) / 127
     steps[steps == 0] = 1.0
     q = np.clip(np.rint(w / steps), -127, 127).astype(np.int8)
     low, high = min(0.0, seen[0]), max(0.0, seen[1])
     step = (high - low) / 255 or 1.0
     zero = round(-low / step)
-    last = np.moveaxis(q, packed, -1)
+    last = np.moveaxis(q, site.packed, -1)
     words = np.zeros((*last.shape[:-1], -(-last.shape[-1] // 4) * 4), np.int8)
     words[..., : last.shape[-1]] = last
-    order = (*(d for d in reduced if d != packed), packed)
-    order += tuple(d for d in range(w.ndim) if d not in reduced)
-    sums = q.sum(axis=reduced, dtype=np.int64)
+    sums = q.sum(axis=site.reduced, dtype=np.int64)
     return {
-        "int8": np.moveaxis(words.view(np.int32), -1, packed).transpose(order),
+        "int8": np.moveaxis(words.view(np.int32), -1, site.packed).transpose(site.order),
         "scale": (steps.reshape(sums.shape) * step).astype(np.float32),
         "offset": (sums * zero).astype(np.int32),
         "input": np.array([1 / step, zero, step], np.float32),

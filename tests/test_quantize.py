@@ -199,7 +199,7 @@ def on_bytes(name: str, rng: np.random.Generator) -> tuple[Graph, dict[str, np.n
     weights = {}
     for s in sites(graph):
         w = rng.standard_normal([d.const for d in s.weight.type.shape]).astype(np.float32)
-        leaves = in_bytes(w, s.reduced, s.packed, (-4.0, 11.9375))  # steps of 1/16
+        leaves = in_bytes(w, s, (-4.0, 11.9375))  # steps of 1/16
         leaves["scale"] = 2.0 ** np.round(np.log2(leaves["scale"])).astype(np.float32)
         weights |= {f"{s.weight.name}.{k}": v for k, v in leaves.items()}
     return made, weights
