@@ -122,6 +122,16 @@ def names_of(form: Form) -> frozenset[str]:
     return found
 
 
+def functions_of(form: Form) -> frozenset[str]:
+    """The scalar functions in its expressions."""
+    found = form.memo.get("functions")
+    if found is None:
+        tokens = (t for t in form.key if isinstance(t, tuple))
+        found = form.memo["functions"] = frozenset(t[1] for t in tokens if t[1] in SCALARS)
+    assert isinstance(found, frozenset)
+    return found
+
+
 def formed(roots: Sequence[Expr]) -> Formed:
     """Of expressions of one node."""
     work = _Work()

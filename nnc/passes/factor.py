@@ -11,6 +11,7 @@ from collections.abc import Hashable
 from dataclasses import replace
 
 from nnc.ir.expr import Expr, Idx, Load, Op, Select, children, names, walk, with_children
+from nnc.ir.form import functions_of
 from nnc.ir.graph import Axis, Compute, Constant, Graph, Input, Node
 from nnc.ir.rewrite import replace_operands, with_roots
 from nnc.ir.scalar import SCALARS
@@ -56,12 +57,7 @@ def _before(graph: Graph, early: dict[Node, list[Node]]) -> Graph:
 
 
 def _may(node: Compute) -> bool:
-    form = node.formed.form
-    known = form.memo.get("costly")
-    if known is None:
-        found = (isinstance(t, tuple) and t[1] in COSTLY for t in form.key)
-        known = form.memo["costly"] = any(found)
-    return bool(known)
+    return not COSTLY.isdisjoint(functions_of(node.formed.form))
 
 
 def _costly(node: Compute) -> list[Expr]:

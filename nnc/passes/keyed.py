@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, as_dtype, guards, names, subst_exprs, walk
+from nnc.ir.form import functions_of
 from nnc.ir.graph import Axis, Compute, Graph, Node, Update, all_nodes
 from nnc.ir.rewrite import transform
 from nnc.ir.scalar import op, select
@@ -30,10 +31,7 @@ def keyed(graph: Graph) -> Graph:
 
 
 def _may(node: Compute) -> bool:
-    equal = ("bool", "eq")
-    return node.op == "sum" and any(
-        isinstance(t, tuple) and t[:2] == equal for t in node.formed.form.key
-    )
+    return node.op == "sum" and "eq" in functions_of(node.formed.form)
 
 
 def _by_key(node: Node) -> Node:

@@ -12,6 +12,7 @@ from functools import reduce
 
 from nnc.ir.bounds import condition_facts, node_obligations
 from nnc.ir.expr import Const, Expr, Idx, Load, guards, joined_by, loads, names, subst
+from nnc.ir.form import functions_of
 from nnc.ir.graph import Axis, Compute, Graph, Input, Loop, Node, Part, all_nodes
 from nnc.ir.rewrite import transform
 from nnc.ir.scalar import op, select
@@ -40,8 +41,7 @@ def prefixes(graph: Graph) -> Graph:
 def _may(node: Compute) -> bool:
     if node.op != "sum" or node.type.dtype not in ("f32", "f64", "i32", "i64"):
         return False
-    orders = {("bool", fn) for fn in ("le", "lt", "ge", "gt")}
-    return any(isinstance(t, tuple) and t[:2] in orders for t in node.formed.form.key)
+    return not functions_of(node.formed.form).isdisjoint(("le", "lt", "ge", "gt"))
 
 
 @dataclass(frozen=True)

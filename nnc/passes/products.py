@@ -15,6 +15,7 @@ from math import prod
 
 from nnc.ir.bounds import node_obligations
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, guards, joined_by, names, walk
+from nnc.ir.form import functions_of
 from nnc.ir.graph import Axis, Compute, Graph, Node, all_nodes
 from nnc.ir.rewrite import transform
 from nnc.ir.scalar import op, select
@@ -38,8 +39,7 @@ def products(graph: Graph) -> Graph:
 def _may(node: Compute) -> bool:
     if node.op != "sum" or node.type.dtype not in ("f32", "f64"):
         return False
-    muls = (isinstance(t, tuple) and t[1:2] == ("mul",) for t in node.formed.form.key)
-    return any(muls)
+    return "mul" in functions_of(node.formed.form)
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ def _split(node: Node, facts: Facts) -> Node:
         return node
     inner, outer = best
     made = _node(node, inner)
-    if not _may_stand_alone(made, inner, outer, facts):
+    if not _may_stand_alone(made, outer, facts):
         return node
     read = _Factor(_load(made), frozenset(a.var for a in made.axes))
     rest = _node(node, replace(outer, factors=(read, *outer.factors[1:])))
@@ -195,7 +195,7 @@ def _load(node: Compute) -> Expr:
     return Load(node.type.dtype, node, tuple(Idx(Dim.of(a.var)) for a in node.axes))
 
 
-def _may_stand_alone(made: Compute, inner: _Sum, outer: _Sum, facts: Facts) -> bool:
+def _may_stand_alone(made: Compute, outer: _Sum, facts: Facts) -> bool:
     """Whether nothing is read outside, or checked, that conditions now left out excluded."""
     if not any(f.is_cond for f in outer.factors):
         return True

@@ -268,7 +268,10 @@ def _value(of: Compute, at: int, made: Node, given: Input) -> Compute:
 def _rewritten(s: Site, inputs: Inputs, bytes_: dict[tuple[Node, int], Made]) -> Node:
     node, name = s.node, s.weight.name
     given = {k: inputs(f"{name}.{k}", t) for k, t in s.leaves.items()}
-    made, by = bytes_.setdefault((s.source, s.at), (_bytes(s, given["input"]), given["input"]))
+    key = s.source, s.at
+    if key not in bytes_:
+        bytes_[key] = _bytes(s, given["input"]), given["input"]
+    made, by = bytes_[key]
     low, made = _padded(s, by, made)
     words, var = _words(made), s.index[s.packed]
     reduced = sorted(node.raxes, key=lambda a: a.var == var)

@@ -11,11 +11,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from nnc.ir.expr import Const, Expr, Idx, Load
+from nnc.ir.expr import Expr, Idx, Load, names
 from nnc.ir.graph import Axis, Compute, Graph, Node
 from nnc.ir.rewrite import replace_operands, with_roots
+from nnc.ir.scalar import is_const
 from nnc.lang.dims import Dim
 from nnc.lang.types import TensorType
+from nnc.passes.schedule.space import NEUTRAL
 
 _PLACES = ("argmax", "argmin")
 _STORED = 2  # reads that an element of `t` costs beyond those of its window
@@ -39,12 +41,10 @@ def separate(graph: Graph) -> Graph:
     new: dict[Node, Node] = {}
     for node in graph.order:
         moved = replace_operands(node, new.__getitem__)
-        found = None
         if isinstance(moved, Compute) and _may(moved) and placed.isdisjoint(node.read):
             found = _window(moved)
-        if found is not None and _pays(found):
-            assert isinstance(moved, Compute), moved
-            moved = _two(moved, found)
+            if found is not None and _pays(found):
+                moved = _two(moved, found)
         new[node] = moved
     return with_roots(graph, [new[r] for r in graph.roots])
 
@@ -57,14 +57,14 @@ def _window(node: Compute) -> _Window | None:
     e = node.body
     if not isinstance(e, Load) or e.check is not None or not _plain(e.index) or not node.axes:
         return None
-    if e.other is not None and not _neutral(e.other, node.op):
+    if not (e.other is None or is_const(e.other, NEUTRAL[node.op])):
         return None
     *before, end = e.index
     assert isinstance(end, Idx), e
     kept = node.axes[-1]
     mine = [a for a in node.raxes if a.var in end.dim.names]
     form = end.dim.linear_in(kept.var)
-    if len(mine) != 1 or form is None or _uses(before, kept.var) or _uses(before, mine[0].var):
+    if len(mine) != 1 or form is None or names(before) & {kept.var, mine[0].var}:
         return None
     along = form[1].linear_in(mine[0].var)
     step = form[0].const
@@ -76,14 +76,6 @@ def _window(node: Compute) -> _Window | None:
 
 def _plain(index: Sequence[Expr]) -> bool:
     return bool(index) and all(isinstance(i, Idx) for i in index)
-
-
-def _uses(index: Sequence[Expr], var: str) -> bool:
-    return any(isinstance(i, Idx) and var in i.dim.names for i in index)
-
-
-def _neutral(e: Expr, op: str) -> bool:
-    return isinstance(e, Const) and e.value == (-math.inf if op == "max" else math.inf)
 
 
 def _pays(w: _Window) -> bool:

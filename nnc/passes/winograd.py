@@ -144,36 +144,33 @@ def _slab(f: Sliding, m: int, to: Buffer, slab: Dim, columns: int) -> For:
     """One channel of a slab: the lanes are output channels."""
     u, v = (s.u for s in f.sides)
     own = slab * SLAB + Dim.of("$q")
-    known: dict[str, Expr] = {}
     w = [
         [subst(f.w, {f.o.var: own, u.var: Dim.of(p), v.var: Dim.of(q)}) for q in range(WINDOW)]
         for p in range(WINDOW)
     ]
-    stmts: list[Stmt] = list(_both(G[m], w, "w", known))
-    at = (Idx(slab), _at(f.c), Idx(Dim.of("$q")))
-    stmts += [Store(to, (at[0], _n(p), *at[1:]), e) for p, e in enumerate(known.values())]
-    return For(Axis("$q", Dim.of(columns)), "vector", tuple(stmts))
+    lane = Axis("$q", Dim.of(columns))
+    stmts, points = _both(G[m], w)
+    stores = (Store(to, (Idx(slab), _n(p), _at(f.c), _at(lane)), e) for p, e in enumerate(points))
+    return For(lane, "vector", (*stmts, *stores))
 
 
-def _both(
-    rows: Rows, square: Sequence[Sequence[Expr]], name: str, out: dict[str, Expr]
-) -> Iterator[Let]:
-    """`rows * square * rows'`, named step by step; the results, by rows, go to `out`."""
-    half: list[list[Expr]] = [[] for _ in rows]
-    for q in range(len(square)):
-        column: list[Expr] = []
-        for p in range(len(square)):
-            yield Let(f"{name}{p}{q}", square[p][q])
-            column.append(Var(square[p][q].dtype, f"{name}{p}{q}"))
-        for r, row in enumerate(rows):
-            e = _combined(row, column)
-            yield Let(f"{name}h{r}{q}", e)
-            half[r].append(Var(e.dtype, f"{name}h{r}{q}"))
-    for r in range(len(rows)):
-        for s, row in enumerate(rows):
-            e = _combined(row, half[r])
-            yield Let(f"{name}y{r}{s}", e)
-            out[f"{name}y{r}{s}"] = Var(e.dtype, f"{name}y{r}{s}")
+def _both(rows: Rows, square: Sequence[Sequence[Expr]]) -> tuple[list[Stmt], list[Expr]]:
+    """`rows * square * rows'`: the names of each step, and the results by rows."""
+    stmts: list[Stmt] = []
+
+    def named(name: str, e: Expr) -> Expr:
+        stmts.append(Let(name, e))
+        return Var(e.dtype, name)
+
+    half: list[list[Expr]] = []
+    for q in range(WINDOW):
+        column = [named(f"w{p}{q}", line[q]) for p, line in enumerate(square)]
+        half.append([named(f"wh{r}{q}", _combined(row, column)) for r, row in enumerate(rows)])
+    return stmts, [
+        named(f"wy{r}{s}", _combined(row, [h[r] for h in half]))
+        for r in range(len(rows))
+        for s, row in enumerate(rows)
+    ]
 
 
 def _combined(factors: Sequence[float], values: Sequence[Expr]) -> Expr:

@@ -13,9 +13,9 @@ from nnc.ir.graph import Compute, Node
 from nnc.ir.scalar import SCALARS
 from nnc.lang.dims import Dim
 from nnc.passes.regions.growth import Growth
+from nnc.passes.schedule.space import NEUTRAL
 
-NEUTRAL = {"sum": 0.0, "max": -math.inf, "min": math.inf, "argmax": -math.inf, "argmin": math.inf}
-NEUTRAL |= {"prod": 1.0, "any": 0.0, "all": 1.0}
+_NEUTRAL = NEUTRAL | {"argmax": NEUTRAL["max"], "argmin": NEUTRAL["min"]}
 Known = Mapping[Node, float | None]
 
 
@@ -66,7 +66,7 @@ def _neutral(g: Growth, nodes: Sequence[Compute], excluded: frozenset[Dim]) -> b
         elif role in ("value", "column"):
             if value != 0:
                 return False
-        elif space.raxes and value != NEUTRAL[space.op]:
+        elif space.raxes and value != _NEUTRAL[space.op]:
             return False
     return True
 

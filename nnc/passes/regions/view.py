@@ -66,7 +66,7 @@ class View:
         """The extents that frames may have: those of short sums of products, see `makes_strip`."""
         found: set[tuple[object, ...]] = set()
         for node in self.order:
-            c = self.contraction(node) if node.op == "sum" else None
+            c = self.contraction(node)
             if c is None or not is_short(c):
                 continue
             axes = self.space(node).axes

@@ -27,6 +27,8 @@ from nnc.lang.dims import (
 from nnc.passes.schedule.circular import plain_reads
 from nnc.passes.schedule.every import every
 
+# By reduction: what changes no result.
+NEUTRAL = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf, "any": 0.0, "all": 1.0}
 SHORT = 8  # a constant extent of so many: loops whose turns differ are unrolled
 
 
@@ -171,7 +173,7 @@ def _shortened(s: Space, facts: Facts) -> Space:
         case Select(cond=Op(fn="lt", args=(Idx(dim=at), Idx(dim=end))), a=body, b=Const(value=v)):
             r = s.raxes[0] if s.raxes else None
             form = at.linear_in(r.var) if r is not None else None
-            if r is None or form is None or form[0] != ONE or not _neutral(v, s.op):
+            if r is None or form is None or form[0] != ONE or NEUTRAL.get(s.op) != v:
                 return s
             if (end - form[1]).names & {a.var for a in s.raxes}:  # loops further inside
                 return s
@@ -181,11 +183,6 @@ def _shortened(s: Space, facts: Facts) -> Space:
                 extent = dim_max(ZERO, extent)
             return replace(s, raxes=(Axis(r.var, extent), *s.raxes[1:]), body=body)
     return s
-
-
-def _neutral(value: float, fn: str) -> bool:
-    known = {"sum": 0, "prod": 1, "max": -math.inf, "min": math.inf, "any": False, "all": True}
-    return fn in known and known[fn] == value
 
 
 def _drop_units(s: Space) -> Space:

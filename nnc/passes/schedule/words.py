@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Tensor
 from nnc.ir.graph import Compute
 from nnc.ir.loop import Buffer
-from nnc.lang.dims import Dim
+from nnc.lang.dims import Dim, polynomial_quotient
 from nnc.lang.types import TensorType
 
 WORD = 4  # bytes
@@ -70,9 +70,7 @@ def _follows(first: Load, e: Load, by: int) -> bool:
 
 def _quarter(d: Dim) -> Dim | None:
     """A quarter of it, if that is whole by its form."""
-    if d.funcs() or any(c % WORD for _, c in d.terms):
-        return None
-    return Dim(tuple((m, c // WORD) for m, c in d.terms))
+    return None if d.funcs() else polynomial_quotient(d, Dim.of(WORD))
 
 
 def as_word(e: Expr, view: View) -> Expr:
