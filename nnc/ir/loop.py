@@ -336,3 +336,14 @@ def kernels_of(steps: Iterable[Step]) -> Iterator[Kernel]:
             yield s
         elif isinstance(s, Repeat):
             yield from kernels_of((*s.before, *s.steps))
+
+
+def free_name(base: str, taken: set[str]) -> str:
+    """`base`, or with the first number (from 2) with which it is none of the names in use; then it
+    is one of them."""
+    name, n = base, 1
+    while name in taken:
+        n += 1
+        name = f"{base}_{n}"
+    taken.add(name)
+    return name

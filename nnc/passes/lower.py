@@ -22,6 +22,7 @@ from nnc.ir.loop import (
     Step,
     Stmt,
     Store,
+    free_name,
     kernels_of,
 )
 from nnc.ir.statements import Stmts, loaded_from, stores_in
@@ -172,21 +173,11 @@ class _Lowering(RegionLoops):
         return tuple(out)
 
     def free(self, var: str) -> str:
-        name, n = var, 1
-        while name in self.taken:
-            n += 1
-            name = f"{var}_{n}"
-        self.taken.add(name)
-        return name
+        return free_name(var, self.taken)
 
     def value_name(self, node: Node) -> str:
         base = (node.name.rsplit(".", 1)[-1] if node.name else "") or _hint(node)
-        name, n = base, 1
-        while name in self.value_names:
-            n += 1
-            name = f"{base}_{n}"
-        self.value_names.add(name)
-        return name
+        return free_name(base, self.value_names)
 
     def convert(self, node: Node, root: Expr) -> Expr:
         """An expression in the kernel's variables, its loads from buffers or scalars at hand."""

@@ -27,6 +27,7 @@ from nnc.ir.loop import (
     Repeat,
     Step,
     Store,
+    free_name,
     kernels_of,
 )
 from nnc.ir.statements import stores_in
@@ -167,12 +168,7 @@ class _Packing:
         return known[key]
 
     def buffer(self, c: Contract, n: int, k: int, kept: str = "") -> Buffer:
-        name = base = f"{c.name}.panels"
-        number = 1
-        while name in self.taken:
-            number += 1
-            name = f"{base}_{number}"
-        self.taken.add(name)
+        name = free_name(f"{c.name}.panels", self.taken)
         shape = (Dim.of(-(-n // SLAB)), Dim.of(-(-k // SLAB_K) * SLAB_K), Dim.of(SLAB))
         out = Buffer(name, TensorType(c.b.dtype, shape), "arena", span=c.span, kept=kept)
         self.buffers.append(out)

@@ -35,6 +35,7 @@ from nnc.ir.loop import (
     Step,
     Stmt,
     Store,
+    free_name,
 )
 from nnc.ir.sliding import WINDOW, Sliding, sliding
 from nnc.lang.dims import ZERO, Dim, dim_prod
@@ -105,11 +106,7 @@ class _Made:
         return replace(kernel, body=(replace(c, points=first),), reason=text)
 
     def buffer(self, name: str, f: Sliding, m: int, like: Contract) -> Buffer:
-        number, own = 1, name
-        while own in self.taken:
-            number += 1
-            own = f"{name}_{number}"
-        self.taken.add(own)
+        own = free_name(name, self.taken)
         o, c = f.o.extent.const, f.c.extent.const
         assert o is not None and c is not None, like
         shape = (-(-o // SLAB), (m + 2) ** 2, -(-c // SLAB_K) * SLAB_K, SLAB)
