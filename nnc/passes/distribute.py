@@ -48,12 +48,11 @@ def distribute(loop: Loop, fresh: Fresh) -> tuple[Loop, list[Node]]:
 
 @dataclass(frozen=True)
 class _Cut:
-    """`first`: the carries of the first loop, by index; `needed`: the nodes of the turn below them;
-    `crossing`: those of its values that the rest reads."""
+    """`first`: the carries of the first loop, by index; `crossing`: the values of nodes of the turn
+    below them that the rest reads."""
 
     loop: Loop
     first: tuple[int, ...]
-    needed: set[Node]
     crossing: tuple[Node, ...]
     rest: tuple[Node, ...]  # the nodes of the turn that the second loop computes
 
@@ -180,7 +179,7 @@ class _Turn:
         shown = sum(size(y) for y in loop.yields if y in mine)
         if kept > RATIO * made or made > RATIO * (kept + shown):
             return None
-        return _Cut(loop, first, needed, crossing, rest)
+        return _Cut(loop, first, crossing, rest)
 
     def gained(self, rest: Sequence[Node], known: set[Node]) -> list[Node]:
         """The contractions that are next to the first loop's values."""

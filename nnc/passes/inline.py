@@ -108,7 +108,7 @@ class _Inliner:
     def visit(self, node: Node) -> None:
         new = self.new[node] = self.rebuild(node)
         if isinstance(new, Compute) and not new.raxes and node not in self.pinned:
-            self.note_source(node, new)
+            self.note_source(node)
             if self.worth(node, new):
                 self.inlined.add(node)
 
@@ -241,7 +241,7 @@ class _Inliner:
 
     # ---- the decision -------------------------------------------------------------------------
 
-    def note_source(self, node: Node, new: Compute) -> None:
+    def note_source(self, node: Node) -> None:
         """Whether it is element-wise over a reduction that nobody else reads."""
         for o in node.read:
             if len(self.users[o]) > 1 or not isinstance(o, Compute):

@@ -160,9 +160,9 @@ class Recomputation:
         after = after or ((self.seed,) if self.seed is not None else tuple(self.results(path)))
         known = self.shadows[path] = {}
         for node in self.members[path]:
-            self._add(path, node, self._shadow(path, node, after), known)
+            self._add(node, self._shadow(path, node, after), known)
 
-    def _add(self, path: Path, node: Node, made: Node, known: dict[Node, Node]) -> None:
+    def _add(self, node: Node, made: Node, known: dict[Node, Node]) -> None:
         known[node] = made
         if made is not node:
             self.origin[made] = node
@@ -210,7 +210,7 @@ class Recomputation:
 
         for c in loop.carries:
             if c not in known:
-                self._add(path, c, replace(c), known)
+                self._add(c, replace(c), known)
         for node in loop.body:
             if node not in known:
                 if isinstance(node, Loop):
@@ -218,7 +218,7 @@ class Recomputation:
                 else:
                     made = renamed(replace_operands(node, get), env)
                 regions = self._regions(path, node)
-                self._add(path, node, replace(made, regions=regions), known)
+                self._add(node, replace(made, regions=regions), known)
         carries = tuple(c for c in map(get, loop.carries) if isinstance(c, Input))
         init = tuple(map(get, loop.init))
         regions = self._regions(path, loop)

@@ -89,7 +89,7 @@ def _verify_block(order: Iterable[Node], scope: _Scope, met: set[Node], after: s
             continue
         faults = _faults(node, scope)
         if isinstance(node, Loop):
-            faults = chain(faults, _turn_faults(node, scope, met))
+            faults = chain(faults, _turn_faults(node, met))
         for text in faults:
             raise AssertionError(f"after {after}: {text}\n  {print_node(node)}")
         if isinstance(node, Loop):
@@ -210,7 +210,7 @@ def _run_faults(node: Loop, scope: _Scope) -> Faults:
             yield "a loop with a condition that yields or runs backwards"
 
 
-def _turn_faults(node: Loop, scope: _Scope, met: set[Node]) -> Faults:
+def _turn_faults(node: Loop, met: set[Node]) -> Faults:
     """Of a run-time loop among others: its names belong to it alone."""
     if len({*node.carries} - met) < len(node.carries):
         yield "a placeholder of two loops, or twice in one"

@@ -335,19 +335,10 @@ class _Checker:
         for o in obligations(whole, scope.axes, self.facts):
             if o.ok or o.load.check is not None:
                 continue
-            if not self.as_cut(o, whole, roots, scope, guard) and not self.by_strides(
-                o, whole, scope
-            ):
+            if not self.as_cut(o, roots, scope) and not self.by_strides(o, whole, scope):
                 yield f"index {o.index} of {print_expr(o.load)} may leave 0..{o.extent - 1}"
 
-    def as_cut(
-        self,
-        o: Obligation,
-        whole: Sequence[Expr],
-        roots: Sequence[Expr],
-        scope: _Scope,
-        guard: Expr | None,
-    ) -> bool:
+    def as_cut(self, o: Obligation, roots: Sequence[Expr], scope: _Scope) -> bool:
         """Proves an index by the loops as they are: that of a strip in local memory."""
         assert isinstance(o.load.tensor, Buffer), o
         if not self.whole or o.load.tensor.scope != "local":
