@@ -28,6 +28,11 @@ PROGRAMS = {
         y[e, o] = sum[n](h[n, o] * (n + 1) if n == source[e] else 0)
         return y
     """,
+    "the one of two keys": """
+    export def f(h: f32[N, S], source: i32[E], other: i32[E]) -> f32[E]:
+        y[e] = sum[n, s](h[n, s] if n == source[e] and s == other[e] else 0)
+        return y
+    """,
     "one of many, inside a loop": """
     export def f(h: f32[N, K], at: i32[T], x: f32[K, O]) -> f32[T, O]:
         s = zeros[O]
@@ -75,6 +80,7 @@ def kinds(text: str) -> list[str]:
 def test_what_becomes_of_them() -> None:
     assert kinds(PROGRAMS["added at keys"])[-1] == "+="
     assert kinds(PROGRAMS["the one of a key"]) == []
+    assert kinds(PROGRAMS["the one of two keys"]) == []
 
 
 def test_a_product_with_zeros_stays() -> None:

@@ -8,7 +8,7 @@ ulp).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import erf, erfc, lgamma
 from typing import Any
@@ -87,6 +87,14 @@ def neg(a: Expr) -> Expr:
 
 def select(cond: Expr, a: Expr, b: Expr) -> Expr:
     return Select(a.dtype, cond, a, b)
+
+
+def under(conds: Sequence[Expr], e: Expr) -> Expr:
+    """A number where all conditions hold, each looked at only where those before do; else zero
+    (`nnc.ir.expr.guards` takes it apart)."""
+    for c in reversed(conds):
+        e = select(c, e, const(0, e))
+    return e
 
 
 def cast(e: Expr, dtype: DType) -> Expr:

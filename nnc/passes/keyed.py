@@ -15,7 +15,7 @@ from nnc.ir.expr import Const, Expr, Idx, Load, Op, as_dtype, guards, names, sub
 from nnc.ir.form import functions_of
 from nnc.ir.graph import Axis, Compute, Graph, Node, Update, all_nodes
 from nnc.ir.rewrite import transform
-from nnc.ir.scalar import op, select
+from nnc.ir.scalar import op, select, under
 from nnc.lang.dims import ZERO, Dim
 from nnc.lang.types import is_int
 from nnc.passes.vjp import fill
@@ -112,7 +112,7 @@ def _scattered(node: Compute, axis: Axis, key: Expr, rest: list[Expr], value: Ex
 def _picked(node: Compute, axis: Axis, key: Expr, rest: list[Expr], value: Expr) -> Compute:
     """The one term whose index is the key."""
     env = {axis.var: key}
-    conds = [*_inside(key, axis), *(subst_exprs(c, env) for c in rest)]
+    conds = [_all(_inside(key, axis)), *(subst_exprs(c, env) for c in rest)]
     raxes = tuple(a for a in node.raxes if a is not axis)
-    body = select(_all(conds), subst_exprs(value, env), Const(node.body.dtype, 0))
+    body = under(conds, subst_exprs(value, env))
     return replace(node, raxes=raxes, op="sum" if raxes else "", body=body)

@@ -15,7 +15,7 @@ from nnc.ir.expr import Const, Expr, Idx, Load, guards, joined_by, loads, names,
 from nnc.ir.form import functions_of
 from nnc.ir.graph import Axis, Compute, Graph, Input, Loop, Node, Part, all_nodes
 from nnc.ir.rewrite import transform
-from nnc.ir.scalar import op, select
+from nnc.ir.scalar import op, select, under
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.types import TensorType
 from nnc.passes.loops import Fresh
@@ -108,16 +108,13 @@ def _prefix(node: Compute, facts: Facts) -> _Prefix | None:
     conds, value = guards(node.body)
     for cond in conds:
         for at, own, reverse in _orders(cond, node.axes, along):
-            times, left = _apart(value, along.var)
             kept = [c for c in conds if c is not cond]
+            # Under conditions factors stay inside: 0 times inf where no element counts.
+            times, left = ((), value) if kept else _apart(value, along.var)
             used = names([left, *kept])
-            if times and kept:  # 0 times inf where no element counts
-                times, left = (), value
-                used = names([left, *kept])
             if at.var in used or (along.extent.const or SHORT + 1) <= SHORT:
                 continue
-            for c in reversed(kept):
-                left = select(c, left, Const(left.dtype, 0))
+            left = under(kept, left)
             rest = tuple(a for a in node.axes if a.var in used)
             if not _everywhere(node, left, (along, *rest), own, facts):
                 continue

@@ -18,7 +18,7 @@ from nnc.ir.expr import Const, Expr, Idx, Load, Op, guards, joined_by, names, wa
 from nnc.ir.form import functions_of
 from nnc.ir.graph import Axis, Compute, Graph, Node, all_nodes
 from nnc.ir.rewrite import transform
-from nnc.ir.scalar import op, select
+from nnc.ir.scalar import op, under
 from nnc.lang.dims import Dim, Facts
 from nnc.lang.types import TensorType
 
@@ -183,9 +183,7 @@ def _as_read(factors: Sequence[_Factor], axes: Sequence[Axis]) -> tuple[Axis, ..
 def _node(like: Compute, s: _Sum) -> Compute:
     """The sum as a node."""
     factors = [f.e for f in s.factors if not f.is_cond]
-    body = _product(factors, like.body)
-    for f in reversed([f for f in s.factors if f.is_cond]):
-        body = select(f.e, body, Const(body.dtype, 0))
+    body = under([f.e for f in s.factors if f.is_cond], _product(factors, like.body))
     kind = TensorType(like.type.dtype, tuple(a.extent for a in s.axes))
     operation = "sum" if s.raxes else ""
     return replace(like, type=kind, axes=s.axes, raxes=s.raxes, op=operation, body=body)

@@ -25,7 +25,7 @@ from nnc.ir.expr import (
 from nnc.ir.form import head_of
 from nnc.ir.graph import Axis, Compute, Graph, Node, Update, users
 from nnc.ir.rewrite import replace_operands, with_roots
-from nnc.ir.scalar import add
+from nnc.ir.scalar import add, under
 from nnc.lang.dims import ONE, Dim, Facts, prove_nonneg
 from nnc.lang.types import TensorType
 from nnc.passes.schedule.space import SHORT
@@ -187,11 +187,9 @@ def _slice(node: Compute, facts: Facts) -> _Slice | None:
             fixed[found[0]] = found[1]
     if not fixed:
         return None
-    for c in reversed(rest):
-        body = Select(body.dtype, c, body, Const(body.dtype, 0.0))
     axes = tuple(a for a in node.axes if a.var not in fixed)
     kind = TensorType(node.type.dtype, tuple(a.extent for a in axes))
-    part = replace(node, type=kind, axes=axes, body=subst(body, fixed))
+    part = replace(node, type=kind, axes=axes, body=subst(under(rest, body), fixed))
     return _Slice(part, tuple(Idx(fixed.get(a.var, Dim.of(a.var))) for a in node.axes))
 
 
