@@ -78,7 +78,8 @@ def profile(args: argparse.Namespace) -> int:
     if args.trace is not None:
         write_trace(args.trace, title, events(rows, roof))
     if args.picture is not None:
-        rest = Line("between kernels", "threads wait for each other", between, 0, 0, 0)
+        waiting = "threads wait for each other" if threads > 1 else "loops and conditions"
+        rest = Line("between kernels", waiting, between, 0, 0, 0)
         every = sorted([*lines, rest], key=lambda x: -x.seconds)
         write_picture(args.picture, title, every, events(rows, roof), roof)
     return 0
@@ -151,7 +152,6 @@ def _calls(export: Export, values: Mapping[str, Any], table: Array) -> Iterator[
     end = time.perf_counter() + _SECONDS
     for i in range(most):
         table[:] = 0
-        table[0] = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
         export(**values)
         yield table.copy()
         if i + 1 >= least and time.perf_counter() > end:

@@ -1,8 +1,9 @@
 """Times of kernels: `emit(..., *profiled)` makes code that adds them up.
 
-`ctx` then has a seventh field, a pointer to a table of i64: the last time stamp, the nanoseconds
-between kernels, and those in each kernel of the Program, in order. All threads wait for each other
-before and after each kernel, so a kernel's time is that of its slowest thread.
+`ctx` then has a seventh field, a pointer to a table of i64: the last time stamp (0 before the
+first), the nanoseconds between kernels, and those in each kernel of the Program, in order. All
+threads wait for each other before and after each kernel, so a kernel's time is that of its slowest
+thread.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ define internal void @nn_stamp(ptr %ctx, i64 %place) noinline {
   %table = load ptr, ptr %table.place
   %last = load i64, ptr %table
   store i64 %now, ptr %table
-  %spent = sub i64 %now, %last
+  %since = sub i64 %now, %last
+  %first = icmp eq i64 %last, 0
+  %spent = select i1 %first, i64 0, i64 %since
   %sum.place = getelementptr i64, ptr %table, i64 %place
   %before = load i64, ptr %sum.place
   %sum = add i64 %before, %spent
