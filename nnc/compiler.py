@@ -17,7 +17,7 @@ from nnc.codegen.profile import profiled as profiling
 from nnc.codegen.pycall import pycall_module
 from nnc.codegen.spmd import Spmd, total_work
 from nnc.codegen.target import Target
-from nnc.codegen.workers import compiled, host
+from nnc.codegen.workers import Cache, compiled, host
 from nnc.diagnostics import Diagnostic, Diagnostics, Source, Span
 from nnc.errors import CompileError
 from nnc.ir.dependence import opaque
@@ -110,9 +110,6 @@ class Compiled:
     built: Mapping[str, Built] = field(default_factory=dict)
     cache: Cache | None = None
     choices: tuple[Choice, ...] = ()
-
-
-Cache = Callable[[str, Callable[[], bytes]], bytes]  # (key, make) -> object
 
 
 @contextmanager
@@ -300,6 +297,10 @@ class _Objects:
     coming: list[Future[bytes]] = field(default_factory=list)
     shared: dict[DType, Future[bytes]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # What every program needs comes first, while there is nothing else to compile yet.
+        self.pool, self.call = self.compile(pool_module()), self.compile(pycall_module())
+
     def native(
         self,
         graph: Graph,
@@ -354,10 +355,9 @@ class _Objects:
     def support(self) -> tuple[Support, ...]:
         """The shared code that what was made refers to."""
         key = object_key("", self.target)
-        pool, call = self.compile(pool_module()), self.compile(pycall_module())
         out = [
-            Support("pool", pool.result(), FUNCTIONS),
-            Support("call", call.result(), ("nnrt_call",)),
+            Support("pool", self.pool.result(), FUNCTIONS),
+            Support("call", self.call.result(), ("nnrt_call",)),
         ]
         for dtype, coming in sorted(self.shared.items()):
             functions, tables = contract.support_symbols(dtype, self.target)
@@ -473,21 +473,21 @@ def variant(built: Built, special: Specialized) -> Built:
     return replace(built, graph=graph, probes=())
 
 
-def variants(found: Elaborated) -> list[tuple[Specialized, Built]]:
-    """All variants, in the order in which they are tried: those with most sizes first."""
+def variants(found: Elaborated, only: str | None = None) -> list[tuple[Specialized, Built]]:
+    """All variants, or those of one export, in the order in which they are tried: those with most
+    sizes first."""
     exports = {b.graph.name: b for b in found.exports}
     order = sorted(found.specials, key=lambda s: -len(s.sizes))
-    return [(s, variant(exports[s.export], s)) for s in order]
+    return [(s, variant(exports[s.export], s)) for s in order if only in (None, s.export)]
 
 
 def _cases(
     found: Elaborated, built: Built, choice: Choice | None, winograd: bool
 ) -> list[llvm.Case]:
     """The variants of an export as Programs."""
-    own = [(s, b) for s, b in variants(found) if s.export == built.graph.name]
     return [
         llvm.Case(s.sizes, schedule(optimise(b.graph), None, read_only(b, choice), winograd))
-        for s, b in own
+        for s, b in variants(found, built.graph.name)
     ]
 
 

@@ -47,9 +47,7 @@ def load_model(
     def compiled() -> Any:
         from nnc.codegen import workers
 
-        workers.start(
-            cache.fetch if use_cache else None
-        )  # they start while the compiler is imported
+        workers.start(cache.fetch if use_cache else None)  # while the compiler is imported
         from nnc import driver
 
         if key is not None and source_key(path, *options) != key:
@@ -148,7 +146,8 @@ def source_key(
         set_ += f" {limit[0]} {sorted(limit[1].items())}"
     if winograd:
         set_ += " winograd"
-    parts = (str(path), json.dumps(texts, sort_keys=True), set_, _own_files(), *_machine())
+    machine = (*processor(), llvm_version())
+    parts = (str(path), json.dumps(texts, sort_keys=True), set_, _own_files(), *machine)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
@@ -180,9 +179,3 @@ def _own_files() -> str:
             info = file.stat()
             rows.append((str(file.relative_to(_PACKAGE)), info.st_size, info.st_mtime_ns))
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-
-
-@once
-def _machine() -> tuple[str, ...]:
-    """What code for this machine depends on, without loading LLVM."""
-    return (*processor(), llvm_version())

@@ -13,7 +13,7 @@ import select
 import struct
 import traceback
 from dataclasses import asdict
-from typing import BinaryIO
+from typing import IO
 
 from nnc.codegen import objects
 from nnc.codegen.target import Target, host
@@ -22,21 +22,21 @@ IDLE = 10.0  # seconds
 _SIZE = struct.Struct("<Q")
 
 
-def send(pipe: BinaryIO, data: bytes) -> None:
+def send(pipe: IO[bytes], data: bytes) -> None:
     """OSError when nobody reads any more."""
     pipe.write(_SIZE.pack(len(data)) + data)
     pipe.flush()
 
 
-def receive(pipe: BinaryIO) -> bytes:
+def receive(pipe: IO[bytes]) -> bytes:
     """EOFError when the other side has ended."""
     (size,) = _SIZE.unpack(_exactly(pipe, _SIZE.size))
     return _exactly(pipe, size)
 
 
-def _exactly(pipe: BinaryIO, size: int) -> bytes:
+def _exactly(pipe: IO[bytes], size: int) -> bytes:
     data = pipe.read(size)
-    if data is None or len(data) < size:
+    if len(data) < size:
         raise EOFError
     return data
 

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from functools import cache as once
 from pathlib import Path
 
@@ -23,12 +24,12 @@ from nnc.codegen import objects
 from nnc.codegen import target as targets
 from nnc.codegen.identity import object_key
 from nnc.codegen.target import Target
+from nnc.codegen.worker import receive, send
 
 MOST = 4  # processes: more wait for the Python that writes the texts
 _START = "import sys; sys.path[:0] = sys.argv[1:]; from nnc.codegen.worker import main; main()"
-_SIZE = 8
 
-Cache = Callable[[str, Callable[[], bytes]], bytes]
+Cache = Callable[[str, Callable[[], bytes]], bytes]  # (key, make) -> object
 
 
 class _Child:
@@ -61,9 +62,7 @@ class _Child:
         self.host()
         assert self.process is not None and self.process.stdin is not None
         for part in (json.dumps(vars(target)), text):
-            data = part.encode()
-            self.process.stdin.write(len(data).to_bytes(_SIZE, "little") + data)
-        self.process.stdin.flush()
+            send(self.process.stdin, part.encode())
         answer = self._receive()
         if answer[:1] != b"\0":
             raise RuntimeError(answer[1:].decode())
@@ -71,15 +70,7 @@ class _Child:
 
     def _receive(self) -> bytes:
         assert self.process is not None and self.process.stdout is not None
-        size = int.from_bytes(self._exactly(_SIZE), "little")
-        return self._exactly(size)
-
-    def _exactly(self, size: int) -> bytes:
-        assert self.process is not None and self.process.stdout is not None
-        data = self.process.stdout.read(size)
-        if len(data) < size:
-            raise EOFError
-        return data
+        return receive(self.process.stdout)
 
     def close(self) -> None:
         if self.process is not None:
@@ -111,14 +102,14 @@ class _Crew:
         return objects.compile_object(text, target)
 
     def start(self) -> None:
-        waiting = [self.idle.get() for _ in range(self.idle.qsize())]
+        waiting: list[_Child] = []
+        with suppress(queue.Empty):
+            while True:
+                waiting.append(self.idle.get_nowait())
         for child in waiting:
-            try:
+            with suppress(OSError):  # `compile` does without
                 child.start()
-            except OSError:
-                continue  # `compile` does without
-            finally:
-                self.idle.put(child)
+            self.idle.put(child)
 
     def host(self) -> Target:
         child = self.idle.get()

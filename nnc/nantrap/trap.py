@@ -20,7 +20,7 @@ import numpy as np
 
 from nnc import compiler
 from nnc.codegen.target import host
-from nnc.compiler import Cache
+from nnc.codegen.workers import Cache
 from nnc.diagnostics import Span
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, as_dtype, walk
 from nnc.ir.graph import (
