@@ -42,8 +42,6 @@ from dataclasses import dataclass
 from nnc.codegen.pool_team import TEAM
 from nnc.codegen.pool_workers import WAITING, WORKER
 
-MAX_THREADS = 64
-
 
 @dataclass(frozen=True)
 class _System:
@@ -208,8 +206,9 @@ def pool_module(arch: str = "x86_64") -> str:
         "GETTID": str(system.gettid),
         "PAUSE": system.pause,
         "YIELDS": "16",
+        "CROWDED": "20",
+        "SPINS": "10000",
     }
-    constants |= {"CROWDED": "20", "SPINS": "10000"}
     for name, value in constants.items():
         for end in (",", "\n", ")"):
             text = text.replace(f" {name}{end}", f" {value}{end}")

@@ -200,6 +200,8 @@ clear:
   call void @llvm.memset.p0.i64(ptr @tickets, i8 0, i64 8192, i1 false)
   call void @llvm.memset.p0.i64(ptr @gate, i8 0, i64 128, i1 false)
   call void @llvm.memset.p0.i64(ptr @exited, i8 0, i64 128, i1 false)
+  call void @llvm.memset.p0.i64(ptr @finished, i8 0, i64 128, i1 false)
+  call void @llvm.memset.p0.i64(ptr @placed, i8 0, i64 256, i1 false)
   call void @llvm.memset.p0.i64(ptr @mutex, i8 0, i64 64, i1 false)
   store i32 0, ptr @started
   call void @llvm.memset.p0.i64(ptr %mask, i8 0, i64 1024, i1 false)
