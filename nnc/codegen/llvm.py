@@ -14,12 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 
 from nnc.codegen import contract, external, flow, pool, vecmath
 from nnc.codegen.alike import Outline
+from nnc.codegen.barriers import SAMPLE
 from nnc.codegen.indices import Indices
 from nnc.codegen.loops import written
 from nnc.codegen.memory import flat, strides
@@ -131,7 +131,7 @@ def _module(symbol: str, parts: Sequence[_Emission], cases: Sequence[Case]) -> M
     """The general program (first) and its cases as one module."""
     general = parts[0]
     linkage = "internal " if cases else ""
-    kernels = [(name, text, p.calls[name]) for p in parts for text, name in p.kernels().items()]
+    kernels = [(name, text, p.calls[name]) for p in parts for text, name in p.named.items()]
     functions = [f for p in parts for f in p.functions(linkage)]
     if cases:
         functions += _dispatch(symbol, general.program.dims, cases)
@@ -153,8 +153,11 @@ def _module(symbol: str, parts: Sequence[_Emission], cases: Sequence[Case]) -> M
 
     rest = (general.more, *constants, *functions)
     whole, groups = text(kernels, "internal", rest), _groups(kernels)
-    declared = [f"declare hidden void {n}{t[: t.index(')') + 1]} nounwind" for n, t, _ in kernels]
-    apart = [text((), "", (*declared, *rest)), *(text(g, "hidden", ()) for g in groups)]
+    texts = [whole]
+    if len(groups) > 1:
+        heads = [(name, t[: t.index(")") + 1]) for name, t, _ in kernels]
+        declared = [f"declare hidden void {name}{head} nounwind" for name, head in heads]
+        texts = [text((), "", (*declared, *rest)), *(text(g, "hidden", ()) for g in groups)]
     return Module(
         whole,
         symbol,
@@ -162,7 +165,7 @@ def _module(symbol: str, parts: Sequence[_Emission], cases: Sequence[Case]) -> M
         tuple(p.scratch for p in parts),
         _externals(dtypes, general.target),
         tuple(dtypes),
-        tuple(apart) if len(groups) > 1 else (whole,),
+        tuple(texts),
     )
 
 
@@ -340,6 +343,9 @@ def _start(of: Alike, i: int) -> Dim:
 
 
 class _Emission:
+    """The functions of one Program: `named` those of kernels, and `launches`, how to call them, as
+    soon as it is made."""
+
     def __init__(
         self,
         program: Program,
@@ -356,10 +362,12 @@ class _Emission:
         self.calls: dict[str, frozenset[vecmath.Request]] = {}  # by kernel
         self.contractions: set[str] = set()
         self.externs: set[str] = set()  # declarations of C functions
-        self.named: dict[str, str] = {}  # text of a kernel -> its name
+        self.named: dict[str, str] = {}  # text behind a kernel's name -> the name
         self.alike: dict[Hashable, _Function] = {}  # by outline
         self.patterns: dict[Pattern, _Shared] = {}
         self.scratch = ZERO
+        turns = enclosing(program.steps)
+        self.launches = [self.kernel(k, turns[i]) for i, k in enumerate(program.kernels)]
 
     def site(self, span: Span) -> int:
         """The number of a check: one for each place and call that led there."""
@@ -368,17 +376,6 @@ class _Emission:
 
     def constant(self, b: Buffer) -> None:
         self.constants.setdefault(constant_name(self.symbol, b), _constant(b))
-
-    @cached_property
-    def launches(self) -> tuple[Launch, ...]:
-        """How to call each kernel; emits their functions."""
-        turns = enclosing(self.program.steps)
-        return tuple(self.kernel(k, turns[i]) for i, k in enumerate(self.program.kernels))
-
-    def kernels(self) -> dict[str, str]:
-        """Texts of functions behind their names, and the names."""
-        assert len(self.launches) == len(self.program.kernels)
-        return self.named
 
     def functions(self, linkage: str) -> list[str]:
         """The functions around the kernels; `linkage`: of those that are called from outside."""
@@ -491,7 +488,7 @@ class _Emission:
     def places(self, s: Indices, workspace: str, offsets: tuple[Dim, ...]) -> str:
         """A table of addresses, each reckoned from the one before it in memory."""
         em, table = s.em, s.em.op(f"alloca [{max(len(offsets), 1)} x ptr], align 16", "places")
-        sample = {d: 64 + i for i, d in enumerate(self.program.dims)}
+        sample = {d: SAMPLE + i for i, d in enumerate(self.program.dims)}
         where = evaluated(offsets, sample)
         order = sorted(enumerate(offsets), key=lambda x: where[x[1]])
         at, here = ZERO, workspace
