@@ -21,7 +21,6 @@ from nnc.runtime.leaves import Store
 from nnc.runtime.memory import Array, aligned, human, pointer, rounded
 
 _FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-NONE: Mapping[str, int] = {}
 _shared: dict[str, Loaded] = {}  # never unloaded: workers stand in the pool's code
 _symbols: dict[str, int] = {}  # of what is shared
 _shared_lock = threading.Lock()
@@ -37,7 +36,7 @@ def install(support: Support) -> None:
     with _shared_lock:
         if support.name in _shared:
             return
-        loaded = _loaded(support.data)
+        loaded = _loaded(support.data, (), {})
         loaded.stay()  # workers spin in it when the interpreter ends
         _symbols.update({n: loaded.symbols[n] for n in (*support.functions, *support.tables)})
         _shared[support.name] = loaded
@@ -69,9 +68,7 @@ def extern_symbol(name: str, libraries: Sequence[ctypes.CDLL]) -> int:
     return process_symbol(name)
 
 
-def _loaded(
-    data: bytes, libraries: Sequence[ctypes.CDLL] = (), parts: Mapping[str, int] = NONE
-) -> Loaded:
+def _loaded(data: bytes, libraries: Sequence[ctypes.CDLL], parts: Mapping[str, int]) -> Loaded:
     """`parts`: functions of other objects of the same code."""
 
     def resolve(name: str) -> int:

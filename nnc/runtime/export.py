@@ -149,9 +149,9 @@ class Export:
             return
         self._calls, self._patience = 0, min(2 * self._patience, _PATIENCE)
         if self._fast is None:
-            entry = Entry(self.native, self.program.code, self.pointer_count())
             if not FastCall.fits(self.sig.args, self.sig.results):
                 return
+            entry = Entry(self.native, self.program.code, self.pointer_count())
             slow = MethodType(type(self).__call__, self)
 
             def refused() -> None:
@@ -162,20 +162,17 @@ class Export:
             type.__setattr__(type(self), "__call__", self._fast.call)
         shapes = [shape[1] for shape in call.plan.results if shape is not None]
         dtypes = [numpy_dtype(r.type.dtype) for r in self.sig.results if r.type is not None]
-        outputs = list(zip(dtypes, shapes, strict=True))
         plan = call.plan
-        tuple_ = self.sig.returns_tuple
         many = plan.keeps is not None and plan.keeps[1] > 1  # one row does not read copies
-        keeps_for = self._read(call) if many else []
         self._fast.remember(
             call.values,
             plan.dims,
             plan.arena,
-            outputs,
-            tuple_,
-            plan.threads,
-            not plan.small,
-            keeps_for,
+            list(zip(dtypes, shapes, strict=True)),
+            returns_tuple=self.sig.returns_tuple,
+            threads=plan.threads,
+            releases=not plan.small,
+            keeps_for=self._read(call) if many else [],
         )
 
     def init(self, argument: str, *like: Any, seed: int = 0, files: Any = None) -> Module:

@@ -11,7 +11,7 @@ import ctypes
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, cast
 
@@ -70,6 +70,9 @@ _python_functions = {
     Word.RESTORE_THREAD: "PyEval_RestoreThread",
 }
 _numpy_functions = {Word.ARRAY_RETURN: 76, Word.ARRAY_EMPTY: 184}  # places in NumPy's C interface
+
+
+_Result = tuple[np.dtype[Any], tuple[int, ...]]  # its dtype and shape
 
 
 class FastCall:
@@ -139,7 +142,8 @@ class FastCall:
         values: Sequence[Any],
         dims: Array,
         arena: int,
-        outputs: Sequence[tuple[np.dtype[Any], tuple[int, ...]]],
+        outputs: Sequence[_Result],
+        *,
         returns_tuple: bool,
         threads: int,
         releases: bool,
@@ -154,23 +158,12 @@ class FastCall:
             if self._table[Word.BUSY]:
                 return
             self.forget()
-            states = [m.state() for m in keeps_for]
+            states = {id(m): m.state() for m in keeps_for}
             if any(m.lent for m in keeps_for):  # whose views somebody may write to at any time
                 return
             kept: list[object] = list(self._kept[:2])
-            inputs, position = self._inputs(values, kept)
-            for row, value in zip(inputs, values, strict=False):
-                for module, state in zip(keeps_for, states, strict=True):
-                    if value is module:
-                        row[Input.STATE] = module.counter
-                        row[Input.VERSION], row[Input.LENDINGS] = state
-            results = np.zeros((max(len(outputs), 1), RECORD), np.int64)
-            for i, (dtype, shape) in enumerate(outputs):
-                sizes = np.array(shape or (0,), np.int64)
-                row = results[i]
-                row[Output.DTYPE], row[Output.RANK] = id(dtype), len(shape)
-                row[Output.SHAPE], row[Output.POSITION] = pointer(sizes), position + i
-                kept += [dtype, sizes]
+            inputs, position = self._inputs(values, states, kept)
+            results = _results(outputs, position, kept)
             written = [v for a, v in zip(self.args, values, strict=True) if a.inout]
             counters = np.array([v.counter for v in written if isinstance(v, Store)], np.int64)
             kept += [inputs, results, counters]
@@ -193,8 +186,11 @@ class FastCall:
             self._kept = kept
             self._write(Word.READY, 1)
 
-    def _inputs(self, values: Sequence[Any], kept: list[object]) -> tuple[Array, int]:
-        """The arguments' records, and how many native arguments they make."""
+    def _inputs(
+        self, values: Sequence[Any], states: Mapping[int, tuple[int, int]], kept: list[object]
+    ) -> tuple[Array, int]:
+        """The arguments' records, and how many native arguments they make; `states`: in which
+        modules must be found, by their ids."""
         out = np.zeros((max(len(values), 1), RECORD), np.int64)
         position = 0
         for row, arg, value in zip(out, self.args, values, strict=False):
@@ -204,6 +200,9 @@ class FastCall:
             if isinstance(value, Store):
                 row[Input.KIND], row[Input.EXPECT] = OBJECT, id(value)
                 row[Input.START], row[Input.BYTES] = value.span[0], value.span[1] - value.span[0]
+                if id(value) in states:
+                    row[Input.STATE] = value.counter
+                    row[Input.VERSION], row[Input.LENDINGS] = states[id(value)]
                 pointers = value.pointers if arg.kind == "module" else value.param_pointers
                 self.entry.set_pointers(position, pointers)
                 position += len(pointers)
@@ -234,3 +233,14 @@ class FastCall:
         row[Input.SHAPE] = pointer(shape)
         row[Input.FLAGS] = _C_CONTIGUOUS | _ALIGNED | (_WRITEABLE if arg.inout else 0)
         kept += [dtype, shape]
+
+
+def _results(outputs: Sequence[_Result], position: int, kept: list[object]) -> Array:
+    """The results' records; `position`: of the first among the native arguments."""
+    out = np.zeros((max(len(outputs), 1), RECORD), np.int64)
+    for i, (row, (dtype, shape)) in enumerate(zip(out, outputs, strict=False)):
+        sizes = np.array(shape or (0,), np.int64)
+        row[Output.DTYPE], row[Output.RANK] = id(dtype), len(shape)
+        row[Output.SHAPE], row[Output.POSITION] = pointer(sizes), position + i
+        kept += [dtype, sizes]
+    return out

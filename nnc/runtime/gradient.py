@@ -101,7 +101,8 @@ class Run:
         self._by = made_by
         self._call = call
         self._results = results
-        self._witnesses = {id(v): Witness(v) for v in call.values if isinstance(v, Store)}
+        named = zip(made_by.export.names, call.values, strict=True)
+        self._witnesses = [(name, Witness(v)) for name, v in named if isinstance(v, Store)]
         self._arrays = {f"saved.{i}": a for i, a in enumerate(saved)}
         self._arrays |= dict(
             zip(("seed", "step"), np.array(rng or (0, 0), np.int64)[:, None], strict=True)
@@ -130,10 +131,10 @@ class Run:
         return Gradients({n: self._wrapped(n, g) for n, g in gradients.items()})
 
     def _refuse_changed(self) -> None:
-        for arg, value in zip(self._by.export.args, self._call.values, strict=True):
-            if id(value) in self._witnesses and self._witnesses[id(value)].changed:
+        for name, witness in self._witnesses:
+            if witness.changed:
                 raise Error(
-                    f"{arg.name} was changed after this forward call: its backward no longer fits\n"
+                    f"{name} was changed after this forward call: its backward no longer fits\n"
                     "  help: call backward before the update, or forward again"
                 )
 
