@@ -57,15 +57,15 @@ def _called(model: Model, args: argparse.Namespace, values: dict[str, Any]) -> d
 def _only(export: Export, given: dict[str, str], flag: str, kind: str) -> None:
     names = [a.name for a in export.args if (a.kind == "module") == (kind == "module")]
     for name in given:
-        other = any(a.name == name for a in export.args if a.name not in names)
-        if other:
+        if name in names:
+            continue
+        if any(a.name == name for a in export.args):
             way = f"--weights {name}=FILE" if kind != "module" else f"--arg {name}=VALUE"
             raise ArgumentError(f"{flag} {name}: it is given by {way}")
-        if name not in names:
-            raise ArgumentError(
-                f"{flag} {name}: {export.sig.name} has no such argument{nearest(name, names)}\n"
-                f"  {export}"
-            )
+        raise ArgumentError(
+            f"{flag} {name}: {export.sig.name} has no such argument{nearest(name, names)}\n"
+            f"  {export}"
+        )
 
 
 def _values(export: Export, given: dict[str, str]) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def _differs(graph: Graph, label: str) -> str:
 
 
 def _rounded(graph: Graph) -> str:
-    """Whether 16-bit floats stand in between, whose differences say little."""
+    """The reason, if 16-bit floats stand in between: differences say little of them."""
     dtypes = {getattr(n.type, "dtype", "") for n in all_nodes(graph)}
     return f"{_MEANT} by the rounding of 16-bit floats" if dtypes & {"f16", "bf16"} else ""
 
