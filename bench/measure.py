@@ -63,6 +63,10 @@ class Roof:
     flop: float
     read: float
 
+    def seconds(self, flop: float, read: float) -> float:
+        """What so many operations and bytes take at least."""
+        return max(flop / self.flop, read / self.read)
+
 
 @dataclass(frozen=True)
 class Result:
@@ -135,11 +139,10 @@ def prepare(case: Case, wanted: Sequence[str], cap: float = 0) -> Prepared:
 
 def ready(found: Prepared) -> str:
     """When each candidate was ready, or why it is not; what differs."""
-    parts = [f"{name} {seconds:.1f} s" for name, seconds in found.ready.items()]
+    parts = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in found.ready.items())
     more = {**found.missing, **found.notes}
-    return ", ".join(["ready after", *parts]).replace(",", "", 1) + "".join(
-        f"\n  {name:14}{why[:160]}" for name, why in more.items()
-    )
+    lines = [f"  {name:14}{why[:160]}" for name, why in more.items()]
+    return "\n".join([f"ready after {parts or 'nothing'}", *lines])
 
 
 def reason(error: BaseException) -> str:
@@ -227,10 +230,7 @@ def summarise(
     best = min((r.ratio for r in rows if r.candidate != "nnc"), default=0.0)
     others = [_low(times) for who, times in samples.items() if who != "nnc"]
     quiet = min(others, default=0.0) / _low(base) if base else 0.0
-    share = 0.0
-    if base:
-        limit = max(case.flop / roof.flop, case.read / roof.read)
-        share = limit / median(base)
+    share = roof.seconds(case.flop, case.read) / median(base) if base else 0.0
     rounds = len(next(iter(samples.values()))) if samples else 0
     return Result(
         name=name,

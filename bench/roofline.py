@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import peak
+from bench import measure, peak
 from bench.table import ROOT, replaced, row, seconds, table
 from nnc.codegen.roof import flops
 
@@ -119,16 +119,15 @@ def shortest(call: Callable[[], Any], spent: float) -> float:
 
 
 def rows(m: Any, spent: float) -> Iterator[str]:
-    compute, read = flops(1, 30), peak.bandwidth(1)
+    roof = measure.Roof(flops(1, 30), peak.bandwidth(1))
     yield from table([HEAD[2:], "intensity (FLOP/byte)", "time", "reached", "of the roof"])
     for p in points(m):
         took = shortest(p.call, spent)
-        roof = max(p.flop / compute, p.nbytes / read)
         reached = (
             f"{p.flop / took / 1e9:.0f} GFLOP/s" if p.flop else f"{p.nbytes / took / 1e9:.1f} GB/s"
         )
         intensity = f"{p.flop / p.nbytes:.1f}" if p.flop else ""
-        share = f"{100 * roof / took:.0f} %"
+        share = f"{100 * roof.seconds(p.flop, p.nbytes) / took:.0f} %"
         yield row(f"{p.family}: {p.what}", intensity, seconds(took), reached, share)
 
 

@@ -52,15 +52,21 @@ def rows_of(result: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Map
     return rows.pop("nnc"), {k: rows[k] for k in NAMES if k in rows}
 
 
+def best_peer(result: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """The fastest peer of a workload: its name, its row."""
+    others = rows_of(result)[1]
+    best = min(others, key=lambda k: others[k]["ratio"])
+    return NAMES[best], others[best]
+
+
 def workloads(run: Run) -> list[str]:
     threads = timed(run)[0]["threads"]
     head = ("nnc", "best peer", "best peer / nnc", "of the roof", "demanded")
     out = table([f"workload, {threads} threads", *head])
     for r in timed(run):
-        own, others = rows_of(r)
-        best = min(others, key=lambda k: others[k]["ratio"])
+        own, (name, other) = rows_of(r)[0], best_peer(r)
         roof = f"{100 * r['roof']:.0f} %" if r["roof"] else ""
-        peer = f"{NAMES[best]} {seconds(others[best]['seconds'])}"
+        peer = f"{name} {seconds(other['seconds'])}"
         demand = f"{r['demand']:g}x" if r["demand"] else ""
         out.append(row(r["title"], seconds(own["seconds"]), peer, ratio(r["best"]), roof, demand))
     return out
@@ -99,10 +105,11 @@ def machine(run: Run, path: Path) -> str:
         "jax": "JAX",
         "onnxruntime": "ONNX Runtime",
         "openvino": "OpenVINO",
+        "numpy": "NumPy",
     }
     versions = ", ".join(
         f"{name} {m[f'version {key}'].split('+')[0]}"
-        for key, name in {**known, "numpy": "NumPy"}.items()
+        for key, name in known.items()
         if f"version {key}" in m
     )
     there = {name for r in timed(run) for name in rows_of(r)[1]} & {"compile", "max-autotune"}
@@ -120,9 +127,7 @@ def shortened(text: str, run: Run) -> str:
     """README.md with the new ratios in the rows that it has."""
     new = {}
     for r in timed(run):
-        others = rows_of(r)[1]
-        best = min(others, key=lambda k: others[k]["ratio"])
-        new[r["title"]] = row(r["title"], f"{ratio(r['best'])} ({NAMES[best]})")
+        new[r["title"]] = row(r["title"], f"{ratio(r['best'])} ({best_peer(r)[0]})")
     lines = text.splitlines()
     for i, line in enumerate(lines):
         if line.startswith("| "):
