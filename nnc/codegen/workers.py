@@ -180,15 +180,14 @@ def compiled(
     """
     crew = _crew()
 
-    def make() -> bytes:
-        return crew.compile(text, target)
-
-    def found() -> bytes:
+    def made() -> bytes:
+        if cache is None:
+            return crew.compile(text, target)
         if ahead in crew.ahead:
             wait([crew.ahead[ahead]])  # it came first: it has a thread
-        return make() if cache is None else cache(object_key(text, target), make)
+        return cache(object_key(text, target), lambda: crew.compile(text, target))
 
-    return crew.threads.submit(found)
+    return crew.threads.submit(made)
 
 
 def _places() -> list[str]:
