@@ -301,7 +301,6 @@ def _release(t: _Text, name: str, count: str) -> None:
 def _run(t: _Text) -> None:
     t.label("run")
     context, dims = t.word(Word.CONTEXT), t.word(Word.DIMS)
-    t.put(f"store i64 0, ptr {t.at(context, 16)}")
     t.put(f"%keep = {_copy(t.word(Word.KEEP, 'i64'))}")
     t.put(f"store i64 %keep, ptr {t.at(context, 8 * kept.WORD)}")
     call = f"ptr {context}, ptr {dims}, ptr %pointers"

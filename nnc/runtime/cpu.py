@@ -204,7 +204,6 @@ class Entry:
             self._size = need
             context[0] = pointer(self._workspace)
         context[1] = threads
-        context[2] = 0
 
     def scratch(self) -> int:
         """Bytes for each thread, with the present `dims`."""
