@@ -99,7 +99,7 @@ def _random(*shape: int) -> Any:
 def _point(family: str, what: str, flop: float, export: Any, *given: Any) -> Point:
     call = lambda: export(*given)  # noqa: E731
     sizes = [v.nbytes if hasattr(v, "nbytes") else sum(a.nbytes for a in v.values()) for v in given]
-    return Point(family, what, call, flop, float(sum(sizes) + call().nbytes))
+    return Point(family, what, call, flop, float(sum(sizes) + export(*given).nbytes))
 
 
 def shortest(call: Callable[[], Any], spent: float) -> float:
@@ -138,11 +138,12 @@ def main() -> None:
     args = parser.parse_args()
     import nnc
 
+    load: Any = nnc.load
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "families.nn"
         path.write_text(PROGRAM)
         lines = []
-        for line in rows(nnc.load(path, threads=1), args.seconds):
+        for line in rows(load(path, threads=1), args.seconds):
             print(line, flush=True)
             lines.append(line)
     if args.write:
