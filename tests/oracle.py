@@ -73,7 +73,7 @@ def small(seed: int) -> Iterator[None]:
     """With odd seeds nothing is too small for threads, with multiples of 3 for a contraction's tiles."""
     with ExitStack() as stack:
         if seed % 2:
-            for name in ("spmd._SMALL", "spmd._SMALL_TURN", "llvm._SMALL_PROGRAM"):
+            for name in ("spmd._SMALL", "spmd._SMALL_TURN", "entry._SMALL_PROGRAM"):
                 stack.enter_context(patch(f"nnc.codegen.{name}", 1))
         if seed % 3 == 0:
             stack.enter_context(patch("nnc.codegen.leaf._TINY", 1))

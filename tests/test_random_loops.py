@@ -202,7 +202,7 @@ def test_random_loops_native(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(38, 44))
 def test_random_loops_native_on_threads(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """No kernel counts as small."""
-    for name in ("spmd._SMALL", "spmd._SMALL_TURN", "llvm._SMALL_PROGRAM"):
+    for name in ("spmd._SMALL", "spmd._SMALL_TURN", "entry._SMALL_PROGRAM"):
         monkeypatch.setattr(f"nnc.codegen.{name}", 1)
     differ_native(seed)
 

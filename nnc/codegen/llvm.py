@@ -1,13 +1,6 @@
-"""Program to LLVM IR: the kernels, the function that every thread runs, the exported entry.
+"""Program to LLVM IR: the kernels, and all functions together as the text of a module.
 
-    i32 @<symbol>(ptr ctx, ptr dims, ptr args)       0, or 1: an index check failed
-    i64 @<symbol>_bytes(ptr dims, i64 nthreads)      workspace for that many threads
-
-    ctx: { ptr workspace; i64 nthreads; i64 err_site; i64 err_value; i64 err_extent; i64 kept }
-
-`dims` are i64, `args` pointers. The workspace (aligned to 64) holds the arena and then each
-thread's scratch. err_site is 0 or the 1-based number of the first check that failed in any thread.
-`kept`: see `nnc.codegen.kept`.
+The function that every thread runs is in `spmd` (and `table`), the exported ones in `entry`.
 """
 
 from __future__ import annotations
@@ -19,34 +12,24 @@ import numpy as np
 
 from nnc.codegen import contract, external, flow, pool, vecmath
 from nnc.codegen.alike import Outline
-from nnc.codegen.barriers import SAMPLE
+from nnc.codegen.entry import Entry, Sizes, dispatch
 from nnc.codegen.indices import Indices
 from nnc.codegen.loops import written
 from nnc.codegen.memory import flat, strides
 from nnc.codegen.regions import Regions
 from nnc.codegen.registers import MEMORY, literal, round_bf16
-from nnc.codegen.scopes import FRAME, Value
-from nnc.codegen.spmd import (
-    MANY,
-    Launch,
-    Spmd,
-    all_small,
-    attributes,
-    constant_name,
-    enclosing,
-    total_work,
-)
+from nnc.codegen.scopes import Value
+from nnc.codegen.spmd import MANY, Launch, Spmd, constant_name, enclosing
 from nnc.codegen.table import Tabled
 from nnc.codegen.target import Target
 from nnc.diagnostics import Span
 from nnc.ir.expr import Expr, Idx
 from nnc.ir.loop import Alike, Buffer, Call, Contract, Kernel, Pattern, Program, Repeat, Stmt
-from nnc.lang.dims import ZERO, Dim, Facts, dim_max, dim_sum, evaluated, prove_nonneg
+from nnc.lang.dims import ZERO, Dim, Facts, dim_max, dim_sum, prove_nonneg
 from nnc.lang.types import DType
 
 _ON_STACK = 16 << 10  # bytes: larger local buffers live in scratch
 _PART = 120_000  # characters: about 0.1 s of LLVM's time
-_SMALL_PROGRAM = 1 << 21  # scalar operations, about 30 us: fewer run on one thread
 
 _RUNTIME = """\
 @nn_zeros = internal constant [512 x i8] zeroinitializer, align 64
@@ -101,7 +84,7 @@ class Module:
 class Case:
     """A Program for calls with these sizes; it has the dims and arguments of the general one."""
 
-    sizes: tuple[tuple[str, int], ...]
+    sizes: Sizes
     program: Program
 
 
@@ -134,7 +117,7 @@ def _module(symbol: str, parts: Sequence[_Emission], cases: Sequence[Case]) -> M
     kernels = [(name, text, p.calls[name]) for p in parts for text, name in p.named.items()]
     functions = [f for p in parts for f in p.functions(linkage)]
     if cases:
-        functions += _dispatch(symbol, general.program.dims, cases)
+        functions += dispatch(symbol, general.program.dims, [c.sizes for c in cases])
     externs = set[str]().union(*(p.externs for p in parts))
     dtypes = sorted({d for p in parts for d in p.contractions})
     for dtype in dtypes:
@@ -188,38 +171,6 @@ def _externals(dtypes: Sequence[DType], target: Target) -> tuple[str, ...]:
         for group in contract.support_symbols(dtype, target):
             names |= set(group)
     return tuple(sorted(names))
-
-
-def _dispatch(symbol: str, dims: Sequence[str], cases: Sequence[Case]) -> list[str]:
-    """The exported functions: comparisons of the sizes, then the function of the case."""
-    given = (("i32", "", "ptr %ctx, ptr %dims, ptr %args"), ("i64", "_bytes", "ptr %dims, i64 %n"))
-    out = []
-    for kind, suffix, parameters in given:
-        lines = [f"define {kind} @{symbol}{suffix}({parameters}) nounwind {{", "entry:"]
-        lines.append("  br label %try1")
-        for i, case in enumerate(cases):
-            lines += [f"try{i + 1}:", *_compared(i + 1, dims, case)]
-            follow = f"try{i + 2}" if i + 1 < len(cases) else "general"
-            lines.append(f"  br i1 %fits{i + 1}, label %case{i + 1}, label %{follow}")
-        for i in range(len(cases) + 1):
-            lines.append(f"case{i}:" if i else "general:")
-            lines.append(f"  %r{i} = call {kind} @{symbol}.{i}{suffix}({parameters})")
-            lines.append(f"  ret {kind} %r{i}")
-        out.append("\n".join([*lines, "}", ""]))
-    return out
-
-
-def _compared(number: int, dims: Sequence[str], case: Case) -> list[str]:
-    """Lines that make %fits: whether all sizes are those of the case."""
-    lines, last = [], "true"
-    for k, (name, value) in enumerate(case.sizes):
-        at = f"{number}.{k}"
-        lines.append(f"  %p{at} = getelementptr i64, ptr %dims, i64 {dims.index(name)}")
-        lines.append(f"  %d{at} = load i64, ptr %p{at}")
-        lines.append(f"  %e{at} = icmp eq i64 %d{at}, {value}")
-        lines.append(f"  %f{at} = and i1 {last}, %e{at}")
-        last = f"%f{at}"
-    return [*lines, f"  %fits{number} = and i1 {last}, true"]
 
 
 class _Kernel(Regions):
@@ -379,11 +330,13 @@ class _Emission:
 
     def functions(self, linkage: str) -> list[str]:
         """The functions around the kernels; `linkage`: of those that are called from outside."""
-        many = len(self.launches) > MANY
+        p, many = self.program, len(self.launches) > MANY
         kind = Tabled if self.spmd is Spmd and many else self.spmd
-        spmd = kind(self.scopes(), self.symbol, self.launches, self.program.buffers)
-        text = spmd.emit(self.program.steps, self.program.prologue)
-        return [text, self.entry(linkage, tuple(spmd.offsets)), self.size(linkage)]
+        scopes = Indices(self.target, p.facts, p.dims)
+        spmd = kind(scopes, self.symbol, self.launches, p.buffers)
+        text = spmd.emit(p.steps, p.prologue)
+        outer = Entry(p, self.target, self.symbol, self.scratch, linkage)
+        return [text, outer.run(tuple(spmd.offsets)), outer.size()]
 
     def kernel(self, kernel: Kernel, turns: tuple[Repeat, ...]) -> Launch:
         """How to call its function, which is emitted once for all kernels of a pattern."""
@@ -445,75 +398,6 @@ class _Emission:
             if b.scope == "const":
                 self.constant(b)
         return found
-
-    # ---- the functions around the kernels -------------------------------------------------------
-
-    def scopes(self) -> Indices:
-        return Indices(self.target, self.program.facts, self.program.dims)
-
-    def entry(self, linkage: str, offsets: tuple[Dim, ...]) -> str:
-        """`offsets`: places in the arena whose addresses the frame holds."""
-        s = self.scopes()
-        em, s.fields["dims"] = s.em, "%dims"
-        frame = em.op(f"alloca [{len(FRAME)} x i64], align 16", "frame")
-        workspace = em.op("load ptr, ptr %ctx", "workspace")
-        place = em.op("getelementptr i64, ptr %ctx, i64 1")
-        threads = em.op(f"load i64, ptr {place}", "threads")
-        error = em.op("getelementptr i64, ptr %ctx, i64 2", "error")
-        em.line(f"store i64 0, ptr {error}")
-        scratch = flow.offset(em, workspace, self.arena(s), "i8")
-        places = self.places(s, workspace, offsets)
-        each = s.uniform(self.scratch).text
-        values = ("%ctx", "%dims", "%args", scratch, each, places)
-        for i, ((_, type_), value) in enumerate(zip(FRAME.items(), values, strict=True)):
-            place = em.op(f"getelementptr i64, ptr {frame}, i64 {i}")
-            em.line(f"store {type_} {value}, ptr {place}")
-        work = s.uniform(total_work(self.program.steps[self.program.prologue :])).text
-        small = flow.compare(em, "slt", work, str(_SMALL_PROGRAM))
-        alone = flow.disjunction(em, all_small(s, self.program.steps), small)
-        threads = flow.select(em, alone, "i64", "1", threads)
-        count = threads
-        if flow.const(threads) is None:
-            count = em.op(f"trunc i64 {threads} to i32", "count")
-        em.line(f"call void @nnrt_run(ptr @{self.symbol}.spmd, ptr {frame}, i32 {count})")
-        found = em.op(f"load i64, ptr {error}", "found")
-        failed = em.op(f"icmp ne i64 {found}, 0", "failed")
-        result = em.op(f"zext i1 {failed} to i32", "result")
-        return (
-            f"define {linkage}i32 @{self.symbol}(ptr %ctx, ptr %dims, ptr %args) "
-            f"{attributes(len(self.program.kernels))} {{\n"
-            f"entry:\n{s.body()}\n  ret i32 {result}\n}}\n"
-        )
-
-    def places(self, s: Indices, workspace: str, offsets: tuple[Dim, ...]) -> str:
-        """A table of addresses, each reckoned from the one before it in memory."""
-        em, table = s.em, s.em.op(f"alloca [{max(len(offsets), 1)} x ptr], align 16", "places")
-        sample = {d: SAMPLE + i for i, d in enumerate(self.program.dims)}
-        where = evaluated(offsets, sample)
-        order = sorted(enumerate(offsets), key=lambda x: where[x[1]])
-        at, here = ZERO, workspace
-        for number, offset in order:
-            step = offset - at
-            whole = len(step.terms) > len(offset.terms)
-            start, step = (workspace, offset) if whole else (here, step)
-            at, here = offset, flow.offset(em, start, s.uniform(step).text, "i8")
-            em.line(
-                f"store ptr {here}, ptr {em.op(f'getelementptr ptr, ptr {table}, i64 {number}')}"
-            )
-        return table
-
-    def arena(self, s: Indices) -> str:
-        return flow.round_up(s.em, s.uniform(self.program.arena).text, "64")
-
-    def size(self, linkage: str) -> str:
-        s = self.scopes()
-        s.fields["dims"] = "%dims"
-        each = flow.mul(s.em, "%nthreads", s.uniform(self.scratch).text)
-        total = flow.add(s.em, self.arena(s), each)
-        return (
-            f"define {linkage}i64 @{self.symbol}_bytes(ptr %dims, i64 %nthreads) nounwind {{\n"
-            f"entry:\n{s.body()}\n  ret i64 {total}\n}}\n"
-        )
 
 
 def largest(dims: Sequence[Dim], facts: Facts) -> Dim:
