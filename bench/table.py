@@ -118,7 +118,7 @@ def machine(run: Run, path: Path) -> str:
     return (
         f"Medians on {m['cores']} virtual cores of an {m['cpu']} ({m.get('isa', '')}; roof {roof}), {m['date'][:10]}, f32,\n"
         f"`{command}` ([JSON](../{where})). Above 1x nnc is faster. Peers: {versions};\n"
-        "PyTorch is the fastest of its eager set-ups (inference mode; channels-last where there are convolutions); `torch.compile`\n"
+        "PyTorch is the fastest of its eager set-ups (inference mode; with convolutions channels-last or contiguous); `torch.compile`\n"
         f"{compiled}. The machine is shared: ratios of another run differ by some percent. Losses are shown as they are."
     )
 
