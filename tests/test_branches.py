@@ -298,3 +298,19 @@ export def f(x: f32[T]) -> f32:
 """
     with pytest.raises(AssertionError, match="E0402"):
         built(text)
+
+
+def test_conditions_of_many_steps_guard_what_a_side_reads() -> None:
+    steps = "\n".join(f"        c = c and (c or x[t] > {k})" for k in range(300))
+    text = f"""
+export def f(x: f32[T]) -> f32[T]:
+    ys = for t in T:
+        c = t > 0
+{steps}
+        p = 0.0
+        if c:
+            p = x[t-1]
+        yield p
+    return ys
+"""
+    assert built(text)

@@ -18,7 +18,7 @@ def remainders(graph) -> int:
     """How many indices of the kernels are remainders."""
     program = compiler.schedule(compiler.optimise(graph))
     exprs = (e for k in program.kernels for e in walk(*exprs_in(k.body)))
-    return sum(isinstance(e, Idx) and any(f.kind == "mod" for f in e.dim.funcs()) for e in exprs)
+    return sum(isinstance(e, Idx) and any(f.kind == "mod" for f in e.dim.functions) for e in exprs)
 
 
 SHIFTED = """

@@ -109,18 +109,18 @@ class Indices(Scopes):
         form = f.a.linear_in(self.vector)
         if form is not None:
             return Value(iota("i32", self.lanes), "i32", self.lanes) if form[0] == ONE else None
-        inner = f.a.funcs()
-        if len(inner) != 1 or inner[0].kind != "floor" or f.a != _dim(inner[0]):
+        inner = f.a.functions
+        if len(inner) != 1 or inner[0].kind != "floor" or f.a != Dim.of(inner[0]):
             return None
         growth = self._slow(inner[0])
         return None if growth is None else self._wraps(inner[0], growth)
 
     def _quotient(self, f: Func, growth: Value) -> Value:
-        first = self.uniform(_dim(Func("floor", f.a, f.b)))
+        first = self.uniform(Dim.of(Func("floor", f.a, f.b)))
         return self.i64("add", first, self._sext(self._wraps(f, growth)))
 
     def _rest(self, f: Func, growth: Value) -> Value:
-        first, size = self.uniform(_dim(Func("mod", f.a, f.b))), self.uniform(f.b)
+        first, size = self.uniform(Dim.of(Func("mod", f.a, f.b))), self.uniform(f.b)
         wraps, known = self._wraps(f, growth), flow.const(size.text)
         if known is not None and known < 2**31:
             back = self.compute("mul", "i32", "i32", (wraps, Value(str(known), "i32")))
@@ -139,7 +139,7 @@ class Indices(Scopes):
 
     def _new_wraps(self, f: Func, growth: Value) -> Value:
         """A comparison where the size is not below the lanes, else a quotient of small floats."""
-        first, size = self.uniform(_dim(Func("mod", f.a, f.b))), self.uniform(f.b)
+        first, size = self.uniform(Dim.of(Func("mod", f.a, f.b))), self.uniform(f.b)
         lanes, known = integer(self.lanes), flow.const(size.text)
         left = self.compute("min", "i64", "i64", (self.i64("sub", size, first), lanes))
         left = self.compute("cast", "i32", "i64", (left,))
@@ -172,7 +172,3 @@ class Indices(Scopes):
         with self.at(depth):
             text = self.em.op(f"select {wide('i1', cond.lanes)} {cond.text}, {ty} {x}, {ty} {y}")
         return Value(text, a.dtype, lanes, depth, reads)
-
-
-def _dim(f: Func) -> Dim:
-    return Dim(((((f, 1),), 1),))

@@ -220,9 +220,12 @@ def demands(roots: Sequence[Expr]) -> dict[int, tuple[Dim, ...]]:
 def condition_facts(cond: Expr, holds: bool) -> tuple[Dim, ...]:
     """The dims that are >= 0 where `cond` is true (or false), from its affine comparisons."""
     out: list[Dim] = []
-    stack = [(cond, holds)]
+    stack, seen = [(cond, holds)], set[tuple[int, bool]]()
     while stack:
         e, want = stack.pop()
+        if (id(e), want) in seen:
+            continue
+        seen.add((id(e), want))
         match e:
             case Op(fn="not", args=(a,)):
                 stack.append((a, not want))
@@ -282,16 +285,9 @@ def _ways(fn: str, p: Dim, q: Dim) -> tuple[tuple[Dim, ...], ...]:
 
 def simplify_dim(d: Dim, facts: Facts, ranges: Ranges) -> Dim:
     """Removes `//` and `%` where the ranges of the variables allow it: `(8*c + e)//8` is `c`."""
-    if not d.funcs():
+    if not d.functions:
         return d
-    out = ZERO
-    for mono, c in d.terms:
-        term = Dim.of(c)
-        for atom, n in mono:
-            factor = Dim.of(atom) if isinstance(atom, str) else _simplify_func(atom, facts, ranges)
-            term = term * factor**n
-        out = out + term
-    return out
+    return d.mapped(lambda f: Dim.of(f) if isinstance(f, str) else _simplify_func(f, facts, ranges))
 
 
 def _simplify_func(f: Func, facts: Facts, ranges: Ranges) -> Dim:

@@ -281,7 +281,7 @@ def _divisions(load: Load, multiples: Sequence[Func]) -> dict[Func, Func]:
     """
     out: dict[Func, Func] = {}
     for d in filter(None, map(as_dim, load.index)) if multiples else ():
-        for f in d.funcs():
+        for f in d.functions:
             said = (m for m in multiples if _same_remainder(f, m))
             apart = _apart(d, f) if f.kind == "floor" else None
             if apart is not None and abs(apart[0]) == 1 and (m := next(said, None)):
@@ -296,14 +296,14 @@ def _same_remainder(f: Func, m: Func) -> bool:
 def _apart(d: Dim, f: Func) -> tuple[int, Dim] | None:
     """(c, rest) with `d == c*f + rest`."""
     c = next((c for mono, c in d.terms if mono == ((f, 1),)), 0)
-    rest = d - c * _atom(f)
-    return None if not c or f in _all_funcs(rest) else (c, rest)
+    rest = d - c * Dim.of(f)
+    return None if not c or f in rest.all_functions() else (c, rest)
 
 
 def _cleared(d: Dim, exact: Mapping[Func, Func]) -> tuple[Dim, Dim]:
     """(q, q*d) without such divisions."""
     scale = ONE
-    for f in d.funcs():
+    for f in d.functions:
         found = _apart(d, f) if f in exact else None
         if found is not None:
             scale, d = scale * f.b, found[0] * f.a + f.b * found[1]
@@ -327,7 +327,7 @@ def _split_variables(
 ) -> dict[str, _Digits]:
     """Digits for the variables that the index reads through `v//Q` and `v%Q`."""
     dims = [d for e in load.index if (d := as_dim(e)) is not None]
-    funcs = [f for d in dims for f in _all_funcs(d) if f not in exact]
+    funcs = [f for d in dims for f in d.all_functions() if f not in exact]
     out: dict[str, _Digits] = {}
     for a in axes:
         mine = [f for f in funcs if a.var in f.a.names | f.b.names]
@@ -337,30 +337,16 @@ def _split_variables(
     return out
 
 
-def _all_funcs(d: Dim) -> list[Func]:
-    out: list[Func] = []
-    todo = d.funcs()
-    while todo:
-        f = todo.pop()
-        out.append(f)
-        todo += f.a.funcs() + f.b.funcs()
-    return out
-
-
 def _radices(f: Func, var: str) -> list[Dim]:
     """The radices with which `f` takes digits of the variable."""
     if f.kind not in ("floor", "mod"):
         return []
     if f.a.name == var:
         return [f.b]
-    match f.a.funcs():
-        case [Func(kind="floor") as g] if f.kind == "mod" and g.a.name == var and f.a == _atom(g):
+    match f.a.functions:
+        case [Func(kind="floor") as g] if f.kind == "mod" and g.a.name == var and f.a == Dim.of(g):
             return [g.b, g.b * f.b]
     return []
-
-
-def _atom(f: Func) -> Dim:
-    return Dim(((((f, 1),), 1),))
 
 
 def _chain(radices: Sequence[Dim]) -> list[Dim] | None:

@@ -342,7 +342,7 @@ def _is_window(user: Node, load: Load) -> bool:
 def _divides(load: Load) -> bool:
     """Whether it reads at quotients or remainders of variables: costly places in a window."""
     dims = (i.dim for i in load.index if isinstance(i, Idx))
-    return any(f.kind in ("floor", "mod") for d in dims for f in d.funcs())
+    return any(f.kind in ("floor", "mod") for d in dims for f in d.functions)
 
 
 def _plain_view(body: Expr) -> bool:

@@ -447,7 +447,7 @@ def _work(s: Space) -> Dim:
 
 def _most(extent: Dim) -> Dim:
     """The extent of all pieces of a cut loop but the last; of the first phase of a stride."""
-    match extent.funcs():
+    match extent.functions:
         case [Func(kind="min", a=a, b=b)] if any(n.startswith("$") for n in extent.names):
             return _most(b if any(n.startswith("$") for n in a.names) else a)
         case [Func(kind="max", a=a, b=b)] if ZERO in (a, b):

@@ -226,13 +226,13 @@ def at_least(a: Dim, b: Dim, facts: Facts) -> bool:
         if found is None:
             return False
         left.remove(found)
-    return all(prove_nonneg(_dim(f) - 1, facts, depth=1) or _positive(f, facts) for f in left)
+    return all(prove_nonneg(Dim.of(f) - 1, facts, depth=1) or _positive(f, facts) for f in left)
 
 
 def _factor_at_least(f: Atom, g: Atom, facts: Facts) -> bool:
     """`ceil(p/q) >= ceil(r/s)` where p >= r >= 0 and q <= s."""
     if isinstance(f, str) or isinstance(g, str) or (f.kind, g.kind) != ("floor", "floor"):
-        return prove_nonneg(_dim(f) - _dim(g), facts, depth=1)
+        return prove_nonneg(Dim.of(f) - Dim.of(g), facts, depth=1)
     q, s = f.b.const, g.b.const
     if q is None or s is None or q > s:
         return False
@@ -251,10 +251,6 @@ def _positive(f: Atom, facts: Facts) -> bool:
         and prove_nonneg(f.a - f.b, facts, depth=1)
         and prove_nonneg(f.b - 1, facts, depth=1)
     )
-
-
-def _dim(f: Atom) -> Dim:
-    return Dim(((((f, 1),), 1),))
 
 
 def _placed(

@@ -2,7 +2,8 @@
 
 `sum[k, l](a[m, k] * b[k, l] * c[l, n])` is `sum[l](sum[k](a[m, k] * b[k, l]) * c[l, n])`: what does
 not depend on k stands outside of the sum over k; so is what only one of two factors is summed over.
-Gradients of such sums are of this form, and share their inner sums. Integers are left as they are.
+Gradients of such sums are of this form, and share their inner sums. Products are rounded in another
+order than they are written. Integers are left as they are.
 """
 
 from __future__ import annotations

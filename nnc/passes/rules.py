@@ -125,7 +125,7 @@ def index_arithmetic(e: Expr, scope: Scope) -> Expr | None:
 
 def index_ranges(e: Expr, scope: Scope) -> Expr | None:
     """(8*c + e)//8 = c, where 0 <= e < 8"""
-    if isinstance(e, Idx) and e.dim.funcs():
+    if isinstance(e, Idx) and e.dim.functions:
         dim = simplify_dim(e.dim, scope.facts, scope.ranges)
         return None if dim == e.dim else Idx(dim)
     return None

@@ -405,7 +405,7 @@ class _Checker:
 
 def _cut(axis: Axis, scope: _Scope) -> tuple[str, Dim, Dim] | None:
     """`(outer variable, step, length)` where the extent is `min(step, length - step*outer)`."""
-    funcs = axis.extent.funcs()
+    funcs = axis.extent.functions
     if len(funcs) != 1 or funcs[0].kind != "min" or len(axis.extent.terms) != 1:
         return None
     for step, left in ((funcs[0].a, funcs[0].b), (funcs[0].b, funcs[0].a)):

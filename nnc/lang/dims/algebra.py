@@ -7,7 +7,7 @@ products `H * (D/H)` is `D`). Sizes are integers; divisors are taken to be posit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import gcd, prod
@@ -15,7 +15,7 @@ from typing import Union
 
 Atom = Union[str, "Func"]
 Mono = tuple[tuple[Atom, int], ...]
-DimLike = Union["Dim", int, str]
+DimLike = Union["Dim", int, str, "Func"]
 Terms = dict[Mono, int]
 
 
@@ -64,6 +64,8 @@ class Dim:
                 return x
             case str():
                 return _named(x)
+            case Func():
+                return Dim(((((x, 1),), 1),))
             case _:
                 return Dim((((), int(x)),)) if x else ZERO
 
@@ -99,8 +101,20 @@ class Dim:
                 out |= {atom} if isinstance(atom, str) else atom.a.names | atom.b.names
         return frozenset(out)
 
-    def funcs(self) -> list[Func]:
-        return [a for mono, _ in self.terms for a, _ in mono if isinstance(a, Func)]
+    @cached_property
+    def functions(self) -> tuple[Func, ...]:
+        """The functions among the atoms, outermost only."""
+        return tuple(a for mono, _ in self.terms for a, _ in mono if isinstance(a, Func))
+
+    def all_functions(self) -> list[Func]:
+        """All functions in it, nested ones after those around them."""
+        out: list[Func] = []
+        stack = [*self.functions]
+        while stack:
+            f = stack.pop()
+            out.append(f)
+            stack += (*f.a.functions, *f.b.functions)
+        return out
 
     def linear_in(self, name: str) -> tuple[Dim, Dim] | None:
         """`(a, b)` with self = a*name + b, neither holding `name`; None when not of that form."""
@@ -179,20 +193,19 @@ class Dim:
             total += c * prod(_atom_value(a, env) ** n for a, n in mono)
         return total
 
-    @cached_property
-    def functions(self) -> tuple[Func, ...]:
-        """The functions among the atoms, outermost only."""
-        return tuple(a for mono, _ in self.terms for a, _ in mono if isinstance(a, Func))
-
     def subst(self, env: Mapping[str, Dim]) -> Dim:
         """Replaces names by dims and normalises again."""
         if not (self.names & env.keys()):
             return self
+        return self.mapped(lambda atom: _atom_subst(atom, env))
+
+    def mapped(self, fn: Callable[[Atom], Dim]) -> Dim:
+        """Replaces atoms by dims and normalises again."""
         out = ZERO
         for mono, c in self.terms:
             term = Dim.of(c)
             for atom, n in mono:
-                term = term * _atom_subst(atom, env) ** n
+                term = term * fn(atom) ** n
             out = out + term
         return out
 
@@ -281,37 +294,34 @@ def dim_max(a: Dim, b: Dim) -> Dim:
 
 def choices(p: Dim) -> list[Func]:
     """All min and max in it, inner ones before those around them."""
-    out: list[Func] = []
-    for f in p.functions:
-        out += (*choices(f.a), *choices(f.b), *((f,) if f.kind in ("min", "max") else ()))
-    return out
+    return [f for f in reversed(p.all_functions()) if f.kind in ("min", "max")]
 
 
-def replaced(p: Dim, f: Func, by: Dim) -> Dim:
-    """p with another dim in the place of a function, however deep."""
-    out = ZERO
-    for mono, c in p.terms:
-        term = Dim.of(c)
-        for atom, n in mono:
-            factor = by if atom == f else Dim(((((atom, 1),), 1),))
-            if isinstance(atom, Func) and atom != f:
-                factor = apply(atom.kind, replaced(atom.a, f, by), replaced(atom.b, f, by))
-            term = term * factor**n
-        out = out + term
-    return out
+def map_functions(d: Dim, fn: Callable[[Func], Dim | None]) -> Dim:
+    """Replaces functions for which `fn` gives a dim (outermost first), inside others too."""
+
+    def one(atom: Atom) -> Dim:
+        if isinstance(atom, str):
+            return Dim.of(atom)
+        new = fn(atom)
+        if new is not None:
+            return new
+        return apply(atom.kind, map_functions(atom.a, fn), map_functions(atom.b, fn))
+
+    return d.mapped(one) if d.functions else d
 
 
 def whole_multiples(p: Dim, f: Func) -> Dim:
     """p where f, a floor by a number, leaves no rest: as few of f as possible."""
     part = Dim.of("$whole")
-    inside = replaced(p, f, part)
+    inside = map_functions(p, {f: part}.get)
     if f.a.name is not None:
         inside = inside.subst({f.a.name: part * f.b})
     form, q = inside.linear_in("$whole"), f.b.const
     if form is None or not q:
         return p
     times = make({m: int(c / q) for m, c in form[0].terms})
-    return form[1] + times * f.a + (form[0] - times * q) * Dim(((((f, 1),), 1),))
+    return form[1] + times * f.a + (form[0] - times * q) * f
 
 
 def exact_div(p: Dim, q: Dim) -> Dim:
@@ -525,7 +535,7 @@ def _nested_floor(p: Dim, q: Dim) -> Dim | None:
 
 
 def _func(kind: str, a: Dim, b: Dim) -> Dim:
-    return Dim(((((Func(kind, a, b), 1),), 1),))
+    return Dim.of(Func(kind, a, b))
 
 
 def _atom_value(atom: Atom, env: Mapping[str, int]) -> int:

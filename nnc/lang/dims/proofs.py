@@ -9,14 +9,15 @@ from math import gcd
 
 from nnc.lang.dims.algebra import (
     ZERO,
+    Atom,
     Dim,
     Func,
     Mono,
     apply,
     choices,
     make,
+    map_functions,
     polynomial_quotient,
-    replaced,
 )
 
 
@@ -39,6 +40,9 @@ class Facts:
 
     def plus(self, *more: Dim) -> Facts:
         return Facts(self.zero, (*self.nonneg, *more))
+
+    def subst(self, env: Mapping[str, Dim]) -> Facts:
+        return Facts(self.zero, tuple(d.subst(env) for d in self.nonneg))
 
 
 Range = tuple[Dim, Dim]  # inclusive bounds of a loop variable
@@ -95,7 +99,7 @@ def _by_choices(p: Dim, facts: Facts, ranges: Mapping[str, Range], depth: int) -
     f = found[0]  # nothing is chosen in it
     less = f.b - f.a if f.kind == "min" else f.a - f.b  # where f is a
     return all(
-        prove_nonneg(replaced(p, f, value), facts.plus(where), ranges, depth)
+        prove_nonneg(map_functions(p, {f: value}.get), facts.plus(where), ranges, depth)
         for value, where in ((f.a, less), (f.b, -less))
     )
 
@@ -124,9 +128,11 @@ def _cancelled(p: Dim, facts: Facts, ranges: Mapping[str, Range], fuel: int) -> 
 def _without(p: Dim, name: str, facts: Facts, ranges: Mapping[str, Range]) -> Iterable[Dim]:
     """p less the multiple of a fact that holds as much of a loop."""
     form = p.linear_in(name)
-    for fact in facts.nonneg if form is not None else ():
+    if form is None:
+        return
+    for fact in facts.nonneg:
         own = fact.linear_in(name)
-        if form is None or own is None or not own[0].terms:
+        if own is None or not own[0].terms:
             continue
         times = polynomial_quotient(form[0], own[0])
         if times is not None and _sign(times, facts, ranges):
@@ -147,14 +153,25 @@ def _without_a_floor(p: Dim) -> Iterable[Dim]:
     for mono, c in p.terms:
         f = _floor(mono)
         if f is not None and abs(c) == 1:
-            rest = p - c * _dim(f)
+            rest = p - c * Dim.of(f)
             if f not in rest.functions:
                 yield f.a + f.b * rest if c > 0 else f.b * rest + f.b - 1 - f.a
 
 
-def _exact(
-    p: Dim, facts: Facts, ranges: Mapping[str, Range]
-) -> tuple[Dim, Facts, Mapping[str, Range]] | None:
+_Claim = tuple[Dim, Facts, Mapping[str, Range]]
+
+
+def _over(
+    p: Dim, facts: Facts, ranges: Mapping[str, Range], env: Mapping[str, Dim]
+) -> _Claim | None:
+    """The claim with other dims for names; None: there are none."""
+    if not env:
+        return None
+    ends = {name: (a.subst(env), b.subst(env)) for name, (a, b) in ranges.items()}
+    return p.subst(env), facts.subst(env), ends
+
+
+def _exact(p: Dim, facts: Facts, ranges: Mapping[str, Range]) -> _Claim | None:
     """Where `T/2` stands, T is `2*(T/2)`; None where no quotient by a number stands."""
     ends = [d for r in ranges.values() for d in r]
     env: dict[str, Dim] = {}
@@ -162,16 +179,11 @@ def _exact(
         names = sorted(n for n in f.a.names if f.a.linear_in(n) and n not in env)
         form = f.a.linear_in(names[0]) if names and f.b.const is not None else None
         if form is not None and form[0].const == 1:
-            env[names[0]] = f.b * Dim(((((f, 1),), 1),)) - form[1]
-    if not env:
-        return None
-    known = Facts(facts.zero, tuple(d.subst(env) for d in facts.nonneg))
-    return p.subst(env), known, {k: (a.subst(env), b.subst(env)) for k, (a, b) in ranges.items()}
+            env[names[0]] = f.b * f - form[1]
+    return _over(p, facts, ranges, env)
 
 
-def _whole(
-    p: Dim, facts: Facts, ranges: Mapping[str, Range]
-) -> tuple[Dim, Facts, Mapping[str, Range]] | None:
+def _whole(p: Dim, facts: Facts, ranges: Mapping[str, Range]) -> _Claim | None:
     """K is twice another size where `K % 2` is known to be 0; None where nothing is known so."""
     env: dict[str, Dim] = {}
     zero = set(facts.zero)
@@ -183,10 +195,7 @@ def _whole(
                     part = f"{name}/{b.const}"
                     env[name] = Dim.of(part) * b
                     zero |= {part} if name in facts.zero else set()
-    if not env:
-        return None
-    known = Facts(frozenset(zero), tuple(d.subst(env) for d in facts.nonneg))
-    return p.subst(env), known, {k: (a.subst(env), b.subst(env)) for k, (a, b) in ranges.items()}
+    return _over(p, Facts(frozenset(zero), facts.nonneg), ranges, env)
 
 
 def extremes(p: Dim, facts: Facts, ranges: Mapping[str, Range]) -> tuple[Dim, Dim] | None:
@@ -245,8 +254,7 @@ def _in_case(
     p: Dim, facts: Facts, ranges: Mapping[str, Range], depth: int, case: Mapping[str, Dim]
 ) -> bool:
     inside = {v: (a.subst(case), b.subst(case)) for v, (a, b) in ranges.items() if v not in case}
-    known = Facts(facts.zero, tuple(d.subst(case) for d in facts.nonneg))
-    return prove_nonneg(p.subst(case), known, inside, depth)
+    return prove_nonneg(p.subst(case), facts.subst(case), inside, depth)
 
 
 def _inner_first(loops: frozenset[str], ranges: Mapping[str, Range]) -> list[str]:
@@ -324,20 +332,17 @@ def _plainly_nonneg(p: Dim | None, facts: Facts, fuel: int = 12) -> bool:
                 if n != 1 or fuel == 0:
                     return False
                 rest = make({tuple(x for x in mono if x[0] != atom): c})
-                others = p - rest * Dim(((((atom, 1),), 1),))
+                others = p - rest * atom
                 return _try_bounds(atom, rest, others, facts, fuel - 1)
     return all(c >= 0 for _, c in _shift(p, facts).terms)
 
 
 def _shift(p: Dim, facts: Facts) -> Dim:
-    out = ZERO
-    for mono, c in p.terms:
-        term = Dim.of(c)
-        for atom, n in mono:
-            low = facts.low(atom) if isinstance(atom, str) else _least_quotient(atom, facts)
-            term = term * (Dim(((((atom, 1),), 1),)) + low) ** n
-        out = out + term
-    return out
+    def one(atom: Atom) -> Dim:
+        low = facts.low(atom) if isinstance(atom, str) else _least_quotient(atom, facts)
+        return Dim.of(atom) + low
+
+    return p.mapped(one)
 
 
 def _least_quotient(f: Func, facts: Facts) -> int:
@@ -384,7 +389,7 @@ def _paired(p: Dim | None) -> Dim | None:
             apart = (f.a - g.a).const
             if m > 0 > n and not rest and n % k == 0 and apart is not None:
                 count = min(m, -n // k)
-                return p - count * (_dim(f) - k * _dim(g)) + count * (apart // (f.b.const or 1))
+                return p - count * (Dim.of(f) - k * Dim.of(g)) + count * (apart // (f.b.const or 1))
     return p
 
 
@@ -393,10 +398,6 @@ def _floor(mono: Mono) -> Func | None:
         case ((Func(kind="floor") as f, 1),) if f.b.const:
             return f
     return None
-
-
-def _dim(f: Func) -> Dim:
-    return Dim(((((f, 1),), 1),))
 
 
 def _least_floor(f: Func, facts: Facts) -> Dim:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from nnc.diagnostics import Span
 from nnc.ir.bounds import condition_facts
-from nnc.ir.expr import Expr, Load, Op, Select, rewrite
-from nnc.ir.graph import Compute
+from nnc.ir.expr import Expr, Load, Op, Select, rewrite, walk
+from nnc.ir.graph import Compute, Node, exprs_of, toposort
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import element, elementwise, lift, settle, weak_kind
@@ -202,7 +202,7 @@ def _per_leaf(cx: Context, e: ast.IfExpr, cond: Tree) -> Value:
 
 def _select(cx: Context, e: ast.IfExpr, cond: Tensor) -> Value:
     """`a if c else b`: in index notation each side is evaluated only where it is taken; elsewhere
-    reads are, that lie inside only there."""
+    both are, but for reads that lie inside only where their side is taken."""
     test = cond.at(()) if cx.ranges else spelled(cond.at(()))
     side = cx.under if cx.ranges else cx.on_branch
     with side(test):
@@ -214,15 +214,22 @@ def _select(cx: Context, e: ast.IfExpr, cond: Tensor) -> Value:
 
 def spelled(test: Expr) -> Expr:
     """The condition with what it says of sizes and turns of loops, on which reads may lean."""
+    said: dict[Node, Expr] = {}
 
     def one(e: Expr) -> Expr:
-        match e:
-            case Load(tensor=Compute(axes=(), op="", body=body)):
-                inner = rewrite(body, one)
-                return inner if any(condition_facts(inner, holds) for holds in (True, False)) else e
-        return e
+        return said.get(e.tensor, e) if isinstance(e, Load) and isinstance(e.tensor, Node) else e
 
+    for node in toposort(_conditions(test), lambda n: _conditions(*exprs_of(n))):
+        inner = rewrite(exprs_of(node)[0], one)
+        if any(condition_facts(inner, holds) for holds in (True, False)):
+            said[node] = inner
     return rewrite(test, one)
+
+
+def _conditions(*exprs: Expr) -> list[Node]:
+    """The scalar conditions that these read."""
+    found = (e.tensor for e in walk(*exprs) if isinstance(e, Load) and e.dtype == "bool")
+    return [n for n in found if isinstance(n, Compute) and not n.axes and not n.op]
 
 
 def select(cx: Context, test: Expr, a: Operand, b: Operand, span: Span) -> Value:

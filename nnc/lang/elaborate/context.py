@@ -221,7 +221,7 @@ class Context:
 
     @contextmanager
     def on_branch(self, cond: Expr) -> Iterator[None]:
-        """Inside one side of an `if` statement on a run-time condition."""
+        """Inside one side of an `if` on a run-time condition, outside of index notation."""
         self.branches.append(cond)
         try:
             yield
@@ -282,7 +282,7 @@ class Context:
     def proves(self, p: Dim, branches: bool = False) -> bool:
         """Whether p >= 0 under all facts, loop ranges and conditions in force.
 
-        `branches`: those of `if` statements too. What is proved so must not be evaluated elsewhere.
+        `branches`: those of `on_branch` too. What is proved so must not be evaluated elsewhere.
         """
         known = self.cond_facts()
         if branches:

@@ -36,7 +36,7 @@ class Plan:
     gather: Tensor | None = None
     gather_axis: int = 0
     writing: bool = False
-    taken: Expr | None = None  # where it is inside: the condition of the `if` around the statement
+    taken: Expr | None = None  # where it is inside: the condition of the `if` around it
 
     def at(self, index: tuple[Expr, ...]) -> tuple[Expr, ...]:
         """The source index for an index of the result."""
@@ -270,7 +270,7 @@ def _tidy(d: Dim) -> str:
         for atom, _ in mono:
             if not isinstance(atom, str) and atom.kind == "floor":
                 whole = Dim(((mono, c),))
-                if whole == Dim(((((atom, 1),), 1),)) * atom.b * c:
+                if whole == atom.b * atom * c:
                     out = out - whole + atom.a * c
     return str(out)
 

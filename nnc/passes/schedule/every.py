@@ -49,9 +49,9 @@ def multiple(cond: Expr) -> Func | None:
     """The `a % q` of a condition `a % q == 0`, which may say `<= 0` or `< 1` for it."""
     match cond:
         case Op(fn="eq" | "le" | "lt" as fn, args=(Idx(dim=p), end)):
-            match p.funcs(), as_dim(end):
+            match p.functions, as_dim(end):
                 case [Func(kind="mod") as f], Dim() as d if d.const == (fn == "lt"):
-                    return f if p == Dim(((((f, 1),), 1),)) else None
+                    return f if p == Dim.of(f) else None
     return None
 
 
@@ -66,7 +66,7 @@ def _chosen(cond: Expr, axis: Axis, raxes: Sequence[Axis]) -> tuple[int, Dim] | 
         return None
     q, (a, rest) = f.b.const or 0, (form[0].const, form[1])
     loops = {n for n in rest.names if n.startswith("$")}
-    if not 1 < q <= MOST or gcd(a, q) != 1 or len(loops) > 1 or rest.funcs():
+    if not 1 < q <= MOST or gcd(a, q) != 1 or len(loops) > 1 or rest.functions:
         return None
     if loops & {r.var for r in raxes}:
         return None

@@ -61,8 +61,8 @@ def _name(p: str, q: str, used: set[str]) -> str:
 
 def _product(p: Dim, q: Dim) -> Dim:
     """`p * q`, inside the `min` of a loop that is cut into pieces."""
-    match p.funcs():
-        case [Func(kind="min", a=a, b=b) as f] if p.terms == ((((f, 1),), 1),):
+    match p.functions:
+        case [Func(kind="min", a=a, b=b) as f] if p == Dim.of(f):
             return dim_min(a * q, b * q)
     return p * q
 

@@ -15,13 +15,11 @@ from nnc.ir.graph import Axis, Compute, Update
 from nnc.lang.dims import (
     ONE,
     ZERO,
-    Atom,
     Dim,
     Facts,
-    Func,
-    apply,
     dim_max,
     dim_min,
+    map_functions,
     polynomial_quotient,
 )
 from nnc.passes.schedule.circular import plain_reads
@@ -261,7 +259,7 @@ def _is_inside(s: Space, node: Compute | Update, facts: Facts) -> bool:
 def _stride(s: Space, axis: Axis) -> Dim | None:
     """Q: where no plain digits would do."""
     for e in walk(*s.exprs):
-        for f in _funcs(e.dim) if isinstance(e, Idx) and axis.var in e.dim.names else ():
+        for f in e.dim.all_functions() if isinstance(e, Idx) and axis.var in e.dim.names else ():
             form = f.a.linear_in(axis.var) if f.kind in ("floor", "mod") else None
             if form is None or form[0] != ONE or not 1 < (f.b.const or 0) <= _PHASES:
                 continue
@@ -370,24 +368,13 @@ def _split(s: Space, facts: Facts) -> Space:
 def _radix(s: Space) -> tuple[Axis, Dim] | None:
     extents = {a.var: a for a in (*s.axes, *s.raxes)}
     for e in walk(*s.exprs):
-        for f in _funcs(e.dim) if isinstance(e, Idx) else ():
+        for f in e.dim.all_functions() if isinstance(e, Idx) else ():
             axis = extents.get(f.a.name or "")
             if f.kind in ("floor", "mod") and axis is not None and not _has_var(f.b):
                 outer = polynomial_quotient(axis.extent, f.b)
                 if outer is not None and outer != ONE and f.b != ONE:
                     return axis, f.b
     return None
-
-
-def _funcs(d: Dim) -> list[Func]:
-    """All functions in it, nested ones too."""
-    out: list[Func] = []
-    stack = d.funcs()
-    while stack:
-        f = stack.pop()
-        out.append(f)
-        stack += f.a.funcs() + f.b.funcs()
-    return out
 
 
 def _has_var(d: Dim) -> bool:
@@ -409,7 +396,7 @@ def _split_one(s: Space, axis: Axis, inner: Dim) -> Space:
     def one(d: Dim) -> Dim:
         if axis.var not in d.names:
             return d
-        return map_funcs(
+        return map_functions(
             d, lambda f: exact.get((f.kind, f.b)) if f.a.name == axis.var else None
         ).subst({axis.var: whole})
 
@@ -417,37 +404,15 @@ def _split_one(s: Space, axis: Axis, inner: Dim) -> Space:
     return map_idx(s, one)
 
 
-def map_funcs(d: Dim, fn: Callable[[Func], Dim | None]) -> Dim:
-    """Replaces functions for which `fn` gives a dim (outermost first), inside others too."""
-    if not d.funcs():
-        return d
-    out = ZERO
-    for mono, c in d.terms:
-        term = Dim.of(c)
-        for atom, n in mono:
-            term = term * _mapped(atom, fn) ** n
-        out = out + term
-    return out
-
-
-def _mapped(atom: Atom, fn: Callable[[Func], Dim | None]) -> Dim:
-    if isinstance(atom, str):
-        return Dim.of(atom)
-    new = fn(atom)
-    if new is not None:
-        return new
-    return apply(atom.kind, map_funcs(atom.a, fn), map_funcs(atom.b, fn))
-
-
 def simplify(s: Space, facts: Facts) -> Space:
     """`//` and `%` that follow from ranges of loops, and conditions around, are removed."""
-    if not any(isinstance(e, Idx) and e.dim.funcs() for e in walk(*s.exprs)):
+    if not any(isinstance(e, Idx) and e.dim.functions for e in walk(*s.exprs)):
         return s
     axes = (*s.axes, *s.raxes)
     ranges, inside, known = axis_ranges(axes), loop_facts(axes, facts), demands(s.exprs)
 
     def one(e: Expr) -> Expr:
-        if not isinstance(e, Idx) or not e.dim.funcs():
+        if not isinstance(e, Idx) or not e.dim.functions:
             return e
         dim = simplify_dim(e.dim, inside.plus(*known[id(e)]), ranges)
         return e if dim == e.dim else Idx(dim, e.dtype)

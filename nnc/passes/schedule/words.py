@@ -70,7 +70,7 @@ def _follows(first: Load, e: Load, by: int) -> bool:
 
 def _quarter(d: Dim) -> Dim | None:
     """A quarter of it, if that is whole by its form."""
-    return None if d.funcs() else polynomial_quotient(d, Dim.of(WORD))
+    return None if d.functions else polynomial_quotient(d, Dim.of(WORD))
 
 
 def as_word(e: Expr, view: View) -> Expr:
