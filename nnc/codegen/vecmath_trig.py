@@ -1,7 +1,7 @@
-"""Bodies of the trigonometric functions and their inverses, all on f64.
+"""Bodies of the trigonometric functions and their inverses, on f64 unless said.
 
 `single` bodies get an argument that came from f32 and a result that goes back to it: they use
-shorter polynomials and drop the low words.
+shorter polynomials and drop the low words. Sines and cosines of moderate f32 are computed in f32.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from nnc.codegen.vecmath_vec import (
     Body,
     Vec,
     absolute,
+    call,
     constant,
     copysign,
     fast_two_sum,
@@ -167,6 +168,43 @@ def sin(x: Vec, single: bool = False) -> Vec:
 def cos(x: Vec, single: bool = False) -> Vec:
     r = _reduce(x, single)
     return _sine(r, r.quadrant + 1, single)
+
+
+HALF_PI_F32 = (1.57079637050628662109375, -4.371139000186241e-08, -1.7151245100059816e-15)
+MODERATE_F32 = 2.0**16  # beyond it, f64 is used
+
+
+def _sine_f32(x: Vec, turns: int) -> Vec:
+    """The sine of x + turns * pi/2 for f32 |x| <= MODERATE_F32."""
+    magic = x.format.magic
+    shifted = fma(x, TWO_OVER_PI, magic)
+    n = shifted - magic
+    r = fma(n, -HALF_PI_F32[0], x)  # exact, a multiple of 2**-23 where n is not 0
+    step = n * -HALF_PI_F32[1]
+    high, error = fast_two_sum(r, step)
+    low = fma(n, -HALF_PI_F32[2], error + fma(n, -HALF_PI_F32[1], -step))
+    z = high * high
+    sine = high + fma(z * high, horner(z, poly.SIN["f32"]), low)
+    half = fma(z, -0.5, 1.0)
+    rest = fma(z, -0.5, 1.0 - half)
+    cosine = half + fma(z * z, horner(z, poly.COS["f32"]), fma(-high, low, rest))
+    quadrant = shifted.bits() + turns
+    value = select((quadrant & 1).ne(0), cosine, sine)
+    return (value.bits() ^ ((quadrant << 30) & x.format.sign_bit)).as_float()
+
+
+def _in_f32(x: Vec, fn: str, turns: int) -> Vec:
+    huge = ~absolute(x).lt(MODERATE_F32)
+    far = [_sine_f32(x, turns)]
+    return rarely(huge, far, lambda: [call(fn, x.to("f64")).to("f32")])[0]
+
+
+def sin_f32(x: Vec) -> Vec:
+    return select(x.eq(0.0), x, _in_f32(x, "sin", 0))
+
+
+def cos_f32(x: Vec) -> Vec:
+    return _in_f32(x, "cos", 1)
 
 
 def tan(x: Vec, single: bool = False) -> Vec:
