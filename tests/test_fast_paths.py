@@ -77,6 +77,23 @@ PATHS: dict[str, tuple[str, dict[str, int]]] = {
     """,
         {"B": 2, "C": 5, "H": 13, "W": 18},
     ),
+    "one filter for each channel, channels last": (
+        """
+    export def f(x: f32[B, C, H, W], w: f32[C, 5, 5]) -> f32[B, H, W, C]:
+        y[b, i:H, j:W, c] = sum[u, v](x[b, c, i + u - 2, j + v - 2 else 0] * w[c, u, v])
+        return y
+    """,
+        {"B": 2, "C": 5, "H": 13, "W": 18},
+    ),
+    "rows that choose a matrix": (
+        """
+    export def f(x: f32[N, D], w: f32[5, D, F], v: f32[5, F, D], k: i32[N]) -> (f32[N, F], f32[N, F]):
+        a[n, f] = sum[d](x[n, d] * w[k[n], d, f])
+        b[n, f] = sum[d](exp(x[n, d]) * v[k[n], f, d])
+        return tanh(a), b
+    """,
+        {"N": 71, "D": 97, "F": 83},
+    ),
     "matrices of pictures": (
         """
     export def f(x: f32[B, C, H, W], w: f32[O, C]) -> f32[B, O, H, W]:

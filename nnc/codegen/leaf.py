@@ -313,7 +313,7 @@ class Leaves(Sweeps, Windows):
         stored = ""
         if isinstance(e, Op) and e.fn == "cast" and e.dtype == "f32":
             (e,), stored = e.args, "bf16"
-        if not isinstance(e, Load) or e.dtype != (stored or computes_in(e.dtype)):
+        if not isinstance(e, Load) or e.dtype != (stored or computes_in(e.dtype)) or row.places:
             return None
         slopes = self.slopes(e, row, col)
         if slopes is None:
@@ -353,7 +353,7 @@ class Leaves(Sweeps, Windows):
 
     def computed(self, e: Expr, row: Group, col: Group) -> contract.Computed:
         lanes = self.target.lanes(computes_in(e.dtype))
-        axis = 0 if self.run(e, row) > self.run(e, col) else 1
+        axis = 0 if not row.places and self.run(e, row) > self.run(e, col) else 1
 
         def load(em: Emitter, i: str, j: str) -> str:
             with self.inside_tile(row, i), self.bound(col.var, j, col.extent):
@@ -369,6 +369,8 @@ class Leaves(Sweeps, Windows):
                 return self.spread(self.value(e), lanes)
 
         line, across = (row, col) if axis else (col, row)
+        if row.places:
+            return contract.Computed(load, vector, axis)
         tile = tiles.tile(computes_in(e.dtype), self.target)
         table = self.window(e, line, across, tile)
         return contract.Computed(load, vector, axis, table, self.runs(e, row, col, lanes))
@@ -416,6 +418,8 @@ class Leaves(Sweeps, Windows):
 
     @contextmanager
     def inside_tile(self, g: Group, index: str) -> Iterator[None]:
+        if g.places:
+            index = self.em.op(f"load i64, ptr {flow.offset(self.em, g.places, index, 'i64')}")
         with self.scope(), self.bound(g.var, index, g.extent):
             yield
 
@@ -493,9 +497,17 @@ class Leaves(Sweeps, Windows):
         return None
 
     def is_run(self, s: Store, run: Group) -> bool:
+        return self.apart(s, run) == ONE
+
+    def is_even(self, s: Store, run: Group) -> bool:
+        """Whether all results along a group are equally far apart."""
+        apart = self.apart(s, run)
+        return apart is not None and not any(n.startswith("$") for n in apart.names)
+
+    def apart(self, s: Store, run: Group) -> Dim | None:
         affine = self.merged(self.collapsed(flat(s.buffer, s.index)))
         form = affine.linear_in(run.var)
-        return form is not None and form[0] == ONE
+        return None if form is None else form[0]
 
     @contextmanager
     def within(self, n: Group, run: Group, number: str) -> Iterator[None]:

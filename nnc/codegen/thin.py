@@ -56,7 +56,7 @@ class Thin(Leaves):
             groups = [group(x, axes) for x, axes in zip("mnk", (part.m, part.n, c.k), strict=True)]
             with self.merged_axes(groups):
                 self.ranges |= {a.var: (ZERO, a.extent - 1) for a in part.batch}
-                if all(self.is_run(s, groups[1]) for s in c.epilogue if isinstance(s, Store)):
+                if all(self.is_even(s, groups[1]) for s in c.epilogue if isinstance(s, Store)):
                     return self.thin(part, groups)
         return False
 

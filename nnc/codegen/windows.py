@@ -45,10 +45,13 @@ _SHARES = 64  # of an index: more are not numbered, each line has its own
 
 @dataclass(frozen=True)
 class Group:
-    """Axes that form one index of the contraction, named `var`."""
+    """Axes that form one index of the contraction, named `var`.
+
+    `places`: where its values stand in memory (i64) if not all count, or not in order."""
 
     var: str
     axes: tuple[Axis, ...]
+    places: str = ""
 
     @property
     def extent(self) -> Dim:

@@ -20,12 +20,12 @@ from math import isqrt
 
 from nnc.codegen import flow, pack_lists, points, tiles
 from nnc.codegen.emit import Emitter
+from nnc.codegen.grouped import Grouped
 from nnc.codegen.leaf import kind
 from nnc.codegen.memory import flat, strides
 from nnc.codegen.operands import OVERSHOOT
 from nnc.codegen.registers import literal
 from nnc.codegen.scopes import Value
-from nnc.codegen.thin import Thin
 from nnc.codegen.tiles import Tile
 from nnc.codegen.vectors import lane_mask
 from nnc.codegen.windows import Group
@@ -134,7 +134,7 @@ class _Rooms:
     out: str
 
 
-class Winograd(Thin):
+class Winograd(Grouped):
     """Thin leaves too, and Winograd's form."""
 
     def by_points(self, c: Contract, weights: Load) -> None:

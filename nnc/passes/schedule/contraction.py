@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, names, walk
+from nnc.ir.chosen import chosen
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, loads, names, walk
 from nnc.ir.graph import Axis
 from nnc.ir.loop import REVERSED
 from nnc.ir.scalar import const
@@ -27,7 +28,8 @@ PROLOGUE = 64  # expressions of an operand
 class Contraction:
     """The parts of a sum of products. `a` is over (batch, m, k), `b` over (batch, n, k).
 
-    `n` holds the last kept axis, so that stores have unit stride along it. Where one of `masks`
+    `n` holds the last kept axis, so that stores have unit stride along it (not where `m` is empty
+    and `b` is a window that lies in memory along another one). Where one of `masks`
     (conditions over kept axes) is false the result is zero.
     """
 
@@ -77,16 +79,22 @@ def _contraction(s: Space) -> Contraction | None:
         return None
     if not m or not n:
         f, g, n = (f, g, n) if n else (g, f, m)
-        windows = (length or LONG) < LONG and bool(n) and n[-1] is s.axes[-1]
-        return (
-            Contraction(batch, (), n, s.raxes, f, g, masks, fn)
-            if windows and _slides(g, n, s.raxes)
-            else None
-        )
+        if _chooses(g, batch, n, s):
+            return Contraction(batch, (), n, s.raxes, f, g, masks, fn)
+        windows = (length or LONG) < LONG and bool(n) and _slides(g, n, s.raxes)
+        along = windows and (n[-1] is s.axes[-1] or _walks(g, n[-1], s.axes[-1]))
+        return Contraction(batch, (), n, s.raxes, f, g, masks, fn) if along else None
     place = {a.var: i for i, a in enumerate(s.axes)}
     if place[m[-1].var] > place[n[-1].var]:
         m, n, f, g, fn = n, m, g, f, REVERSED[fn]
     return Contraction(batch, m, n, s.raxes, f, g, masks, fn)
+
+
+def _chooses(g: Expr, rows: tuple[Axis, ...], n: tuple[Axis, ...], s: Space) -> bool:
+    """Whether each row is multiplied by a matrix that data chooses."""
+    even = not {x for a in (*s.axes, *s.raxes) for x in a.extent.names if x.startswith("$")}
+    along = even and g.dtype in ("f32", "f64") and bool(n) and n[-1] is s.axes[-1]
+    return along and chosen(g, (a.var for a in rows)) is not None
 
 
 def _slides(e: Expr, kept: tuple[Axis, ...], reduced: tuple[Axis, ...]) -> bool:
@@ -98,6 +106,12 @@ def _slides(e: Expr, kept: tuple[Axis, ...], reduced: tuple[Axis, ...]) -> bool:
         for i in load.index
         if isinstance(i, Idx)
     )
+
+
+def _walks(e: Expr, along: Axis, last: Axis) -> bool:
+    """Whether memory is read along an axis, and not along the last one of the result."""
+    steps = [(unit_stride(x, along.var), unit_stride(x, last.var)) for x in loads(e)]
+    return any(a for a, _ in steps) and not any(b for _, b in steps)
 
 
 def _vars(e: Expr) -> frozenset[str]:
