@@ -55,7 +55,7 @@ def load(
     else:
         from nnc.loading import load_model
 
-        model = load_model(str(path), _overrides(modules), cache, limit, winograd)
+        model = load_model(str(path), _overrides(modules), cache, limit, winograd, here=nan_trap)
     model.link(libraries)
     if threads is not None:
         model.threads = threads

@@ -50,7 +50,7 @@ from nnc.passes.split import differentiable_inputs, forward_backward
 from nnc.passes.verify import verify
 from nnc.passes.verify_loop import verify as verify_program
 from nnc.passes.winograd import winograd as by_tiles
-from nnc.runtime.cpu import cpu_count
+from nnc.runtime.available import cpu_count
 
 Overrides = Mapping[str, Mapping[str, object]]
 

@@ -23,6 +23,9 @@ class CompileError(Error):
         self.diagnostics = list(diagnostics)
         super().__init__("\n" + render_all(d for d in self.diagnostics if d.severity == "error"))
 
+    def __reduce__(self) -> tuple[type[CompileError], tuple[list[Diagnostic]]]:
+        return type(self), (self.diagnostics,)
+
 
 class ArgumentError(Error, TypeError):
     """A call that does not fit the declared signature."""

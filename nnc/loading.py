@@ -6,20 +6,24 @@ the machine. What is compiled on demand later (forward and backward, dumps) brin
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Mapping
 from functools import cache as once
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nnc.codegen.identity import llvm_version, processor
 from nnc.errors import ArgumentError, Error
-from nnc.ir.signature import Differentiated, Manifest, Support, Variant
+from nnc.ir.signature import Differentiated, Manifest, Variant
 from nnc.runtime import cache
-from nnc.runtime.manifest import decode, encode
+from nnc.runtime.manifest import decode
 from nnc.runtime.model import Model
+from nnc.runtime.packed import differentiated, packed, parts
 
 Overrides = Mapping[str, Mapping[str, object]]
 _IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import|import[ \t]+([\w.]+))", re.M)
@@ -35,36 +39,51 @@ def load_model(
     use_cache: bool = True,
     limit: Limit | None = None,
     winograd: bool = False,
+    here: bool = False,
 ) -> Model:
     """Compiles a file, or takes what is in the cache. CompileError, LoadError.
 
-    `limit` of memory: DeviceError when it cannot be kept.
+    `limit` of memory: DeviceError when it cannot be kept. `here`: in this process, which will need
+    more of the compiler than code.
     """
     options = (overrides, limit, winograd)
     key = source_key(path, *options) if use_cache else None
 
+    def changed() -> None:
+        if key is not None and source_key(path, *options) != key:
+            raise Error(f"{path} has changed since it was loaded: load it again")
+
     @once
     def compiled() -> Any:
+        """By this process: the Compiled."""
         from nnc.codegen import workers
 
         workers.start(cache.fetch if use_cache else None)  # while the compiler is imported
         from nnc import driver
 
-        if key is not None and source_key(path, *options) != key:
-            raise Error(f"{path} has changed since it was loaded: load it again")
+        changed()
         budget = None if limit is None else driver.Budget(*limit)
         return driver.compile_file(
             path, overrides, cache=use_cache, budget=budget, winograd=winograd
         )
 
+    def made(key: str, export: str = "") -> bytes:
+        """The bytes of `packed`; by another process, unless the compiler is in this one."""
+        if not here and "nnc.compiler" not in sys.modules:
+            from nnc import apart
+
+            changed()
+            with contextlib.suppress(apart.Unavailable):
+                request = apart.Request(key, path, overrides, limit, winograd, export)
+                return apart.compiled(request)
+        own = compiled().lazy(export) if export else compiled()
+        return packed(own if export else own.manifest, own.objects, own.support)
+
     def lazy(name: str) -> Differentiated:
-        found = None if key is None else cache.get(f"{key} {name}")
-        if found is not None:
-            return _unpacked(Differentiated, found)
-        made: Differentiated = compiled().lazy(name)
-        if key is not None:
-            cache.put(f"{key} {name}", _packed(made, made.objects, made.support))
-        return made
+        if key is None:
+            found: Differentiated = compiled().lazy(name)
+            return found
+        return differentiated(cache.fetch(f"{key} {name}", partial(made, key, name)))
 
     def dump(name: str, stage: str) -> str:
         from nnc import driver
@@ -72,60 +91,20 @@ def load_model(
         return driver.dump(compiled(), name, stage)
 
     def probed(name: str, paths: tuple[str, ...]) -> Variant:
-        made: Variant = compiled().probed(name, paths)
-        return made
+        found: Variant = compiled().probed(name, paths)
+        return found
 
     def watch(name: str) -> Any:
         from nnc import driver
 
         return driver.watch(compiled())(name)
 
-    found = None if key is None else cache.get(key)
-    if found is not None:
-        manifest, objects, support = _parts(found)
-        return Model(decode(Manifest, manifest), objects, support, lazy, dump, probed, watch)
-    made = compiled()
-    if key is not None:
-        cache.put(key, _packed(made.manifest, made.objects, made.support))
-    return Model(made.manifest, made.objects, made.support, lazy, dump, probed, watch)
-
-
-# ---- what is kept -----------------------------------------------------------------------------
-
-
-def _packed(about: object, objects: Sequence[bytes], support: Sequence[Support]) -> bytes:
-    """One JSON line, then the objects and the support's objects."""
-    table = encode(about)
-    table.pop("objects", None), table.pop("support", None)
-    head = {
-        "about": table,
-        "objects": [len(o) for o in objects],
-        "support": [(s.name, s.functions, s.tables, len(s.data)) for s in support],
-    }
-    line = json.dumps(head).encode() + b"\n"
-    return b"".join([line, *objects, *(s.data for s in support)])
-
-
-def _parts(data: bytes) -> tuple[Any, tuple[bytes, ...], tuple[Support, ...]]:
-    at = data.index(b"\n") + 1
-    head = json.loads(data[:at])
-
-    def take(size: int) -> bytes:
-        nonlocal at
-        at += size
-        return data[at - size : at]
-
-    objects = tuple(take(size) for size in head["objects"])
-    rows = head["support"]
-    support = tuple(Support(n, take(size), tuple(f), tuple(t)) for n, f, t, size in rows)
-    return head["about"], objects, support
-
-
-def _unpacked(kind: type[Differentiated], data: bytes) -> Differentiated:
-    about, objects, support = _parts(data)
-    found: Differentiated = decode(kind, {**about, "objects": [], "support": []})
-    fields = (found.forward, found.backward, found.saved, found.inputs, found.gradients)
-    return Differentiated(*fields, objects, support)
+    later = (lazy, dump, probed, watch)
+    if key is None:
+        own = compiled()
+        return Model(own.manifest, own.objects, own.support, *later)
+    manifest, objects, support = parts(cache.fetch(key, partial(made, key)))
+    return Model(decode(Manifest, manifest), objects, support, *later)
 
 
 # ---- the key ----------------------------------------------------------------------------------

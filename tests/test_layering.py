@@ -25,6 +25,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("nnc.compiler",),
     ("nnc.nantrap",),
     ("nnc.driver",),
+    ("nnc.apart",),
     ("nnc.loading",),
     ("nnc.quantization", "nnc.api"),
     ("nnc.cli",),
@@ -44,6 +45,7 @@ LOCAL = {
     "nnc.cli.commands": {"nnc"},
     "nnc.cli.options": {"nnc"},
     "nnc.golden": {"nnc"},  # pytest loads it for every project
+    "nnc.apart": {"nnc"},  # the process that asks never imports the compiler
     "nnc.loading": {"nnc"},  # what is taken from the cache never imports the compiler
     "nnc.api": {"nnc"},  # what loads a compiled artifact never imports the compiler
     "nnc.cli.profile_view": {"matplotlib"},

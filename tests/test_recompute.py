@@ -15,7 +15,7 @@ from nnc.budget import Budget
 from nnc.cli import main
 from nnc.codegen import llvm
 from nnc.codegen.target import host
-from nnc.runtime.cpu import cpu_count
+from nnc.runtime.available import cpu_count
 from tests.endtoend import built, from_file, run_native, sample
 
 HEAD = "from std.nn import Linear, Dropout, BatchNorm, gelu\n"

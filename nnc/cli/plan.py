@@ -23,8 +23,8 @@ from nnc.ir.signature import ExportSig
 from nnc.lang.dims import Dim, dim_sum
 from nnc.passes.memory import lifetimes, rounded
 from nnc.passes.peak import Peak, bytes_of, peak
-from nnc.runtime.available import physical
-from nnc.runtime.cpu import cpu_count, largest_sizes
+from nnc.runtime.available import cpu_count, physical
+from nnc.runtime.cpu import largest_sizes
 from nnc.runtime.memory import byte_count, human
 from nnc.runtime.modules import SERIAL
 

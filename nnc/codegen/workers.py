@@ -7,76 +7,54 @@ would compile: where no process can be started, or one has ended, this one does 
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import json
 import os
 import queue
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from functools import cache as once
-from pathlib import Path
 
 from nnc.codegen import objects
 from nnc.codegen import target as targets
+from nnc.codegen.child import Child
 from nnc.codegen.identity import object_key
 from nnc.codegen.target import Target
-from nnc.codegen.worker import receive, send
 
 MOST = 4  # processes: more wait for the Python that writes the texts
-_START = "import sys; sys.path[:0] = sys.argv[1:]; from nnc.codegen.worker import main; main()"
 
 Cache = Callable[[str, Callable[[], bytes]], bytes]  # (key, make) -> object
 
 
-class _Child:
+class _Child(Child):
     """One process; used by one thread at a time."""
 
     def __init__(self) -> None:
-        self.process: subprocess.Popen[bytes] | None = None
+        super().__init__("nnc.codegen.worker", ["llvmlite"])
         self.machine: Target | None = None
-
-    def start(self) -> None:
-        """Does not wait until it has started."""
-        if self.process is not None and self.process.poll() is None:
-            return
-        self.close()
-        if not sys.executable or getattr(sys, "frozen", False):
-            raise OSError("this program is no Python that could be started again")
-        command = [sys.executable, "-I", "-S", "-c", _START, *_places()]
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, start_new_session=True)
 
     def host(self) -> Target:
         """Its machine. OSError, EOFError when it has ended."""
         if self.machine is None:
-            self.machine = Target(**json.loads(self._receive()))
+            self.machine = Target(**json.loads(self.receive()))
         return self.machine
 
     def compile(self, text: str, target: Target) -> bytes:
         """OSError, EOFError when it has ended."""
         self.start()
         self.host()
-        assert self.process is not None and self.process.stdin is not None
-        for part in (json.dumps(vars(target)), text):
-            send(self.process.stdin, part.encode())
-        answer = self._receive()
+        self.send(json.dumps(vars(target)).encode())
+        self.send(text.encode())
+        answer = self.receive()
         if answer[:1] != b"\0":
             raise RuntimeError(answer[1:].decode())
         return answer[1:]
 
-    def _receive(self) -> bytes:
-        assert self.process is not None and self.process.stdout is not None
-        return receive(self.process.stdout)
-
     def close(self) -> None:
-        if self.process is not None:
-            self.process.kill()
-            self.process.communicate()
-        self.process = self.machine = None
+        super().close()
+        self.machine = None
 
 
 class _Crew:
@@ -188,11 +166,3 @@ def compiled(
         return cache(object_key(text, target), lambda: crew.compile(text, target))
 
     return crew.threads.submit(made)
-
-
-def _places() -> list[str]:
-    """Where Python finds this package and llvmlite."""
-    found = importlib.util.find_spec("llvmlite")
-    files = [Path(__file__).parents[1]]
-    files += [Path(found.origin).parent] if found is not None and found.origin else []
-    return list(dict.fromkeys(str(f.parent) for f in files))

@@ -1,4 +1,5 @@
-"""How much memory a call may still take: of the machine, of its control group, of the process."""
+"""CPUs of this process, and memory that a call may still take: of the machine, its control group,
+the process."""
 
 from __future__ import annotations
 
@@ -11,6 +12,11 @@ from pathlib import Path
 GROUPS = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60
 SMALL = 1 << 26  # bytes; less is asked for without looking
+
+
+def cpu_count() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 @cache

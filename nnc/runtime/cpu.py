@@ -26,11 +26,6 @@ _symbols: dict[str, int] = {}  # of what is shared
 _shared_lock = threading.Lock()
 
 
-def cpu_count() -> int:
-    """CPUs that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
 def install(support: Support) -> None:
     """Loads shared code, once per process; models refer to its symbols."""
     with _shared_lock:

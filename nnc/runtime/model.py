@@ -10,9 +10,10 @@ from typing import Any, NoReturn
 from nnc.errors import ArgumentError, AttributeError, Error, LoadError, nearest
 from nnc.ir.signature import Differentiated, Manifest, Support
 from nnc.runtime import checkpoint
+from nnc.runtime.available import cpu_count
 from nnc.runtime.boundary import boundary
 from nnc.runtime.checkpoint import Wanted
-from nnc.runtime.cpu import Code, cpu_count, find_externs, library
+from nnc.runtime.cpu import Code, find_externs, library
 from nnc.runtime.export import Export
 from nnc.runtime.gradient import Differentiable
 from nnc.runtime.leaves import Module
