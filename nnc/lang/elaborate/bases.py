@@ -2,24 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned
 from nnc.lang.elaborate.names import lookup
-from nnc.lang.elaborate.values import Tensor, Value, WeakTensor
+from nnc.lang.elaborate.values import Bool, Tensor, Value, WeakTensor
 from nnc.lang.elaborate.walks import syntax
 
+Read = tuple[ast.Index, tuple[Dim, ...]]  # with the shape of its base
 
-def indexed(cx: Context, root: ast.Expr) -> Iterator[tuple[ast.Index, tuple[Dim, ...]]]:
-    """All tensor reads below `root` whose base has a known shape."""
-    for node in syntax(root):
-        if isinstance(node, ast.Index):
-            shape = base_shape(cx, node.value)
-            if shape is not None:
-                yield node, shape
+
+def indexed(cx: Context, roots: Iterable[ast.Expr]) -> tuple[list[Read], list[Read]]:
+    """All tensor reads below the roots whose base has a known shape; in a list of their own those
+    that a static condition does not select, or perhaps not."""
+    others: list[ast.Expr] = []
+
+    def selected(e: ast.IfExpr) -> tuple[ast.Expr, ...] | None:
+        match None if _mentions_index(cx, e.cond) else quiet_value(cx, e.cond):
+            case Bool(value=holds):
+                sides = {True: e.then, False: e.orelse}
+                others.extend(side for taken, side in sides.items() if taken is not holds)
+                return () if holds is None else (sides[holds],)
+        return None
+
+    def reads(below: Iterable[ast.Expr]) -> Iterator[Read]:
+        for root in below:
+            for node in syntax(root, selected=selected):
+                shape = base_shape(cx, node.value) if isinstance(node, ast.Index) else None
+                if isinstance(node, ast.Index) and shape is not None:
+                    yield node, shape
+
+    return list(reads(roots)), list(reads(others))
 
 
 def base_shape(cx: Context, base: ast.Expr) -> tuple[Dim, ...] | None:

@@ -100,7 +100,7 @@ def _side(
             help = "assign a variable in both branches, and yield it after the `if`"
             raise fail("E0319", text, frame.yields[given][0][1], help=help)
         if returning:
-            _go_on(cx)
+            go_on(cx)
     side = _Side(snapshot(cx), dict(frame.var_spans), frame.result, frame.returned)
     frame.result, frame.returned = None, False
     return side if cx.generic or cx.ranges else _gated(side, before, test)
@@ -146,7 +146,7 @@ def _through(value: Value, gates: Gates) -> Value:
     return value
 
 
-def _go_on(cx: Context) -> None:
+def go_on(cx: Context) -> None:
     """Runs what follows, from the innermost block out, until there is a `return`."""
     frame = cx.frame
     after = list(frame.after)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nnc.diagnostics import Label, Span
-from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.strides import stride_help
+from nnc.lang.elaborate.unequal import assert_help, unequal
 from nnc.lang.elaborate.values import (
     Operand,
     Origins,
@@ -214,6 +214,7 @@ def _no_join(
     if len(sa) != len(sb):
         return _rank_error(oa, va, ob, vb, sa, sb, verb, span, fn)
     axis = next(i for i, (x, y) in enumerate(zip(sa, sb, strict=True)) if not _fit(x, y))
+    apart = [(x, y) for x, y in zip(sa, sb, strict=True) if not _fit(x, y)]
     return fail(
         "E0302",
         f"these two shapes cannot be {verb}",
@@ -223,50 +224,11 @@ def _no_join(
         [f"axis {axis}: {unequal(cx, sa[axis], sb[axis])}"],
         help=_transpose_help(oa, ob, sa, sb)
         or _product_help(fn, oa, ob, sa, sb)
+        or assert_help(cx, apart)
         or stride_help(cx, va, vb, axis),
-        sizes=[(x, y) for x, y in zip(sa, sb, strict=True) if not _fit(x, y)],
+        sizes=apart,
         whole=_around(oa.span, ob.span, span),
     )
-
-
-def unequal(cx: Context, a: Dim, b: Dim) -> str:
-    """`5 is not 2`, or `(H-1)//s+1 equals H only when s = 1`."""
-    long, short = (a, b) if len(str(a)) > len(str(b)) else (b, a)
-    params = cx.frame.module.defn.params if cx.frame.module is not None else ()
-    for p in params:
-        one = {p.name: ONE}
-        if p.name in long.names and long.subst(one) == short.subst(one):
-            other = _instance_with(cx, p)
-            return f"{long} equals {short} only when {p.name} = 1{other}"
-    return f"{a} is not {b}"
-
-
-def _instance_with(cx: Context, p: ast.Param) -> str:
-    """`; layer2.0 uses s = 2 (line 21)`: an instance of the module that gives another number."""
-    defn = cx.frame.module.defn if cx.frame.module is not None else None
-    units = [d for u in cx.loader.units.values() for d in u.defs.values()]
-    members = [m for d in units if isinstance(d, ast.ModuleDef) for m in d.members]
-    for m in members:
-        value = m.value if isinstance(m, ast.MemberDecl) else None
-        items = value.items if isinstance(value, ast.ListLit) else (value,)
-        for i, call in enumerate(items):
-            given = _given(call, defn, p)
-            if isinstance(m, ast.MemberDecl) and isinstance(given, ast.Num) and given.value != 1:
-                path = f"{m.name}.{i}" if value is not call else m.name
-                place = given.span.line_in(p.name_span)
-                return f"; {path} uses {p.name} = {given.value} ({place})"
-    return ""
-
-
-def _given(call: object, defn: ast.ModuleDef | None, p: ast.Param) -> ast.Expr | None:
-    """The argument of `M(...)` for a parameter."""
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or defn is None:
-        return None
-    names = [q.name for q in defn.params]
-    for i, a in enumerate(call.args):
-        if call.func.id == defn.name and (a.name or (names[i] if i < len(names) else "")) == p.name:
-            return a.value
-    return None
 
 
 def _transpose_help(a: Operand, b: Operand, sa: tuple[Dim, ...], sb: tuple[Dim, ...]) -> str | None:

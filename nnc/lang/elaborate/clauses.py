@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import product
 
 from nnc.diagnostics import Diagnostic, Label, Span
 from nnc.lang import ast
@@ -14,7 +15,7 @@ from nnc.lang.elaborate.values import Weak
 
 # Mistakes that may vanish where two sizes are equal.
 OF_SIZES = frozenset(
-    ("E0301", "E0302", "E0303", "E0304", "E0307", "E0311", "E0312", "E0402", "E0403")
+    ("E0301", "E0302", "E0303", "E0304", "E0307", "E0311", "E0312", "E0402", "E0403", "E0406")
 )
 
 
@@ -23,10 +24,20 @@ def states_equality(facts: Sequence[Dim]) -> bool:
     return any(-f in facts for f in facts)
 
 
-def vanishes(d: Diagnostic, facts: Sequence[Dim]) -> bool:
-    """Whether a mistake may be none under the equalities among these facts."""
-    if not states_equality(facts) or d.code not in OF_SIZES:
+def vanishes(cx: Context, d: Diagnostic, open_: bool) -> bool:
+    """Whether a mistake on one side of a static condition may be none in an instance: where the
+    facts in force make its sizes equal, or where numbers may (`open_`: in spite of the facts)."""
+    equal = states_equality(cx.facts.nonneg)
+    if d.code not in OF_SIZES or not (equal or (open_ and d.sizes)):
         return False
+    env = _equalities(cx.facts.nonneg)
+    sizes = [(p, q) for p, q in d.sizes if isinstance(p, Dim) and isinstance(q, Dim)]
+    pairs = [(p.subst(env), q.subst(env)) for p, q in sizes]
+    return all(ONE in (p, q) or _may_be_equal(cx, p, q, open_) for p, q in pairs)
+
+
+def _equalities(facts: Sequence[Dim]) -> dict[str, Dim]:
+    """Names for which other sizes can stand."""
     env: dict[str, Dim] = {}
     for f in facts:
         for name in sorted(f.names) if -f in facts else ():
@@ -34,8 +45,39 @@ def vanishes(d: Diagnostic, facts: Sequence[Dim]) -> bool:
             if form is not None and form[0] in (ONE, -ONE):
                 env[name] = -form[1] * form[0]
                 break
-    found = [d.subst(env) for pair in d.sizes for d in pair if isinstance(d, Dim)]
-    return all(a == b or ONE in (a, b) for a, b in zip(found[::2], found[1::2], strict=True))
+    return env
+
+
+def _may_be_equal(cx: Context, p: Dim, q: Dim, open_: bool) -> bool:
+    """Whether two sizes are equal, or are for some numbers that instances have for themselves:
+    `H + 2*(k//2) - k + 1` and H, of windows; any sizes where nothing is known of them."""
+    apart = p - q
+    if cx.proves(apart) and cx.proves(-apart):
+        return True
+    static = static_sizes(cx.frame)
+    plain = (p.names | q.names) <= static and not apart.functions
+    return (open_ or not plain) and any(
+        p.subst(numbers) == q.subst(numbers) for numbers in _numbers(cx, apart.names & static)
+    )
+
+
+SMALL = 3  # numbers that are tried for each parameter
+
+
+def _numbers(cx: Context, names: Collection[str]) -> Iterator[dict[str, Dim]]:
+    """Small numbers for parameters, of which the facts in force may be true."""
+    some = sorted(names)[:4]
+    for numbers in product(range(1, SMALL + 1), repeat=len(some)):
+        env = dict(zip(some, map(Dim.of, numbers), strict=True))
+        if all((f.subst(env).const or 0) >= 0 for f in cx.facts.nonneg):
+            yield env
+
+
+def static_sizes(frame: Frame) -> frozenset[str]:
+    """Sizes that are numbers in each instance, or each call: parameters, and `n: dim`."""
+    own = frame.module.args.keys() if frame.module is not None else ()
+    func = frame.func.params if frame.func is not None else ()
+    return frozenset((*own, *(p.name for p in func if getattr(p.type, "name", "") == "dim")))
 
 
 def where_clauses(b: Binding) -> None:

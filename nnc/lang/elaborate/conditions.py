@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from nnc.diagnostics import Span
 from nnc.ir.bounds import condition_facts
 from nnc.ir.expr import Expr, Load, Op, Select, rewrite, walk
@@ -12,12 +10,18 @@ from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arith import element, elementwise, lift, settle, weak_kind
 from nnc.lang.elaborate.broadcasting import broadcast, common_dtype
-from nnc.lang.elaborate.clauses import comparison_facts, vanishes
+from nnc.lang.elaborate.clauses import (
+    comparison_facts,
+    states_equality,
+    static_sizes,
+    vanishes,
+)
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Bool,
+    Known,
     Nothing,
     Operand,
     Seq,
@@ -60,7 +64,29 @@ def _both(cx: Context, a: Value, b: Value, span: Span) -> Value:
 
 def conjunction(a: Bool, b: Bool) -> Bool:
     """`a and b` where one is not known and none is false: what both state holds."""
-    return Bool(True if a.value and b.value else None, (*a.yes, *b.yes))
+    if a.value and b.value:
+        return a
+    return Bool(None, every(a, b, True), some(a, b, False))
+
+
+def disjunction(a: Bool, b: Bool) -> Bool:
+    """`a or b` where one is not known and none is true: both are false where it does not hold."""
+    return Bool(None, some(a, b, True), every(a, b, False))
+
+
+def every(a: Bool, b: Bool, holds: bool) -> Known:
+    """Where both hold, or neither."""
+    sides = _sides(a, b, holds)
+    return Known(tuple(f for k in sides for f in k.facts), any(k.open for k in sides))
+
+
+def some(a: Bool, b: Bool, holds: bool) -> Known:
+    """Where one of them holds, or does not: it may be the one that states an equality."""
+    return Known((), any(k.open or states_equality(k.facts) for k in _sides(a, b, holds)))
+
+
+def _sides(a: Bool, b: Bool, holds: bool) -> list[Known]:
+    return [x.yes if holds else x.no for x in (a, b) if x.value is None]
 
 
 def comparison(cx: Context, op: str, a: Operand, b: Operand, span: Span) -> Value:
@@ -95,7 +121,8 @@ def _compare_weak(cx: Context, op: str, x: Weak, y: Weak, span: Span) -> Value:
         }
         return Bool(table[op])
     if x.dim is not None and y.dim is not None:
-        if cx.generic and not cx.ranges:
+        static = static_sizes(cx.frame)
+        if cx.generic and (not cx.ranges or (x.dim.names | y.dim.names) <= static):
             return _undecided(op, x.dim, y.dim)
         fn = _one_sided(cx, op, x.dim, y.dim)
         dx, dy = x, y
@@ -125,8 +152,8 @@ def _undecided(op: str, a: Dim, b: Dim) -> Bool:
     """A comparison of sizes in the generic check: what each branch may assume."""
     if a == b:
         return Bool(op in ("==", "<=", ">="))
-    yes, no = comparison_facts(op, a, b), comparison_facts(OPPOSITE[op], a, b)
-    return Bool(None, tuple(yes), tuple(no))
+    yes, no = (tuple(comparison_facts(o, a, b)) for o in (op, OPPOSITE[op]))
+    return Bool(None, Known(yes, False), Known(no, False))
 
 
 def conditional(cx: Context, e: ast.IfExpr) -> Value:
@@ -173,13 +200,13 @@ def _either(cx: Context, e: ast.IfExpr, cond: Bool) -> Value:
     return UNKNOWN
 
 
-def _side(cx: Context, e: ast.Expr, facts: Sequence[Dim]) -> Value:
+def _side(cx: Context, e: ast.Expr, known: Known) -> Value:
     """One side; Unknown where it leans on an equality of sizes, which numbers will decide."""
-    with cx.assuming(facts):
+    with cx.assuming(known.facts):
         try:
             return cx.tensor(cx.eval(e))
         except Mistake as mistake:
-            if vanishes(mistake.diagnostic, cx.facts.nonneg):
+            if vanishes(cx, mistake.diagnostic, known.open):
                 return UNKNOWN
             raise
 

@@ -8,8 +8,9 @@ from functools import partial
 from nnc.diagnostics import Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim, Facts
-from nnc.lang.elaborate.branches import branch, restore, returns, snapshot
-from nnc.lang.elaborate.clauses import constraint, vanishes
+from nnc.lang.elaborate.assertions import conjuncts
+from nnc.lang.elaborate.branches import branch, go_on, restore, returns, snapshot
+from nnc.lang.elaborate.clauses import constraint, states_equality, vanishes
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.lists import iteration
 from nnc.lang.elaborate.loops import UNLIMITED, run_loop
@@ -18,6 +19,7 @@ from nnc.lang.elaborate.storage import may_define
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Bool,
+    Known,
     Tensor,
     Tuple,
     Unknown,
@@ -64,36 +66,44 @@ def _both(cx: Context, stmt: ast.If, cond: Bool) -> None:
     given = len(yields)
     _side(cx, stmt.then, cond.yes)
     yielded, yields[given:] = yields[given:], []
-    then_returned, result, after_then = frame.returned, frame.result, dict(frame.vars)
+    then_returned, result, after_then = frame.returned, frame.result, snapshot(cx)
     restore(cx, before)
     frame.returned, frame.result = False, None
-    _side(cx, stmt.orelse, cond.no)
+    _side(cx, stmt.orelse, cond.no, alone=then_returned)
     if not yields[given:]:
         yields += yielded  # a turn yields on one side only
     if then_returned and not frame.returned:
         return  # what follows runs only after the other side
     if frame.returned and not then_returned:
-        frame.vars, frame.returned, frame.result = after_then, False, None
+        restore(cx, after_then)
+        frame.returned, frame.result = False, None
+        _side(cx, (), cond.yes, alone=True)
         return
     if then_returned:
         frame.result = result
         return
-    for name in {*after_then, *frame.vars}:
-        a, b = after_then.get(name), frame.vars.get(name)
+    for name in {*after_then.vars, *frame.vars}:
+        a, b = after_then.vars.get(name), frame.vars.get(name)
         if a is not b:
             frame.vars[name] = _joined(a, b)
 
 
-def _side(cx: Context, body: Sequence[ast.Stmt], facts: Sequence[Dim]) -> None:
-    """One side. What leans on an equality of sizes is decided by the numbers of each instance."""
-    known = len(cx.diagnostics.items)
-    with cx.assuming(facts):
+def _side(cx: Context, body: Sequence[ast.Stmt], known: Known, alone: bool = False) -> None:
+    """One side. What leans on an equality of sizes is decided by the numbers of each instance.
+
+    `alone`: the other side has returned, so that what follows is part of this one.
+    """
+    before = len(cx.diagnostics.items)
+    with cx.assuming(known.facts):
         cx.execute(body)
-    found = cx.diagnostics.items[known:]
-    every = (*cx.facts.nonneg, *facts)  # those of the conditions around it too
-    if any(vanishes(d, every) for d in found):
-        cx.diagnostics.items[known:] = [d for d in found if not vanishes(d, every)]
-        if body and always_returns(body[-1]) and not cx.frame.returned:
+        follows = alone and not cx.frame.returned
+        if follows and (known.open or states_equality(known.facts)):
+            go_on(cx)
+        found = cx.diagnostics.items[before:]
+        left = [d for d in found if not vanishes(cx, d, known.open)]
+    if len(left) < len(found):
+        cx.diagnostics.items[before:] = left
+        if (follows or (body and always_returns(body[-1]))) and not cx.frame.returned:
             cx.frame.returned, cx.frame.result = True, UNKNOWN
 
 
@@ -216,17 +226,9 @@ def run_assert(cx: Context, stmt: ast.Assert) -> None:
     raise no_condition(cx, value, stmt.cond.span)
 
 
-def _conjuncts(e: ast.Expr) -> list[ast.Expr]:
-    out: list[ast.Expr] = []
-    while isinstance(e, ast.Binary) and e.op == "and":
-        out.append(e.right)
-        e = e.left
-    return [e, *reversed(out)]
-
-
 def _about_sizes(cx: Context, cond: ast.Expr) -> bool:
     """Whether a condition compares sizes that depend on the arguments."""
-    parts = _conjuncts(cond)
+    parts = conjuncts(cond)
     if not all(isinstance(p, ast.Compare) for p in parts):
         return False
     compared = [p for p in parts if isinstance(p, ast.Compare)]
@@ -238,7 +240,7 @@ def _about_sizes(cx: Context, cond: ast.Expr) -> bool:
 
 def _assert_sizes(cx: Context, stmt: ast.Assert) -> None:
     inner = cx.turns.keys() | cx.ranges.keys()
-    for part in _conjuncts(stmt.cond):
+    for part in conjuncts(stmt.cond):
         for fact, equal, text in constraint(cx, cx.frame, part):
             failed = cx.proves(-fact - 1) or (equal and cx.proves(fact - 1))
             if failed or fact.names & inner:

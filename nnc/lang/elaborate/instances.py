@@ -8,6 +8,7 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.arguments import named_help
+from nnc.lang.elaborate.assertions import apply_equations
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.members import elaborate_members
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
@@ -250,6 +251,8 @@ def generic_instance(cx: Context, which: ModuleType) -> Instance:
     for p in defn.params:
         values[p.name] = _symbolic(cx, frame, p)
         cx.frame.dim_spans.setdefault(p.name, Origin(p.name, p.name_span))
+    with cx.in_frame(frame):
+        apply_equations(cx, defn, values)
     elaborate_members(cx, inst)
     return inst
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.elaborate.arith import convert
-from nnc.lang.elaborate.clauses import comparison_facts
+from nnc.lang.elaborate.assertions import asserted_facts
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.habits import TYPES
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
@@ -144,9 +144,8 @@ def _assertion(cx: Context, inst: Instance, cond: ast.Expr, message: str | None)
             inst.id,
             cx.instance_labels(cond.span),
         )
-    if isinstance(cond, ast.Compare) and len(cond.rest) == 1 and cx.generic:
-        op, right = cond.rest[0]
-        inst.facts += comparison_facts(op, cx.eval_dim(cond.first), cx.eval_dim(right))
+    if cx.generic:
+        inst.facts += asserted_facts(cx, cond)
 
 
 def _leaf(cx: Context, m: ast.ParamDecl | ast.StateDecl) -> LeafDecl | None:

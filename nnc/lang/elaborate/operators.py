@@ -17,7 +17,7 @@ from nnc.lang.elaborate.broadcasting import (
     size_origin,
     typed,
 )
-from nnc.lang.elaborate.conditions import conjunction
+from nnc.lang.elaborate.conditions import conjunction, disjunction
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.sizes import dim_op
@@ -268,11 +268,6 @@ def unary(cx: Context, e: ast.Unary) -> Value:
     return elementwise(cx, "neg", [operand], e.span)
 
 
-def _either(a: Bool, b: Bool) -> Bool:
-    """`a or b`, where a is not known: both are false where it does not hold."""
-    return Bool(None, (), (*a.no, *b.no))
-
-
 def logic(cx: Context, e: ast.Binary, left: Value) -> Value:
     if isinstance(left, Bool) and left.value is not None and left.value == (e.op == "or"):
         return left
@@ -280,7 +275,7 @@ def logic(cx: Context, e: ast.Binary, left: Value) -> Value:
     left = cx.tensor(left)
     match left, right:
         case Bool(value=None), Bool(value=b) if b != (e.op == "or"):
-            return conjunction(left, right) if e.op == "and" else _either(left, right)
+            return conjunction(left, right) if e.op == "and" else disjunction(left, right)
         case Bool(value=None), Bool() | Unknown():
             return Bool(None)
         case Bool(), Bool():

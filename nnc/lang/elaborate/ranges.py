@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from nnc.diagnostics import Span
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim, exact_div
-from nnc.lang.elaborate.bases import indexed
+from nnc.lang.elaborate.bases import Read, indexed
 from nnc.lang.elaborate.context import Context
 
 
@@ -42,8 +42,18 @@ class Range:
 
 
 def infer_ranges(cx: Context, ranges: dict[str, Range], scope: Sequence[ast.Expr]) -> None:
-    """Every bare use `x[.., i, ..]` in `scope` contributes the size of that axis."""
-    uses = [(node, shape) for e in scope for node, shape in indexed(cx, e)]
+    """Every bare use `x[.., i, ..]` in `scope` contributes the size of that axis; one that a
+    static condition may not select only where there is no other."""
+    uses, others = indexed(cx, scope)
+    _infer(cx, ranges, uses)
+    if others:
+        decided = {n: list(r.found) for n, r in ranges.items() if r.found}
+        _infer(cx, ranges, uses + others)
+        for name, found in decided.items():
+            ranges[name].found = found
+
+
+def _infer(cx: Context, ranges: dict[str, Range], uses: Sequence[Read]) -> None:
     for _ in range(2):  # the second round solves tuples whose other sizes the first one found
         for r in ranges.values():
             r.found.clear()

@@ -260,7 +260,9 @@ def _leaves(
     fixed = index.const if base.shape[axis].const is not None else None
     if fixed is not None and fixed >= 0:
         help = f"positions count from 0: the last is {high}, or -1"
-    return fail("E0402", f"this index can leave {label}", span, text, help=help)
+    own = cx.ranges.get(index.name or "")
+    sizes = [(own, base.shape[axis])] if own is not None else []
+    return fail("E0402", f"this index can leave {label}", span, text, help=help, sizes=sizes)
 
 
 def _tidy(d: Dim) -> str:
@@ -325,7 +327,8 @@ def _radix_mistake(
     help = f"declare axis {axis} as `{product}`" if total.name else None
     if "//" in shown:
         help = "`/` in a size says that it is exact, `//` that it may leave a rest"
-    return fail("E0406", text, item.span, f"{shown}, but axis {axis} has {total}", help=help)
+    says, apart = f"{shown}, but axis {axis} has {total}", [(product, total)]
+    return fail("E0406", text, item.span, says, help=help, sizes=apart)
 
 
 def _slice(

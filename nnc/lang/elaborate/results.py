@@ -9,10 +9,11 @@ from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim
 from nnc.lang.elaborate.arith import adapt, module_tree, settle
-from nnc.lang.elaborate.broadcasting import grouped, same_dtype, typed, unequal
+from nnc.lang.elaborate.broadcasting import grouped, same_dtype, typed
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.declared import result_origins, result_place, shape_of
 from nnc.lang.elaborate.mistakes import Mistake, fail
+from nnc.lang.elaborate.unequal import assert_help, unequal
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Module,
@@ -181,10 +182,11 @@ def _wrong_shape(
     span: Span,
 ) -> Mistake:
     got = value.type if isinstance(value, Tensor) else None
+    pairs = _pairs(got, want) if got is not None else []
     notes: tuple[str, ...] = (f"{axes_word(len(shape))} here, {axes_word(want.rank)} declared",)
     if len(shape) == want.rank and got is not None:
-        pairs = enumerate(zip(got.shape, want.shape, strict=True))
-        notes = tuple(f"axis {i}: {unequal(cx, g, w)}" for i, (g, w) in pairs if g != w)[:3]
+        axes = enumerate(zip(got.shape, want.shape, strict=True))
+        notes = tuple(f"axis {i}: {unequal(cx, g, w)}" for i, (g, w) in axes if g != w)[:3]
     return fail(
         "E0303",
         f"{says} {got or describe(value)}, {t.span.text} is declared",
@@ -192,8 +194,8 @@ def _wrong_shape(
         typed(value, span) if isinstance(value, Tensor) else "",
         (Label(t.span, "declared here"),),
         notes,
-        help=_help(got, want, span) if got is not None else None,
-        sizes=_pairs(got, want) if got is not None else (),
+        help=_help(got, want, span) or assert_help(cx, pairs) if got is not None else None,
+        sizes=pairs,
         once=("not a scalar", span.source.name, span.text) if want.rank == 0 else (),
     )
 

@@ -12,6 +12,10 @@ from nnc.lang.elaborate.values import ModuleType, Tensor, Value
 def stride_help(cx: Context, a: Value, b: Value, axis: int) -> str | None:
     """For a sum beside a strided layer: the same layer with a kernel of one element."""
     defn = cx.frame.module.defn if cx.frame.module is not None else None
+    sizes = [v.shape[axis] for v in (a, b) if isinstance(v, Tensor)]
+    strided = any(d.functions for d in sizes)
+    if not strided and any(d.name is None and d.const is None for d in sizes):
+        return None
     origins = [v.origin(axis) for v in (a, b) if isinstance(v, Tensor)]
     places = [o.span for o in origins if o is not None]
     for m in defn.members if defn is not None else ():
@@ -25,7 +29,7 @@ def stride_help(cx: Context, a: Value, b: Value, axis: int) -> str | None:
             words = [_thin(a, params, i) for i, a in enumerate(m.value.args)]
             if "k" in params and "stride" in params:
                 made = f"{m.value.func.span.text}({', '.join(w for w in words if w)})"
-                return f"stride the skip path too: `{made}`"
+                return f"{'stride' if strided else 'project'} the skip path too: `{made}`"
     return None
 
 

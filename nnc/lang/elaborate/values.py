@@ -84,15 +84,22 @@ class Weak:
     number: float | int | None = None
 
 
+@dataclass(frozen=True)
+class Known:
+    """What a side of a static condition may assume: sizes that are >= 0 there; `open`: it may hold
+    more equalities, which only the numbers of an instance show."""
+
+    facts: tuple[Dim, ...] = ()
+    open: bool = True
+
+
 @dataclass(frozen=True, eq=False)
 class Bool:
-    """A static bool; None while it is not known (generic check): then `yes` are the sizes that are
-    >= 0 where it is true, `no` where it is false.
-    """
+    """A static bool; None while it is not known (generic check)."""
 
     value: bool | None
-    yes: tuple[Dim, ...] = ()
-    no: tuple[Dim, ...] = ()
+    yes: Known = Known()
+    no: Known = Known()
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 
 from nnc.lang import ast
 
 
-def syntax(*roots: object) -> Iterator[ast.Syntax]:
-    """Every node below the roots, outer ones first, in order of the text."""
+def syntax(
+    *roots: object, selected: Callable[[ast.IfExpr], Sequence[ast.Expr] | None] | None = None
+) -> Iterator[ast.Syntax]:
+    """Every node below the roots, outer ones first, in order of the text. `selected`: what to look
+    at in `a if c else b` instead of all (None: all)."""
     stack: list[object] = list(reversed(roots))
     while stack:
         node = stack.pop()
@@ -17,6 +20,12 @@ def syntax(*roots: object) -> Iterator[ast.Syntax]:
             stack.extend(reversed(node))
         elif isinstance(node, ast.Syntax):
             yield node
+            parts = (
+                selected(node) if selected is not None and isinstance(node, ast.IfExpr) else None
+            )
+            if parts is not None:
+                stack.extend(reversed(parts))
+                continue
             stack.extend(getattr(node, f.name) for f in reversed(fields(node)) if f.name != "span")
 
 
