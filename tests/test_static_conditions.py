@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from nnc.lang.dims import Dim, Facts, prove_nonneg
+from tests.endtoend import built, compare, sample
 from tests.frontend import front
 from tests.test_elaborate import run
 
@@ -101,3 +103,100 @@ module Same(C, k=3, p=1):
     assert (
         f"`assert {said.partition(' and')[0].replace('2*p + 1', '2*p+1')}` in the module" in without
     )
+
+
+def test_a_power_of_parameters_is_a_size() -> None:
+    text = """
+    module Layer(C, d):
+        param w: real[2, C] = 1
+        def forward(x: real[B, C, T]) -> real[B, C, T]:
+            y[b, c, t:T] = sum[u](x[b, c, t - d*(1 - u) else 0] * w[u, c])
+            return y
+    module Net(C, L):
+        layers = [Layer(C, 2**l) for l in L]
+        param all: real[2**L, 3**(L - 1)] = 0
+        def forward(x: real[B, C, T]) -> real[B, C, T]:
+            for layer in layers:
+                x = layer(x)
+            return x + total(all)
+    export def f(net: Net(1, 3), x: f32[B, 1, T]) -> f32[B, 1, T] = net(x)
+    """
+    x = np.ones((1, 1, 9), np.float32)
+    weights = {f"net_layers_{k}_w": np.ones((2, 1)) for k in range(3)}
+    out = run(text, x=x, **weights, net_all=np.zeros((8, 9)))
+    assert np.allclose(out.results[0], [[[1, 2, 3, 4, 5, 6, 7, 8, 8]]])
+
+
+def test_halves_of_what_is_asserted_to_be_even() -> None:
+    text = """
+    module Split(D, H, K=D/H):
+        assert K % 2 == 0 and D % 2 == 0
+        def swap(x: real[B, D]) -> real[B, D]:
+            return concat(x[:, D//2:], x[:, :D//2], over=1)
+        def forward(x: real[B, H, K]) -> real[B, H, K]:
+            y[b, h, (s:2, e:K//2)] = x[b, h, (1 - s, e)]
+            return y
+    export def f(net: Split(8, 2), x: f32[B, 2, 4]) -> (f32[B, 2, 4], f32[B, 8]):
+        y[b, (h, k)] = x[b, h, k]
+        return net(x), net.swap(y)
+    """
+    out = run(text, x=np.arange(8).reshape(1, 2, 4))
+    assert np.allclose(out.results[0], [[[2, 3, 0, 1], [6, 7, 4, 5]]])
+    assert np.allclose(out.results[1], [[4, 5, 6, 7, 0, 1, 2, 3]])
+
+
+def test_members_of_a_tree_of_gradients() -> None:
+    text = """
+    module Part(D):
+        param w: real[D] = 1 as "scale"
+        param b: real[D] = 0
+        def forward(x: real[D]) -> real[D] = w * x + b
+    module Net(D=2):
+        a = Part(D)
+        c = Part(D)
+        def forward(x: real[D]) -> real[D] = c(a(x))
+    def moved(net: Net, g: params(Net), x: real[2]) -> real:
+        return total((net.a.w - 0.5 * g.a.w) * x) + total(g.c.b)
+    export def f(net: Net, x: f32[2]) -> (f32, f32):
+        g = grad(total(net(x)), net)
+        return moved(net, g, x), norm(g.a)
+    """
+    one = {f"net_{p}_scale": np.ones(2) for p in "ac"}
+    out = run(text, x=np.array([3.0, 4.0]), **one)
+    assert np.allclose(out.results[0], 7 - 0.5 * 25 + 2)
+    assert np.allclose(out.results[1], np.sqrt(25 + 2))
+
+
+def test_heads_in_groups() -> None:
+    text = """
+    module Grouped(H, G):
+        assert H % G == 0
+        def forward(q: real[B, H], k: real[B, G]) -> real[B, H]:
+            y[b, h] = q[b, h] * k[b, h//(H//G)]
+            return y
+    export def f(net: Grouped(6, 2), q: f32[B, 6], k: f32[B, 2]) -> f32[B, 6] = net(q, k)
+    """
+    out = run(text, q=np.ones((1, 6)), k=np.array([[2, 3]]))
+    assert np.allclose(out.results[0], [[2, 2, 2, 3, 3, 3]])
+
+
+def test_claims_about_short_loops_point_by_point() -> None:
+    e, m = Dim.of("$e"), Dim.of("$m")
+    box = {"$e": (Dim.of(0), Dim.of(1)), "$m": (Dim.of(0), Dim.of(3))}
+    where = (e + m) // 2 - m + 1
+    index = e + 2 * where
+    assert prove_nonneg(index, Facts(nonneg=(where,)), box)
+    assert prove_nonneg(3 - index, Facts(nonneg=(where,)), box)
+    assert not prove_nonneg(2 - index, Facts(nonneg=(where,)), box)
+
+
+def test_the_gradient_of_halves_that_change_places() -> None:
+    text = """
+export def f(x: f32[B, 4], c: f32[B, 4]) -> (f32, f32[B, 4]):
+    y[b, (s:2, e:2)] = (2*s - 1) * x[b, (1 - s, e)] * c[b, (s, e)]
+    z = total(y * y)
+    return z, grad(z, x)
+"""
+    graph = built(text)["f"].graph
+    rng = np.random.default_rng(0)
+    compare(graph, {"B": 5}, sample(graph, {"B": 5}, rng))

@@ -19,6 +19,7 @@ from nnc.lang.dims.algebra import (
     map_functions,
     polynomial_quotient,
 )
+from nnc.lang.dims.points import holds_at_every_point
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ def _proved(p: Dim, facts: Facts, bounds: tuple[tuple[str, Range], ...], depth: 
         return True
     if depth < 2:
         return False
-    return _cancelled(p, facts, ranges, _MULTIPLES) or _by_choices(p, facts, ranges, depth)
+    if _cancelled(p, facts, ranges, _MULTIPLES) or _by_choices(p, facts, ranges, depth):
+        return True
+    return holds_at_every_point(p, facts.nonneg, ranges)
 
 
 _CHOICES = 4  # of min and max in a claim that is looked at case by case

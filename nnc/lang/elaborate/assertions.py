@@ -65,9 +65,9 @@ def _solved(d: Dim, names: Collection[str]) -> dict[str, Dim]:
         if form is not None and form[0] in (ONE, -ONE):
             return {name: -form[1] * form[0]}
     match [(mono[0][0], c) for mono, c in d.terms if mono]:
-        case [(Func(kind="mod", a=a, b=b), 1)] if a.name and b.const and len(d.terms) == 2:
-            rest = -d.terms[-1][1]  # `k % 2 - 1`
-            return {a.name: (a // b) * b + rest} if 0 < rest < b.const else {}
+        case [(Func(kind="mod", a=a, b=b), 1)] if a.name and (b.const or b.name):
+            rest = -dict(d.terms).get((), 0)  # `k % 2 - 1`
+            return {a.name: (a // b) * b + rest} if 0 <= rest < (b.const or 1) else {}
     return {}
 
 

@@ -23,12 +23,16 @@ from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.names import in_file
 from nnc.lang.elaborate.values import (
     UNKNOWN,
+    Instance,
     Module,
     ModuleList,
     ModuleType,
     Seq,
+    Sub,
+    SubList,
     Tensor,
     Tree,
+    TreeParam,
     UnitRef,
     Unknown,
     Value,
@@ -78,8 +82,39 @@ def attribute(cx: Context, e: ast.Attr) -> Value:
                 cx.frame.vars[e.value.id] = UNKNOWN
             help = NAMES.get(e.name)
             raise fail("E0804", f"a list has no `{e.name}`", e.name_span, help=help)
-    help = f"of one member alone: `grad(loss, net.{e.name})`" if isinstance(base, Tree) else None
-    raise fail("E0804", f"{describe(base)} has no `{e.name}`", e.name_span, help=help)
+        case Tree():
+            return _leaf(e, base)
+    raise fail("E0804", f"{describe(base)} has no `{e.name}`", e.name_span)
+
+
+def _leaf(e: ast.Attr, tree: Tree) -> Value:
+    """`g.fc1`, `g.fc1.weight` of a tree of params: what stands under that member's keys."""
+    if isinstance(tree.of, TreeParam):
+        raise fail("E0804", f"{describe(tree)} has no `{e.name}`: it may be any tree", e.name_span)
+    sub = _member_tree(tree.of, e.name) if tree.of is not None else None
+    if "*" in tree.leaves and isinstance(tree.of, Instance):  # in the generic check
+        own = tree.of.leaves.get(e.name)
+        if sub is None and (own is None or own.storage != "param"):
+            text = f"{tree.of.defn.name} has no param `{e.name}`"
+            raise _no_member(e, text, [*tree.of.leaves, *tree.of.members])
+        return UNKNOWN
+    key = tree.of.leaves[e.name].key or e.name if tree.of and e.name in tree.of.leaves else e.name
+    if key in tree.leaves:
+        return tree.leaves[key]
+    below = {k[len(key) + 1 :]: v for k, v in tree.leaves.items() if k.startswith(f"{key}.")}
+    if not below:
+        names = list(dict.fromkeys(k.partition(".")[0] for k in tree.leaves))
+        raise _no_member(e, f"{describe(tree)} has no `{e.name}`", names)
+    return Tree(below, sub)
+
+
+def _member_tree(inst: Instance, name: str) -> Instance | None:
+    match inst.members.get(name):
+        case Sub(inst=sub):
+            return sub
+        case SubList(like=like):
+            return like
+    return None
 
 
 def _library(cx: Context, base: ast.Name, name: str) -> Mistake:

@@ -12,7 +12,7 @@ from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, loads, names
 from nnc.ir.graph import Axis, Compute, Input, Node, Region
 from nnc.ir.signature import Check
 from nnc.lang import ast
-from nnc.lang.dims import ZERO, Dim, Facts, Range, prove_nonneg, whole_multiples
+from nnc.lang.dims import ZERO, Dim, Facts, Range, exact_div, prove_nonneg, whole_multiples
 from nnc.lang.elaborate.limits import MOST_STEPS, fits_memory
 from nnc.lang.elaborate.mistakes import Exhausted, Mistake, fail
 from nnc.lang.elaborate.values import (
@@ -296,6 +296,13 @@ class Context:
                 if f.kind == "floor" and f.b.const and self.proves(-(f.a % f.b)):
                     d = whole_multiples(d, f)
         return d
+
+    def divided(self, total: Dim, part: Dim) -> Dim:
+        """The exact quotient: 2 of K by `K//2`, where K is known to be even."""
+        for f in part.functions:
+            if f.kind == "floor" and f.b.const and self.settled(part * f.b) == total:
+                return f.b
+        return exact_div(total, part)
 
     # ---- values -------------------------------------------------------------------------------
     def tensor(self, value: Value) -> Value:

@@ -107,6 +107,8 @@ def weak_binary(cx: Context, op: str, x: Weak, y: Weak, span: Span) -> Weak:
     n = y.dim.const if both and op == "**" and y.dim is not None else None
     if n is not None and n >= 0 and x.dim is not None:
         return integer(_dim_power(x.dim, n, span))
+    if both and op == "**" and (named := _power_of_parameters(cx, x, y)) is not None:
+        return integer(named)
     if x.number is not None and y.number is not None:
         return number(_fold(op, float(x.number), float(y.number), span))
     if op == "**":
@@ -116,6 +118,15 @@ def weak_binary(cx: Context, op: str, x: Weak, y: Weak, span: Span) -> Weak:
         return weak_op("pow", x, y, kind="float")
     kind = "float" if op == "/" or "float" in (x.kind, y.kind) else "int"
     return weak_op(ARITHMETIC[op], x, y, kind=kind)
+
+
+def _power_of_parameters(cx: Context, x: Weak, y: Weak) -> Dim | None:
+    """`2**l` in the generic check: a size of its own, which is a number in each instance."""
+    if not cx.generic or x.dim is None or y.dim is None or (x.dim.const or 0) < 1:
+        return None
+    if not y.dim.names or any(name[0] == "$" for name in y.dim.names):
+        return None
+    return Dim.of(f"{x.dim}**{y.dim}" if y.dim.name else f"{x.dim}**({y.dim})")
 
 
 def _dim_power(a: Dim, n: int, span: Span) -> Dim:

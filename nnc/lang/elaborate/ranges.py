@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from nnc.diagnostics import Span
 from nnc.lang import ast
-from nnc.lang.dims import ONE, Dim, exact_div
+from nnc.lang.dims import ONE, Dim
 from nnc.lang.elaborate.bases import Read, indexed
 from nnc.lang.elaborate.context import Context
 
@@ -128,7 +128,7 @@ def _collect_tuples(
                     rest = rest * size
         if len(open_) == 1:
             name, span = open_[0]
-            quotient = (exact_div(shape[axis], rest),)
+            quotient = (cx.divided(shape[axis], rest),)
             ranges[name].found.append(Use(quotient, span, node.value, axis))
 
 

@@ -9,7 +9,7 @@ from nnc.diagnostics import Span
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, names
 from nnc.ir.scalar import cast
 from nnc.lang import ast
-from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, exact_div, extremes
+from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, extremes
 from nnc.lang.elaborate.arith import adapt, as_tensor
 from nnc.lang.elaborate.broadcasting import free_dtype, typed
 from nnc.lang.elaborate.context import Context
@@ -299,7 +299,7 @@ def _radix(
     total = base.shape[axis]
     if sizes.count(None) == 1:
         known = dim_prod(s for s in sizes if s is not None)
-        sizes[sizes.index(None)] = exact_div(total, known)
+        sizes[sizes.index(None)] = cx.divided(total, known)
     if None in sizes:
         raise fail(
             "E0406",

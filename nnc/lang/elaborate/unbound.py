@@ -53,7 +53,7 @@ def no_range(
         f"index `{r.name}` has no range",
         r.span,
         notes=_bound(cx),
-        help=f"did you mean `{near}`?" if near else _range_help(cx, r, uses, ranges),
+        help=f"did you mean `{near}`?" if near else _range_help(cx, r, scope, uses, ranges),
     )
 
 
@@ -95,7 +95,13 @@ def too_many(node: ast.Index, shape: Sequence[Dim]) -> Mistake:
     return fail("E0405", text, node.span, labels=(Label(node.value.span, has),))
 
 
-def _range_help(cx: Context, r: Range, uses: Sequence[ast.Index], ranges: dict[str, Range]) -> str:
+def _range_help(
+    cx: Context,
+    r: Range,
+    scope: Sequence[ast.Expr],
+    uses: Sequence[ast.Index],
+    ranges: dict[str, Range],
+) -> str:
     fitting = _fitting(cx, r, uses, ranges)
     if fitting is not None:
         item, size = fitting
@@ -116,6 +122,8 @@ def _range_help(cx: Context, r: Range, uses: Sequence[ast.Index], ranges: dict[s
     for use in uses:
         if any(isinstance(i, ast.Name) and i.id == r.name for i in use.items):
             return f"`{use.value.span.text}` has its size only later; say it: `{r.name}:{word}`"
+    if any(isinstance(n, ast.Name) and n.id == r.name for n in syntax(*scope)):
+        return f"only a tensor that it indexes says how far it goes; give it one: `{r.name}:{word}`"
     return f"it is not used on the right; give it one: `{r.name}:{word}`"
 
 
