@@ -15,6 +15,7 @@ import pytest
 import nnc
 from nnc import compiler
 from nnc.cli.plan import chosen, memory_plan
+from nnc.ir.calltable import NOTHING, RIGHT
 from nnc.passes.panels import KEPT
 from tests.endtoend import built
 
@@ -37,7 +38,6 @@ export def step(inout net: Net, x: f32[B, {N}]) -> f32:
 export def both(p: Net, q: Net, x: f32[B, {N}]) -> f32[B, {N}] = x @ p.b - x @ q.b
 specialize apply(B=40)
 """
-NOTHING, RIGHT = 0, 1
 
 
 @pytest.fixture(scope="module", params=["python", "generated"])

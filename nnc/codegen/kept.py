@@ -2,9 +2,10 @@
 
 The sixth word of `ctx` says what the caller knows of the start of the workspace:
 
-    0  nothing: values are computed, copies are not there (what they are copies of is read)
-    1  it is as a call with 1 or 2 left it, and no module that it was computed from has changed
-    2  nothing, but it is worth computing all of it
+    NOTHING  values are computed, copies are not there (what they are copies of is read)
+    RIGHT    it is as a call with RIGHT or MAKE left it, and no module that it was computed from has
+             changed
+    MAKE     nothing, but it is worth computing all of it
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from dataclasses import dataclass
 
 from nnc.codegen import flow
 from nnc.codegen.emit import Emitter
+from nnc.ir.calltable import MAKE, NOTHING, RIGHT
 from nnc.ir.expr import Load
 from nnc.ir.loop import Contract, Kernel, Program, Step
 from nnc.ir.statements import stores_in
 from nnc.lang.dims import ZERO, Dim, dim_max, dim_prod
 
 WORD = 5  # of ctx; the next is the profiler's
-RIGHT, MAKE = 1, 2
 
 
 @dataclass(frozen=True)
@@ -36,10 +37,10 @@ def state(em: Emitter, ctx: str) -> State:
     place = em.op(f"getelementptr i64, ptr {ctx}, i64 {WORD}", "kept")
     word = em.op(f"load i64, ptr {place}", "kept")
     make = {
-        "value": flow.compare(em, "ne", word, "1"),
-        "copy": flow.compare(em, "eq", word, "2"),
+        "value": flow.compare(em, "ne", word, str(RIGHT)),
+        "copy": flow.compare(em, "eq", word, str(MAKE)),
     }
-    return State(flow.compare(em, "ne", word, "0"), make)
+    return State(flow.compare(em, "ne", word, str(NOTHING)), make)
 
 
 def rows(program: Program) -> Dim:

@@ -14,7 +14,19 @@ ABI: an object's type, a tuple's items, a float's value, an array's data, rank, 
 from __future__ import annotations
 
 from nnc.codegen import kept
-from nnc.ir.calltable import MAX_VALUES, NUMBER, OBJECT, RECORD, SIZE, Input, Output, Word
+from nnc.ir.calltable import (
+    MAKE,
+    MAX_VALUES,
+    NOTHING,
+    NUMBER,
+    OBJECT,
+    RECORD,
+    RIGHT,
+    SIZE,
+    Input,
+    Output,
+    Word,
+)
 
 
 class _Text:
@@ -319,9 +331,9 @@ def _run(t: _Text) -> None:
     status = t.let(f"phi i32 [ {alone}, %releasing ], [ {held}, %holding ]")
     failed = t.let(f"icmp ne i32 {status}, 0")
     # Made, it is there; after a failure it is made again.
-    keeping = t.let("icmp ne i64 %keep, 0")
-    after = t.let(f"select i1 {failed}, i64 {kept.MAKE}, i64 {kept.RIGHT}")
-    t.set(Word.KEEP, t.let(f"select i1 {keeping}, i64 {after}, i64 0"))
+    keeping = t.let(f"icmp ne i64 %keep, {NOTHING}")
+    after = t.let(f"select i1 {failed}, i64 {MAKE}, i64 {RIGHT}")
+    t.set(Word.KEEP, t.let(f"select i1 {keeping}, i64 {after}, i64 {NOTHING}"))
     t.jump(failed, "failed", "fine")
     t.label("fine")
     counters = t.word(Word.VERSION)

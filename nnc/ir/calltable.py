@@ -9,6 +9,7 @@ from enum import IntEnum
 MAX_VALUES = 64  # arguments, and results
 RECORD = 16  # words
 TENSOR, OBJECT, SIZE, NUMBER = range(4)  # kinds of arguments
+NOTHING, RIGHT, MAKE = range(3)  # what an entry is told of what is kept: `nnc.codegen.kept`
 
 
 class Word(IntEnum):
@@ -46,7 +47,7 @@ class Word(IntEnum):
     BUSY = 29  # as it does now
     SAVE_THREAD = 30
     RESTORE_THREAD = 31
-    KEEP = 32  # what the entry is told of what is kept in its workspace: `nnc.codegen.kept`
+    KEEP = 32  # NOTHING, RIGHT or MAKE
 
 
 class Input(IntEnum):

@@ -12,11 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from nnc.errors import DeviceError, IndexError, LoadError
+from nnc.ir.calltable import MAKE, NOTHING
 from nnc.ir.signature import Native, Support, Use
 from nnc.lang.dims import Dim
 from nnc.runtime.available import available
 from nnc.runtime.elf import Loaded, process_symbol
-from nnc.runtime.kept import MAKE, NOTHING, Kept
+from nnc.runtime.kept import Kept
 from nnc.runtime.leaves import Store
 from nnc.runtime.memory import Array, aligned, human, pointer, rounded
 

@@ -17,10 +17,21 @@ from typing import Any, cast
 
 import numpy as np
 
-from nnc.ir.calltable import MAX_VALUES, NUMBER, OBJECT, RECORD, SIZE, TENSOR, Input, Output, Word
+from nnc.ir.calltable import (
+    MAKE,
+    MAX_VALUES,
+    NOTHING,
+    NUMBER,
+    OBJECT,
+    RECORD,
+    SIZE,
+    TENSOR,
+    Input,
+    Output,
+    Word,
+)
 from nnc.ir.signature import ArgSig, ResultSig
 from nnc.runtime.cpu import Entry, shared_symbol
-from nnc.runtime.kept import MAKE, NOTHING
 from nnc.runtime.leaves import Store
 from nnc.runtime.memory import Array, pointer
 

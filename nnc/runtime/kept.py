@@ -15,9 +15,8 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 
+from nnc.ir.calltable import MAKE, NOTHING, RIGHT
 from nnc.runtime.leaves import Store
-
-NOTHING, RIGHT, MAKE = 0, 1, 2  # the word of `nnc.codegen.kept`
 
 
 class Kept:
