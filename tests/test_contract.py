@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from nnc.codegen import contract as leaf
-from nnc.codegen import flow, tiles, vectors
+from nnc.codegen import flow, tile_kernels, tiles, vectors
 from nnc.codegen.contract_types import block_columns
 from nnc.codegen.emit import Emitter
 from nnc.codegen.operands import computed
@@ -457,8 +457,10 @@ STACK_TRAFFIC = re.compile(r"[xyz]mm\d+.*\(%r[sb]p|\(%r[sb]p.*[xyz]mm")
 def test_tiles_fit_the_registers(isa: str, dtype: str) -> None:
     target = x86(isa)
     t = tiles.tile(dtype, target)
-    lines = tiles.line_definitions(t, target) if dtype in NUMPY else ""
-    text = "\n".join((*tiles.kernel_declarations(t, target), tiles.definitions(t, target), lines))
+    lines = tile_kernels.line_definitions(t, target) if dtype in NUMPY else ""
+    text = "\n".join(
+        (*tile_kernels.kernel_declarations(t, target), tile_kernels.definitions(t, target), lines)
+    )
     text = assembly(text, target, level=0)
     assert not STACK_TRAFFIC.findall(text)
     assert "call" not in text  # an fma that the target lacks
@@ -468,7 +470,9 @@ def test_tiles_fit_the_registers(isa: str, dtype: str) -> None:
 def test_tiles_of_words_fit_the_registers(dtype: str) -> None:
     target = replace(x86("avx512"), features="+avx512vnni")
     t = tiles.tile(dtype, target)
-    text = "\n".join((*tiles.kernel_declarations(t, target), tiles.definitions(t, target)))
+    text = "\n".join(
+        (*tile_kernels.kernel_declarations(t, target), tile_kernels.definitions(t, target))
+    )
     text = assembly(text, target, level=0)
     assert "vpdpbusd" in text and "pmul" not in text
     assert not STACK_TRAFFIC.findall(text)
@@ -478,7 +482,9 @@ def test_tiles_of_words_fit_the_registers(dtype: str) -> None:
 def test_rows_of_words_use_the_matrix_unit(dtype: str) -> None:
     target = replace(x86("avx512"), features="+avx512vnni,+amx-tile,+amx-int8")
     t = tiles.tile(dtype, target)
-    text = "\n".join((*tiles.kernel_declarations(t, target), tiles.definitions(t, target)))
+    text = "\n".join(
+        (*tile_kernels.kernel_declarations(t, target), tile_kernels.definitions(t, target))
+    )
     text = assembly(text, target, level=0)
     assert {"dot4": "tdpbusd", "dot4r": "tdpbsud"}[dtype] in text
     assert not STACK_TRAFFIC.findall(text)
@@ -488,8 +494,10 @@ def test_one_row_too_many_would_spill() -> None:
     """The control of the test above."""
     target = x86("avx2")
     t = tiles.tile("f32", target)
-    kernel = tiles.kernel_text(t, target, 8, 2)
-    text = assembly("\n".join((*tiles.kernel_declarations(t, target), kernel)), target, level=0)
+    kernel = tile_kernels.kernel_text(t, target, 8, 2)
+    text = assembly(
+        "\n".join((*tile_kernels.kernel_declarations(t, target), kernel)), target, level=0
+    )
     assert STACK_TRAFFIC.search(text)
 
 

@@ -42,7 +42,7 @@ here are the loops, what is decided before them, and all names for users of cont
 
 from __future__ import annotations
 
-from nnc.codegen import flow, pack, pack_lists, tiles
+from nnc.codegen import flow, pack, pack_lists, tile_kernels
 from nnc.codegen import row as single
 from nnc.codegen.contract_right import NEAR, emit_prepack, packed_bytes
 from nnc.codegen.contract_support import (
@@ -120,7 +120,7 @@ class _Emission(RowTiles):
         longest = str(single.LONGEST // self.t.size)
         short = flow.compare(em, "sle", c.k, longest)
         alone = flow.compare(em, "eq", c.m, "1")
-        return alone if short == "true" else flow.select(em, alone, "i1", short, "false")
+        return flow.conjunction(em, alone, short)
 
     def row(self) -> None:
         em, c = self.em, self.c
@@ -176,7 +176,7 @@ class _Emission(RowTiles):
         count = flow.mul(em, flow.ceil_div(em, rows.size, self.height), self.blocks)
         fits = flow.compare(em, "sle", count, str(KEPT))
         many = flow.compare(em, "sgt", blocks, "1")
-        self.kept = fits if many == "true" else flow.select(em, many, "i1", fits, "false")
+        self.kept = flow.conjunction(em, many, fits)
         if t.fetches:
             with flow.when(em, self.kept), flow.loop(em, "1", count) as slot:
                 pack_lists.list_nothing(em, t, self.slot(slot))
@@ -190,7 +190,7 @@ class _Emission(RowTiles):
         # Panels that were packed before stay whole.
         width = t.panel if c.ready is not None or isinstance(c.b, Packed) else t.lanes
         strips, each = flow.ceil_div(em, c.n, str(width)), 8 * width // t.panel
-        down, across = tiles.grid(em, c.m, strips, nt, str(each), self.packing(nt, 6 * each))
+        down, across = tile_kernels.grid(em, c.m, strips, nt, str(each), self.packing(nt, 6 * each))
         rows = self.cut(Range("0", c.m), flow.div(em, tid, across), down)
         mine = self.cut(Range("0", strips), flow.rem(em, tid, across), across)
         start = flow.mul(em, mine.start, str(width))
@@ -206,8 +206,8 @@ class _Emission(RowTiles):
         size = flow.mul(em, flow.mul(em, c.n, c.k), str(self.t.size))
         near = flow.compare(em, "sle", size, str(NEAR))
         high = flow.compare(em, "sge", c.m, flow.mul(em, nt, str(_LOW)))
-        free = flow.select(em, near, "i1", high, "false")
-        free = flow.select(em, free, "i1", c.ready.when, "false")
+        free = flow.conjunction(em, near, high)
+        free = flow.conjunction(em, free, c.ready.when)
         return flow.select(em, free, "i64", "0", str(cost))
 
     def column_block(self, columns: Range, part: str, parts: str) -> Range:
@@ -229,7 +229,7 @@ class _Emission(RowTiles):
             return str(t.rows)
         low = max(h for h in range(1, t.rows + 1) if t.wide(h) > t.panel)
         few = flow.compare(em, "sle", rows.size, str(t.rows))
-        few = flow.select(em, self.b_far, "i1", few, "false")
+        few = flow.conjunction(em, self.b_far, few)
         few = flow.select(em, self.clashes(b), "i1", "false", few)
         return flow.select(em, few, "i64", str(low), str(t.rows))
 

@@ -1,8 +1,9 @@
 """What a contraction fetches ahead of its use, where the target's kernels do (`Tile.fetches`).
 
-Kernels fetch the cache lines whose addresses are listed behind their panel of A (see `tiles`), so
-that memory works while they multiply. Before each call one list is made: of rows of A that are
-packed next, of the block of B that comes next, or of panels that were packed before.
+Kernels fetch the cache lines whose addresses are listed behind their panel of A (see
+`tile_kernels`), so that memory works while they multiply. Before each call one list is made: of
+rows of A that are packed next, of the block of B that comes next, or of panels that were packed
+before.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Ahead(Emission):
         far = flow.compare(em, "sge", size, str(_B_FAR))
         if c.ready is None or far == "false":
             return far
-        return flow.select(em, flow.negate(em, c.ready.when), "i1", far, "false")
+        return flow.conjunction(em, flow.negate(em, c.ready.when), far)
 
     def next_block(self, pc: str, columns: Range, follow: Range) -> tuple[Range, Range]:
         """The k and the columns of the block of B after this one (perhaps none)."""
@@ -60,7 +61,7 @@ class Ahead(Emission):
         tile, ks, columns = ahead
         skip = flow.select(em, self.far, "i64", "2", "0")  # those list rows of A
         mine = flow.sub(em, turn, skip)
-        listing = flow.select(em, self.b_far, "i1", flow.compare(em, "sge", mine, "0"), "false")
+        listing = flow.conjunction(em, self.b_far, flow.compare(em, "sge", mine, "0"))
         with flow.when(em, listing):
             each = flow.maximum(em, flow.sub(em, turns, skip), "0")
             number = flow.add(em, flow.mul(em, tile, each), mine)
@@ -88,7 +89,7 @@ class Ahead(Emission):
         size = flow.mul(em, flow.mul(em, c.n, c.k), str(t.size))
         far = flow.compare(em, "sge", size, str(_B_FAR))
         free = flow.select(em, self.far, "i1", "false", c.ready.when)
-        with flow.when(em, flow.select(em, far, "i1", free, "false")):
+        with flow.when(em, flow.conjunction(em, far, free)):
             block = flow.mul(em, kc, str(t.panel))
             share = flow.round_up(em, flow.ceil_div(em, block, self.tiles_), str(64 // t.size))
             room = flow.mul(em, flow.div(em, kc, str(tiles.UNROLL)), str(64 // t.size))
@@ -104,7 +105,7 @@ class Ahead(Emission):
         if self.far == "false":
             return
         assert isinstance(a, Strided)
-        listing = flow.select(em, self.far, "i1", flow.compare(em, "slt", turn, "2"), "false")
+        listing = flow.conjunction(em, self.far, flow.compare(em, "slt", turn, "2"))
         with flow.when(em, listing):
             after = flow.sub(em, flow.add(em, part.start, part.size), rows.start)
             more = flow.compare(em, "slt", after, rows.size)
@@ -114,6 +115,6 @@ class Ahead(Emission):
             row = flow.add(em, row, flow.mul(em, half, turn))
             col = flow.select(em, more, "i64", k.start, flow.add(em, k.start, k.size))
             pack_lists.list_rows(em, t, a, (row, col), half, k.size, self.a_panel)
-        done = flow.select(em, self.far, "i1", flow.compare(em, "eq", turn, "2"), "false")
+        done = flow.conjunction(em, self.far, flow.compare(em, "eq", turn, "2"))
         with flow.when(em, done):
             pack_lists.list_nothing(em, t, self.a_panel)

@@ -53,11 +53,11 @@ def emit_prepack(
 
 @dataclass(frozen=True)
 class Panels:
-    """Panels as the kernels address them: bytes between k, elements between panels."""
+    """Panels as the kernels address them: bytes between k, and between panels."""
 
     ptr: str
-    row_bytes: str
-    gap: str
+    b_k: str
+    b_panel: str
 
 
 @dataclass(frozen=True)
@@ -70,14 +70,34 @@ class Right:
     strips: str = "false"  # i1: whether it is in strips
 
     def at(self, em: Emitter, t: Tile, j: str) -> tuple[str, str, str]:
-        """Pointer, b_k and b_panel (bytes) for the kernel at column j, a multiple of a panel."""
+        """Pointer, b_k and b_panel for the kernel at column j, a multiple of a panel."""
         inside = flow.compare(em, "slt", j, self.whole)
         p = flow.div(em, j, str(t.panel))
         ptr = flow.select(em, inside, "ptr", self.first.ptr, self.edge.ptr)
-        gap = flow.select(em, inside, "i64", self.first.gap, self.edge.gap)
-        row = flow.select(em, inside, "i64", self.first.row_bytes, self.edge.row_bytes)
-        place = flow.offset(em, ptr, flow.mul(em, p, gap), t.type)
-        return place, row, flow.mul(em, gap, str(t.size))
+        b_panel = flow.select(em, inside, "i64", self.first.b_panel, self.edge.b_panel)
+        b_k = flow.select(em, inside, "i64", self.first.b_k, self.edge.b_k)
+        return flow.offset(em, ptr, flow.mul(em, p, b_panel), "i8"), b_k, b_panel
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Those for one number of rows: where they are in the tables, the three of them (ptr), and the
+    columns of the widest."""
+
+    index: str
+    three: str
+    wide: str
+
+
+@dataclass(frozen=True)
+class Read:
+    """A kernel and its B: a pointer, bytes between k (or a table), bytes between panels (or to the
+    copy)."""
+
+    kernel: str
+    b: str
+    b_k: str
+    b_panel: str
 
 
 class RightOperand(Emission):
@@ -106,7 +126,7 @@ class RightOperand(Emission):
         count = flow.maximum(em, flow.ceil_div(em, rows.size, str(t.rows)), "1")
         first = flow.div(em, rows.size, count)
         high = flow.compare(em, "sge", first, str(t.copying.start))
-        copies = flow.select(em, more, "i1", high, "false")
+        copies = flow.conjunction(em, more, high)
         return copies if c.ready is None else flow.select(em, c.ready.when, "i1", "false", copies)
 
     def clashes(self, b: Strided) -> str:
@@ -118,13 +138,13 @@ class RightOperand(Emission):
     def right(self, k0: str, kc: str, columns: Range) -> Right:
         """Packs the block of B, or what of it is not read in place."""
         em, t, c = self.em, self.t, self.c
-        row, panel = str(t.panel * t.size), str(t.panel)
+        panel = str(t.panel)
         whole = flow.mul(em, flow.div(em, columns.size, panel), panel)
         if isinstance(c.b, Packed):
             gap = flow.mul(em, flow.round_up(em, c.k, str(OVERSHOOT)), panel)
             at = flow.mul(em, flow.div(em, columns.start, panel), gap)
             at = flow.add(em, at, flow.mul(em, k0, panel))
-            packed = Panels(flow.offset(em, c.b.ptr, at, t.type), row, gap)
+            packed = self.panels_at(flow.offset(em, c.b.ptr, at, t.type), gap)
             return Right(packed, packed, whole)
         gap = flow.mul(em, flow.round_up(em, kc, str(OVERSHOOT)), panel)
         skips = flow.select(em, self.copies, "i1", "true", self.in_place)
@@ -138,29 +158,48 @@ class RightOperand(Emission):
         needed = "true" if c.ready is None else flow.negate(em, c.ready.when)
         with flow.when(em, needed):
             pack.pack_panels(em, t, window, to, gap, self.stage)
-        packed = Panels(self.b_block, row, gap)
+        packed = self.panels_at(self.b_block, gap)
         here = Right(self.first(packed, k0, columns), packed, whole)
         return here if c.ready is None else self.or_ready(here, c.ready, k0, columns)
 
-    def copies_now(self, tile: str, whole: str) -> str:
-        em = self.em
-        first = flow.select(em, flow.compare(em, "eq", tile, "0"), "i1", whole, "false")
-        return flow.select(em, self.copies, "i1", first, "false")
+    def panels_at(self, ptr: str, gap: str) -> Panels:
+        """Packed panels, so many elements apart."""
+        t = self.t
+        return Panels(ptr, str(t.panel * t.size), flow.mul(self.em, gap, str(t.size)))
 
-    def copying(
-        self, when: str, at: tuple[str, str], index: str, b: str, b_k: str, gap: str, kernel: str
-    ) -> tuple[str, str, str, str]:
-        """B, bytes between its rows and to its copy (which is `b`), and the kernel, if `when`."""
+    def reading(self, right: Right, kernels: Kernels, kind: str, j: str) -> Read:
+        """At column j of the block, by the kernel of a kind (0, 1, 2)."""
         em, t = self.em, self.t
+        b, b_k, b_panel = right.at(em, t, j)
+        kernel = flow.offset(em, kernels.three, kind, "ptr")
+        if self.c.strips is not None:
+            b, b_k = strips.place_of(em, t, self.area, j)
+            row = str(t.panel * t.size)
+            b_panel = flow.select(em, right.strips, "i64", row, b_panel)
+            table = f"[3 x ptr], ptr @nnrt_lines_{t.dtype}, i64 {kernels.index}, i64 {kind}"
+            lines = em.op(f"getelementptr {table}", "lines")
+            kernel = flow.select(em, flow.compare(em, "eq", b_k, row), "ptr", kernel, lines)
+        return Read(em.op(f"load ptr, ptr {kernel}", "kernel"), b, b_k, b_panel)
+
+    def or_copying(
+        self, read: Read, right: Right, kernels: Kernels, tile: str, j: str, at: tuple[str, str]
+    ) -> Read:
+        """Where copies are made, in the first row tile: by a kernel that reads B itself (from a k
+        and a column on) and writes it to where it would have been read."""
+        em, t = self.em, self.t
+        if self.copies == "false":
+            return read
+        inside, first = flow.compare(em, "slt", j, right.whole), flow.compare(em, "eq", tile, "0")
+        when = flow.conjunction(em, self.copies, flow.conjunction(em, first, inside))
         there, apart = self.source(*at)
-        table = f"[{t.rows} x ptr], ptr @nnrt_copies_{t.dtype}, i64 0, i64 {index}"
+        table = f"[{t.rows} x ptr], ptr @nnrt_copies_{t.dtype}, i64 0, i64 {kernels.index}"
         copy = em.op(f"load ptr, ptr {em.op(f'getelementptr {table}', 'copy')}", "copy")
-        behind = flow.sub(em, *(em.op(f"ptrtoint ptr {p} to i64", "at") for p in (b, there)))
-        return (
-            flow.select(em, when, "ptr", there, b),
-            flow.select(em, when, "i64", apart, b_k),
-            flow.select(em, when, "i64", behind, gap),
-            flow.select(em, when, "ptr", copy, kernel),
+        behind = flow.sub(em, *(em.op(f"ptrtoint ptr {p} to i64", "at") for p in (read.b, there)))
+        return Read(
+            flow.select(em, when, "ptr", copy, read.kernel),
+            flow.select(em, when, "ptr", there, read.b),
+            flow.select(em, when, "i64", apart, read.b_k),
+            flow.select(em, when, "i64", behind, read.b_panel),
         )
 
     def source(self, k: str, column: str) -> tuple[str, str]:
@@ -181,7 +220,7 @@ class RightOperand(Emission):
         with flow.when(em, flow.negate(em, shape.fits)):
             pack.pack_panels(em, t, b, self.b_block, gap, self.stage)
             strips.packed_places(em, t, block)
-        panels = Panels(self.b_block, "0", gap)
+        panels = self.panels_at(self.b_block, gap)
         return Right(panels, panels, b.cols, shape.fits)
 
     def first(self, packed: Panels, k0: str, columns: Range) -> Panels:
@@ -192,8 +231,8 @@ class RightOperand(Emission):
         there, apart = self.source(k0, columns.start)
         return Panels(
             flow.select(em, self.in_place, "ptr", there, packed.ptr),
-            flow.select(em, self.in_place, "i64", apart, packed.row_bytes),
-            flow.select(em, self.in_place, "i64", str(t.panel), packed.gap),
+            flow.select(em, self.in_place, "i64", apart, packed.b_k),
+            flow.select(em, self.in_place, "i64", str(t.panel * t.size), packed.b_panel),
         )
 
     def or_ready(self, here: Right, ready: Ready, k0: str, columns: Range) -> Right:
@@ -203,13 +242,13 @@ class RightOperand(Emission):
         gap = flow.mul(em, flow.round_up(em, ready.k, str(OVERSHOOT)), panel)
         number = flow.div(em, flow.add(em, columns.start, column), panel)
         at = flow.add(em, flow.mul(em, number, gap), flow.mul(em, flow.add(em, k0, k), panel))
-        there = flow.offset(em, ready.ptr, at, t.type)
+        there = self.panels_at(flow.offset(em, ready.ptr, at, t.type), gap)
 
         def either(p: Panels) -> Panels:
             return Panels(
-                flow.select(em, ready.when, "ptr", there, p.ptr),
-                flow.select(em, ready.when, "i64", str(t.panel * t.size), p.row_bytes),
-                flow.select(em, ready.when, "i64", gap, p.gap),
+                flow.select(em, ready.when, "ptr", there.ptr, p.ptr),
+                flow.select(em, ready.when, "i64", there.b_k, p.b_k),
+                flow.select(em, ready.when, "i64", there.b_panel, p.b_panel),
             )
 
         whole = flow.select(em, ready.when, "i64", columns.size, here.whole)

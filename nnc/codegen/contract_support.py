@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from nnc.codegen import pack, points, strips, tiles, vectors
+from nnc.codegen import pack, points, strips, tile_kernels, tiles, vectors
 from nnc.codegen import row as single
 from nnc.codegen.target import Target
 
@@ -33,7 +33,7 @@ def declarations(kind: str, target: Target) -> tuple[str, ...]:
     shared = (*pack.shared_declarations(t, stored), *single.declarations(t, stored))
     if stored:
         return (*vectors.stored_declarations(t), *shared)
-    return (*tiles.declarations(t), *vectors.declarations(t), *shared)
+    return (*tile_kernels.declarations(t), *vectors.declarations(t), *shared)
 
 
 def support_module(kind: str, target: Target) -> str:
@@ -45,14 +45,14 @@ def support_module(kind: str, target: Target) -> str:
     t = tiles.tile(dtype, target)
     if (m := points.side_of(kind)) is not None:
         return points.module(t, target, m)
-    lines = (*tiles.kernel_declarations(t, target), *vectors.declarations(t))
+    lines = (*tile_kernels.kernel_declarations(t, target), *vectors.declarations(t))
     triple = f'target triple = "{target.triple}"'
     if stored == LINES:
         return "\n".join((triple, *lines, strips.definitions(t, target)))
     functions = (pack.definitions(t, stored), single.definitions(t, target, stored))
     if stored:
         return "\n".join((triple, *lines, *vectors.stored_declarations(t), *functions))
-    return "\n".join((triple, *lines, *functions, tiles.definitions(t, target)))
+    return "\n".join((triple, *lines, *functions, tile_kernels.definitions(t, target)))
 
 
 def support_symbols(kind: str, target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -6,9 +6,9 @@ scratch, from where the epilogue stores them, or, where nothing is left to do, t
 
 from __future__ import annotations
 
-from nnc.codegen import flow, matrix, strips, vectors
+from nnc.codegen import flow, matrix, vectors
 from nnc.codegen.contract_ahead import Ahead
-from nnc.codegen.contract_right import Right, RightOperand
+from nnc.codegen.contract_right import Kernels, Right, RightOperand
 from nnc.codegen.contract_types import Range, StoreRow
 
 
@@ -27,72 +27,31 @@ class RowTiles(Ahead, RightOperand):
     ) -> None:
         """The kernels of one row tile over the panels, each followed by its epilogue."""
         em, t = self.em, self.t
-        panel, lanes = str(t.panel), str(t.lanes)
-        index = flow.sub(em, part.size, "1")
-        kernels = em.op(
-            f"getelementptr [3 x ptr], ptr @nnrt_tiles_{t.dtype}, i64 {index}", "kernels"
-        )
-        wides = em.op(f"getelementptr i64, ptr @nnrt_wide_{t.dtype}, i64 {index}", "wides")
-        wide = em.op(f"load i64, ptr {wides}", "wide")
-        turns = flow.ceil_div(em, columns.size, wide)
+        kernels = self.kernels(part)
+        turns = flow.ceil_div(em, columns.size, kernels.wide)
         first = flow.compare(em, "eq", pc, "0")
         again = em.op(f"select i1 {first}, i32 0, i32 1", "again")
         last = flow.compare(em, "eq", flow.add(em, pc, "1"), self.blocks)
-        strip = flow.mul(
-            em, flow.sub(em, part.start, rows.start), flow.round_up(em, columns.size, panel)
-        )
+        across = flow.round_up(em, columns.size, str(t.panel))
+        strip = flow.mul(em, flow.sub(em, part.start, rows.start), across)
         with (
             matrix.ready(em, t.dtype, part.size, t.vector_rows),
             flow.stepping(em, "0", columns.size) as step,
         ):
             j = step.index
-            left = flow.sub(em, columns.size, j)
-            is_wide = flow.compare(em, "sge", left, wide)
-            is_wide = self.in_one_picture(right, flow.add(em, columns.start, j), wide, is_wide)
-            is_panel = flow.compare(em, "sgt", left, lanes)
-            narrow = flow.select(em, is_panel, "i64", panel, lanes)
-            width = flow.select(em, is_wide, "i64", wide, narrow)
-            kind = em.op(f"select i1 {is_panel}, i64 1, i64 0", "kind")
-            kind = em.op(f"select i1 {is_wide}, i64 2, i64 {kind}", "kind")
-            kernel = em.op(f"getelementptr ptr, ptr {kernels}, i64 {kind}", "kernel")
-            kernel = em.op(f"load ptr, ptr {kernel}", "kernel")
-            turn = flow.div(em, j, wide)
+            left, col = flow.sub(em, columns.size, j), flow.add(em, columns.start, j)
+            kind, width = self.kind(left, kernels.wide, self.in_one_picture(right, col, kernels))
+            turn = flow.div(em, j, kernels.wide)
             self.fetch_next(rows, part, k, turn)
             self.fetch_block(ahead, turn, turns, k.size)
-            b, b_k, b_panel = right.at(em, t, j)
-            if self.c.strips is not None:
-                b, b_k = strips.place_of(em, t, self.area, j)
-                b_panel = flow.select(em, right.strips, "i64", str(t.panel * t.size), b_panel)
-                is_tile = flow.compare(em, "eq", b_k, str(t.panel * t.size))
-                tiles_of = flow.offset(em, kernels, kind, "ptr")
-                lines_of = em.op(
-                    f"getelementptr [3 x ptr], ptr @nnrt_lines_{t.dtype}, i64 {index}, i64 {kind}"
-                )
-                kernel = flow.select(em, is_tile, "ptr", tiles_of, lines_of)
-                kernel = em.op(f"load ptr, ptr {kernel}", "kernel")
-            self.fetch_ready(b, ahead[0], k.size)
-            if self.copies != "false":
-                inside = flow.compare(em, "slt", j, right.whole)
-                column = flow.add(em, columns.start, j)
-                b, b_k, b_panel, kernel = self.copying(
-                    self.copies_now(ahead[0], inside),
-                    (k.start, column),
-                    index,
-                    b,
-                    b_k,
-                    b_panel,
-                    kernel,
-                )
-            here = flow.mul(em, j, part.size)
-            at = flow.add(em, strip, here)
-            at = flow.select(em, self.one_block, "i64", here if t.vector_rows else "0", at)
-            sums = flow.offset(em, self.sums, at, t.type)
-            valid = flow.minimum(em, width, left)
-            col = flow.add(em, columns.start, j)
+            read = self.reading(right, kernels, kind, j)
+            self.fetch_ready(read.b, ahead[0], k.size)
+            read = self.or_copying(read, right, kernels, ahead[0], j, (k.start, col))
+            sums, valid = self.sums_of(part, strip, j), flow.minimum(em, width, left)
             to, apart, whole = self.direct(part.start, col, valid, width, sums)
             em.line(
-                f"call void {kernel}(ptr {self.a_panel}, ptr {b}, i64 {b_k}, i64 {b_panel}, "
-                f"i64 {k.size}, ptr {to}, i32 {again}{apart})"
+                f"call void {read.kernel}(ptr {self.a_panel}, ptr {read.b}, i64 {read.b_k}, "
+                f"i64 {read.b_panel}, i64 {k.size}, ptr {to}, i32 {again}{apart})"
             )
             if not t.vector_rows:
                 with flow.when(em, flow.select(em, whole, "i1", "false", last)):
@@ -100,29 +59,46 @@ class RowTiles(Ahead, RightOperand):
             step.step = width
         if t.vector_rows:
             with flow.when(em, last):
-                self.epilogues(part, columns, wide, strip)
+                self.epilogues(part, columns, kernels.wide, strip)
 
     def epilogues(self, part: Range, columns: Range, wide: str, strip: str) -> None:
         """Those of a row tile. The matrix unit sleeps when it has nothing to do for 0.3 us, and
         wakes as slowly: it does all products of the tile before."""
-        em, t = self.em, self.t
+        em = self.em
         with flow.stepping(em, "0", columns.size) as step:
             j = step.index
-            left = flow.sub(em, columns.size, j)
-            width = self.width(left, wide)
-            here = flow.mul(em, j, part.size)
-            at = flow.select(em, self.one_block, "i64", here, flow.add(em, strip, here))
-            sums = flow.offset(em, self.sums, at, t.type)
+            left, col = flow.sub(em, columns.size, j), flow.add(em, columns.start, j)
+            _, width = self.kind(left, wide, "true")
             valid = flow.minimum(em, width, left)
-            self.epilogue(part, flow.add(em, columns.start, j), valid, width, sums)
+            self.epilogue(part, col, valid, width, self.sums_of(part, strip, j))
             step.step = width
 
-    def width(self, left: str, wide: str) -> str:
-        """Columns of the next kernel: as many as the widest, of a panel, of a vector."""
+    def kernels(self, part: Range) -> Kernels:
+        """For as many rows as a part has."""
         em, t = self.em, self.t
+        index = flow.sub(em, part.size, "1")
+        three = em.op(f"getelementptr [3 x ptr], ptr @nnrt_tiles_{t.dtype}, i64 {index}", "kernels")
+        wide = em.op(f"getelementptr i64, ptr @nnrt_wide_{t.dtype}, i64 {index}", "wides")
+        return Kernels(index, three, em.op(f"load i64, ptr {wide}", "wide"))
+
+    def kind(self, left: str, wide: str, may_be_wide: str) -> tuple[str, str]:
+        """Which of the three kernels is next, and its columns: a vector, a panel, the most."""
+        em, t = self.em, self.t
+        is_wide = flow.compare(em, "sge", left, wide)
+        is_wide = flow.conjunction(em, may_be_wide, is_wide)
         is_panel = flow.compare(em, "sgt", left, str(t.lanes))
         narrow = flow.select(em, is_panel, "i64", str(t.panel), str(t.lanes))
-        return flow.select(em, flow.compare(em, "sge", left, wide), "i64", wide, narrow)
+        kind = flow.select(em, is_wide, "i64", "2", flow.select(em, is_panel, "i64", "1", "0"))
+        return kind, flow.select(em, is_wide, "i64", wide, narrow)
+
+    def sums_of(self, part: Range, strip: str, j: str) -> str:
+        """Where the sums of the kernel at column j go. Those of one block need no place of their
+        own; where the matrix unit works, the epilogues wait for all of a tile."""
+        em, t = self.em, self.t
+        here = flow.mul(em, j, part.size)
+        alone = here if t.vector_rows else "0"
+        at = flow.select(em, self.one_block, "i64", alone, flow.add(em, strip, here))
+        return flow.offset(em, self.sums, at, t.type)
 
     def all_direct(self) -> bool:
         """Whether all tiles have whole panels of columns, and go to the result."""
@@ -145,16 +121,14 @@ class RowTiles(Ahead, RightOperand):
         apart = flow.select(em, whole, "i64", flow.mul(em, to.row_stride, str(t.size)), apart)
         return place, f", i64 {apart}", whole
 
-    def in_one_picture(self, right: Right, column: str, wide: str, is_wide: str) -> str:
-        """Whether also panels in strips follow each other that far."""
+    def in_one_picture(self, right: Right, column: str, kernels: Kernels) -> str:
+        """Whether the panels of the widest kernel follow each other; those in strips may not."""
         em, s = self.em, self.c.strips
         if s is None:
-            return is_wide
-        last = flow.sub(em, flow.add(em, column, wide), "1")
+            return "true"
+        last = flow.sub(em, flow.add(em, column, kernels.wide), "1")
         ends = flow.div(em, column, s.period), flow.div(em, last, s.period)
-        one = flow.compare(em, "eq", *ends)
-        one = flow.select(em, right.strips, "i1", one, "true")
-        return flow.select(em, is_wide, "i1", one, "false")
+        return flow.select(em, right.strips, "i1", flow.compare(em, "eq", *ends), "true")
 
     def epilogue(self, part: Range, j0: str, valid: str, width: str, sums: str) -> None:
         """Calls `store` for the valid columns of a finished tile."""

@@ -171,6 +171,17 @@ def when(em: Emitter, condition: str) -> Iterator[None]:
     em.label(done)
 
 
+def ways(em: Emitter, condition: str) -> Iterator[bool]:
+    """`for yes in ways(...)`: emits the body for each way that the condition may go."""
+    if condition != "false":
+        with when(em, condition):
+            yield True
+    other = negate(em, condition)
+    if other != "false":
+        with when(em, other):
+            yield False
+
+
 def negate(em: Emitter, condition: str) -> str:
     match condition:
         case "true":

@@ -4,11 +4,11 @@
     void nnrt_matrix_<dtype>(a, b, b_k, kc, tile, add, height, vectors)
     void nnrt_matrix_<dtype>_end()
 
-are a micro-kernel as `nnc.codegen.tiles` has them, of height 15 to 32 and one or two vectors, and
-what stands around the kernels of one height (it takes as long as several steps of k). Steps
-of 16 words of k go through the unit, what is left of k through the vector kernels; integers wrap,
-so the bits are the same. The unit is asked of the system once in a process; where that is refused
-the vector kernels do it all.
+are a micro-kernel as `nnc.codegen.tile_kernels` has them, of height 15 to 32 and one or two
+vectors, and what stands around the kernels of one height (it takes as long as several steps of k).
+Steps of 16 words of k go through the unit, what is left of k through the vector kernels; integers
+wrap, so the bits are the same. The unit is asked of the system once in a process; where that is
+refused the vector kernels do it all.
 """
 
 from __future__ import annotations

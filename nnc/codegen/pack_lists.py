@@ -1,4 +1,4 @@
-"""Panels of A in memory, and the lists behind them of cache lines to fetch (see `tiles`)."""
+"""Panels of A in memory, and the lists behind them of cache lines to fetch (see `tile_kernels`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def list_name(t: Tile) -> str:
 def list_rows(
     em: Emitter, t: Tile, a: Strided, start: tuple[str, str], rows: str, cols: str, panel: str
 ) -> None:
-    """Lists (see `tiles`) a window of A whose rows are contiguous, as far as there is room."""
+    """Lists a window of A whose rows are contiguous, as far as there is room."""
     (row, col), bytes_ = start, flow.mul(em, cols, str(t.size))
     apart = flow.mul(em, a.row_stride, str(t.size))
     at = flow.add(em, flow.mul(em, row, a.row_stride), col)

@@ -18,8 +18,8 @@ def emit_panels(em: Emitter, t: Tile, b: Window, to: str, gap: str, stage: str) 
     if source.vector is None:
         _gather_panels(em, t, b, source.load, to, gap)
     elif source.table is not None:
-        pack_tabled = _tabled_panels if source.axis == 1 else _transpose_tabled_panels
-        pack_tabled(em, t, b, source.table, to, gap, stage)
+        tabled = _tabled_panels if source.axis == 1 else _transpose_tabled_panels
+        tabled(em, t, b, source.table, to, gap, stage)
     elif source.axis == 1:
         _copy_panels(em, t, b, source.vector, to, gap)
     else:
@@ -63,10 +63,16 @@ def _copy_panels(em: Emitter, t: Tile, b: Window, vector: VectorLoad, to: str, g
             copy(k, whole, list(masks))
 
 
+def _column(em: Emitter, t: Tile, j: str, gap: str) -> str:
+    """Where the first row of column j goes."""
+    panel = str(t.panel)
+    return flow.add(em, flow.mul(em, flow.div(em, j, panel), gap), flow.rem(em, j, panel))
+
+
 def _transpose_panels(em: Emitter, t: Tile, b: Window, to: str, gap: str, stage: str) -> None:
     lanes, panel = str(t.lanes), str(t.panel)
     with flow.loop(em, "0", b.cols, lanes) as j:
-        base = flow.add(em, flow.mul(em, flow.div(em, j, panel), gap), flow.rem(em, j, panel))
+        base = _column(em, t, j, gap)
         lines = lines_from(em, t, b.of, b.col, j, b.cols)
         with flow.loop(em, "0", b.rows, lanes) as k:
             mask = lane_mask(em, t, flow.sub(em, b.rows, k))
@@ -82,7 +88,7 @@ def _tabled_panels(
     panel = str(t.panel)
 
     def place(j: str) -> Place:
-        base = flow.add(em, flow.mul(em, flow.div(em, j, panel), gap), flow.rem(em, j, panel))
+        base = _column(em, t, j, gap)
         return lambda k: flow.add(em, base, flow.mul(em, k, panel))
 
     pack_tabled(em, t, x, stage, (b.row, b.rows), (b.col, b.cols), t.panel // t.lanes, to, place)
@@ -94,7 +100,7 @@ def _transpose_tabled_panels(
     panel = str(t.panel)
 
     def place(row: str, col: str) -> str:
-        base = flow.add(em, flow.mul(em, flow.div(em, col, panel), gap), flow.rem(em, col, panel))
+        base = _column(em, t, col, gap)
         return flow.add(em, base, flow.mul(em, row, panel))
 
     transpose_tabled(em, t, x, stage, (b.col, b.cols), (b.row, b.rows), to, place)

@@ -62,7 +62,7 @@ def either(em: Emitter, most: str, body: Callable[[int], None]) -> None:
     for pieces in (1, 2, PIECES):
         more = flow.compare(em, "sgt", most, below)
         fits = flow.compare(em, "sle", most, str(pieces))
-        with flow.when(em, flow.select(em, fits, "i1", more, "false")):
+        with flow.when(em, flow.conjunction(em, fits, more)):
             body(pieces)
         below = str(pieces)
     with flow.when(em, flow.compare(em, "sgt", most, below)):

@@ -15,8 +15,8 @@ the other; `apart` bytes from those of `height` tiles to the next.
 
     void nnrt_points<m>_soon_<dtype>(from, rows, to)
 
-lists (see `tiles`) so many rows of SLAB elements behind a panel of A. (A fetch of one line brings
-the one beside it.)
+lists (see `tile_kernels`) so many rows of SLAB elements behind a panel of A. (A fetch of one line
+brings the one beside it.)
 
     void nnrt_points<m>_out_<dtype>(from, apart, count, room, to)
 
@@ -28,7 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from nnc.codegen import flow, pack_lists, tiles, vectors
+from nnc.codegen import flow, pack_lists, tile_kernels, tiles, vectors
 from nnc.codegen.emit import Emitter
 from nnc.codegen.operands import OVERSHOOT
 from nnc.codegen.registers import literal, splat
@@ -106,7 +106,7 @@ def module(t: Tile, target: Target, m: int) -> str:
     """The IR text of the functions."""
     lines = (
         f'target triple = "{target.triple}"',
-        *tiles.kernel_declarations(t, target),
+        *tile_kernels.kernel_declarations(t, target),
         *vectors.declarations(t),
     )
     made = _Transforms(t, target, m)

@@ -151,7 +151,7 @@ class _Row:
         head = f"define void @{_name(t, self.axis, self.stored)}({parameters}) nounwind"
         return f"{head} {{\n{em.text()}\n  ret void\n}}\n"
 
-    def blocks(self, j: str, width: int, block: Callable[[str, str], Sums]) -> None:
+    def blocks(self, j: str, block: Callable[[str, str], Sums]) -> None:
         """Adds up the sums of the blocks of k in `out`."""
         em, t = self.em, self.t
         count = flow.maximum(em, flow.ceil_div(em, "%k", "%depth"), "1")
@@ -184,7 +184,7 @@ class _Row:
                 out.append(self.multiply_add(x, y, s))
             return out
 
-        self.blocks(j, width, lambda k0, k1: self.chain(k0, k1, "1", self.zeros(width), step))
+        self.blocks(j, lambda k0, k1: self.chain(k0, k1, "1", self.zeros(width), step))
 
     def transposed(self, j: str, left: str) -> None:
         """As many columns as lanes; those that are missing repeat the last one."""
@@ -215,7 +215,7 @@ class _Row:
             sums = self.chain(k0, squares, step, self.zeros(1), square)
             return self.chain(squares, k1, "1", sums, single)
 
-        self.blocks(j, 1, block)
+        self.blocks(j, block)
 
     def square(self, places: list[str]) -> list[str]:
         """Vectors over the columns for as many successive k as a vector register holds."""

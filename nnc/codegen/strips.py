@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nnc.codegen import flow, pack_tables, tiles
+from nnc.codegen import flow, pack_tables, tile_kernels
 from nnc.codegen.emit import Emitter
 from nnc.codegen.operands import OVERSHOOT, Tabled
 from nnc.codegen.registers import splat
@@ -250,7 +250,7 @@ def declarations(t: Tile) -> tuple[str, ...]:
 
 def definitions(t: Tile, target: Target) -> str:
     """The micro-kernels that read by tables, and what joins panels."""
-    return "\n".join((tiles.line_definitions(t, target), _join(t)))
+    return "\n".join((tile_kernels.line_definitions(t, target), _join(t)))
 
 
 def _join(t: Tile) -> str:

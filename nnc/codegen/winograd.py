@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import isqrt
 
-from nnc.codegen import flow, pack_lists, points, tiles
+from nnc.codegen import flow, pack_lists, points, tile_kernels, tiles
 from nnc.codegen.emit import Emitter
 from nnc.codegen.grouped import Grouped
 from nnc.codegen.leaf import kind
@@ -184,7 +184,7 @@ class Winograd(Grouped):
     def grid(self, rows: str, panels: str) -> tuple[tuple[str, str], tuple[str, str]]:
         """This thread's tiles and panels of output channels."""
         em = self.em
-        down, across = tiles.grid(em, rows, panels, self.nt, *_COSTS)
+        down, across = tile_kernels.grid(em, rows, panels, self.nt, *_COSTS)
 
         def part(total: str, number: str, parts: str) -> tuple[str, str]:
             after = flow.add(em, number, "1")
