@@ -10,10 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nnc.codegen import contract, flow
-from nnc.codegen.leaf import kind
+from nnc.codegen.leaf_operands import groups_of, kind
 from nnc.codegen.scopes import Value
 from nnc.codegen.thin import Thin
-from nnc.codegen.windows import Group, group
+from nnc.codegen.windows import Group
 from nnc.ir.chosen import chosen
 from nnc.ir.expr import Idx, Load
 from nnc.ir.loop import Contract
@@ -43,10 +43,10 @@ class Grouped(Thin):
             return False
         assert isinstance(c.b, Load), c
         self.contractions |= {kind(c)}
-        m, n, k = (group(x, axes) for x, axes in zip("mnk", (c.batch, c.n, c.k), strict=True))
         size = c.b.tensor.type.shape[at]
         index = (*c.b.index[:at], Idx(Dim.of(_CHOICE)), *c.b.index[at + 1 :])
         part = replace(c, batch=(), m=c.batch, b=replace(c.b, index=index, check=None))
+        m, n, k = groups_of(part)
         lists = _Lists(self.scratch(m.extent * 8), self.scratch(m.extent * 8))
         with self.merged_axes([m, n, k]):
             count = self.uniform(m.extent).text

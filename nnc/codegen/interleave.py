@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 
 from nnc.codegen import flow
 from nnc.codegen.guards import Guard
-from nnc.codegen.memory import Memory, Place
+from nnc.codegen.held import HeldRows
+from nnc.codegen.memory import Place
 from nnc.codegen.registers import MEMORY, REGISTER, wide
 from nnc.codegen.scopes import Value
 from nnc.codegen.target import Target
@@ -33,8 +34,8 @@ class Turns:
     values: dict[int, list[str]] = field(default_factory=dict)
 
 
-class Interleaved(Memory):
-    """Memory, and accesses some elements apart that fill the gaps of each other."""
+class Interleaved(HeldRows):
+    """Memory, rows held, and accesses some elements apart that fill the gaps of each other."""
 
     turns_of: Turns | None = None
 
@@ -59,9 +60,7 @@ class Interleaved(Memory):
             return None
         turn = dict(form[1].terms).get((), 0) % step
         first = at - turn
-        if not self.nonneg(first):
-            return None
-        if not self.nonneg(buffer.type.shape[-1] - step - first):
+        if not self.nonneg(first) or not self.nonneg(buffer.type.shape[-1] - step - first):
             return None
         reads = place.pointer.reads | guard.reads | (frozenset({buffer.name}) & self.stored)
         pointer = flow.offset(self.em, place.pointer.text, str(-turn), MEMORY[buffer.type.dtype])
@@ -82,7 +81,7 @@ class Interleaved(Memory):
         places = tuple((n, self.name(n).text) for n in sorted(start.names))
         key = (start, places, i, step, self.lanes, guard)
         known = self.vectors_read.setdefault(buffer.name, {})
-        if key in known and self.em.branches[: len(known[key][1])] == known[key][1]:
+        if key in known and self._here(known[key][1]):
             return known[key][0]
         dtype = buffer.type.dtype
         at = flow.offset(self.em, pointer, str(i * self.lanes), MEMORY[dtype])

@@ -20,7 +20,7 @@ from nnc.codegen.registers import (
     suffix,
     wide,
 )
-from nnc.codegen.scopes import Held, Value, integer
+from nnc.codegen.scopes import Value, integer
 from nnc.ir.expr import Expr, Idx
 from nnc.ir.loop import Buffer
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, dim_sum
@@ -160,24 +160,24 @@ class Memory(Guards):
             text = self.to_register(dtype, text, lanes)
         return Value(text, dtype, lanes, depth, reads)
 
-    def _or_zeros(self, pointer: Value, cond: Value | None, depth: int) -> str:
+    def _or_zeros(self, pointer: Value, cond: Value | None) -> str:
         if cond is None:
             return pointer.text
         with self.at(max(pointer.depth, cond.depth)):
             return self.em.op(f"select i1 {cond.text}, ptr {pointer.text}, ptr {ZEROS}", "safe")
 
     def _read_scalar(self, dtype: DType, pointer: Value, cond: Value | None, depth: int) -> str:
-        safe = self._or_zeros(pointer, cond, depth)
+        safe = self._or_zeros(pointer, cond)
         with self.at(depth):
             size = DTYPES[dtype].bytes
             return self.em.op(f"load {MEMORY[dtype]}, ptr {safe}, align {size}", "x")
 
     def _read_lanes(self, dtype: DType, place: Place, guard: Guard, depth: int) -> str:
-        safe = self._or_zeros(place.pointer, guard.scalar, depth)
+        safe = self._or_zeros(place.pointer, guard.scalar)
         mask = None if guard.mask is None else guard.mask.text
         if place.offsets is None:
             with self.at(depth):
-                self._fetch_ahead(place)
+                self._fetch_columns(place)
                 return self._load_vector(dtype, safe, mask)
         if place.step:
             with self.at(depth):
@@ -191,7 +191,7 @@ class Memory(Guards):
         with self.at(depth):
             return self._gather(dtype, safe, offsets, mask)
 
-    def _fetch_ahead(self, place: Place, write: int = 0) -> None:
+    def _fetch_columns(self, place: Place, write: int = 0) -> None:
         """Rows of a tile lie far apart: no hardware foresees what its next columns read."""
         if place.ahead:
             at = f"getelementptr i8, ptr {place.pointer.text}, i64 {place.ahead}"
@@ -285,62 +285,6 @@ class Memory(Guards):
             at = flow.offset(self.em, place.pointer.text, step.text, MEMORY[buffer.type.dtype])
             self.em.line(f"call void @llvm.prefetch.p0(ptr {at}, i32 0, i32 3, i32 1)")
 
-    # ---- rows in registers ----------------------------------------------------------------------
-
-    def hold(self, buffer: Buffer, affine: Dim, value: Value, before: tuple[Held, ...]) -> None:
-        """Remembers what was stored in a row of this thread; `before`: what else is there."""
-        text = self.uniform(affine).text
-        form = affine.linear_in(self.vector) if self.vector is not None else None
-        if form is None or form[0] != ONE or value.lanes == 1 or (at := flow.const(text)) is None:
-            return
-        new = Held(at, value, self.em.branches)
-        kept = (h for h in before if not set(h.places) & set(new.places))
-        self.held[buffer.name] = (*kept, new)
-
-    def from_registers(self, buffer: Buffer, affine: Dim) -> Value | None:
-        """Elements of such a row that one or two of its registers hold."""
-        held = [h for h in self.held.get(buffer.name, ()) if self._here(h)]
-        size = buffer.type.elements.const
-        first = flow.const(self.uniform(affine).text) if held else None
-        if size is None or first is None:
-            return None
-        varies = self.vector is not None and self.vector in affine.names
-        form = affine.linear_in(self.vector) if varies and self.vector is not None else (ZERO, ZERO)
-        step = None if form is None else form[0].const
-        if step is None:
-            return None
-        lanes = self.lanes if varies else 1
-        wanted = [first + step * i for i in range(lanes)]
-        inside = {p for p in wanted if 0 <= p < size}
-        used = [h for h in held if not inside.isdisjoint(h.places)]
-        if not 1 <= len(used) <= 2 or len({h.value.lanes for h in used}) > 1:
-            return None
-        if not inside <= {p for h in used for p in h.places}:
-            return None
-        return self._picked(used, wanted, buffer)
-
-    def _here(self, h: Held) -> bool:
-        return self.em.branches[: len(h.branches)] == h.branches
-
-    def _picked(self, used: list[Held], wanted: list[int], buffer: Buffer) -> Value:
-        a, b = used[0].value, used[-1].value
-        lanes, reads = len(wanted), frozenset({buffer.name})
-        ty = wide(REGISTER[a.dtype], a.lanes)
-        if lanes == 1:
-            own = next(h for h in used if wanted[0] in h.places)
-            text = self.em.op(f"extractelement {ty} {own.value.text}, i64 {wanted[0] - own.start}")
-        elif wanted == list(used[0].places):
-            text = a.text
-        else:
-            number = {p: i + a.lanes for i, p in enumerate(used[-1].places)} if a is not b else {}
-            number |= {p: i for i, p in enumerate(used[0].places)}
-            which = ", ".join(f"i32 {number[p]}" if p in number else "i32 poison" for p in wanted)
-            more = b.text if a is not b else "poison"
-            text = self.em.op(
-                f"shufflevector {ty} {a.text}, {ty} {more}, <{lanes} x i32> <{which}>", "row"
-            )
-        return Value(text, a.dtype, lanes, self.depth, reads)
-
     # ---- representation -------------------------------------------------------------------------
 
     def to_register(self, dtype: DType, x: str, lanes: int) -> str:
@@ -373,7 +317,7 @@ class Memory(Guards):
                 self._write_scalar(dtype, place.pointer.text, text, add)
             elif place.kind == "unit":
                 if self.beyond is not None:
-                    self._fetch_ahead(place, 1)
+                    self._fetch_columns(place, 1)
                 self._write_unit(dtype, place.pointer.text, text, mask, add)
             elif place.step and not add:
                 self._store_step(dtype, place.pointer.text, place.step, text, mask)

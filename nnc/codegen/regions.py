@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from nnc.codegen import contract, flow, tiles
+from nnc.codegen.leaf_operands import groups_of
 from nnc.codegen.registers import computes_in
 from nnc.codegen.scopes import Value
 from nnc.codegen.windows import group
@@ -54,8 +55,7 @@ class Regions(Winograd):
         assert not c.batch and c.m and c.n, c
         for s in stores_in((c,)):
             self.forget(s.buffer.name)
-        self.contractions |= {computes_in(c.a.dtype)}
-        groups = [group(x, axes) for x, axes in zip("mnk", (c.m, c.n, c.k), strict=True)]
+        groups = groups_of(c)
         with self.merged_axes(groups), self.scope():
             self.one(c, groups, "0", "1", self.ready.get(c))
         for s in stores_in((c,)):

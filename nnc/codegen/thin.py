@@ -14,12 +14,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from nnc.codegen import flow, pack_tables, tiles
-from nnc.codegen.leaf import Leaves, kind
+from nnc.codegen.leaf import Leaves
+from nnc.codegen.leaf_operands import groups_of, kind
 from nnc.codegen.operands import Lanes, Tabled, computed
 from nnc.codegen.scopes import Value
 from nnc.codegen.tiles import Tile
 from nnc.codegen.vectors import lane_mask
-from nnc.codegen.windows import Group, group
+from nnc.codegen.windows import Group
 from nnc.ir.expr import Expr, subst
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Contract, Store
@@ -53,7 +54,7 @@ class Thin(Leaves):
             return False
         for first in range(len(c.n)):
             part = replace(c, batch=(*c.batch, *c.n[:first]), n=c.n[first:])
-            groups = [group(x, axes) for x, axes in zip("mnk", (part.m, part.n, c.k), strict=True)]
+            groups = groups_of(part)
             with self.merged_axes(groups):
                 self.ranges |= {a.var: (ZERO, a.extent - 1) for a in part.batch}
                 if all(self.is_even(s, groups[1]) for s in c.epilogue if isinstance(s, Store)):

@@ -21,7 +21,7 @@ from math import isqrt
 from nnc.codegen import flow, pack_lists, points, tile_kernels, tiles
 from nnc.codegen.emit import Emitter
 from nnc.codegen.grouped import Grouped
-from nnc.codegen.leaf import kind
+from nnc.codegen.leaf_operands import kind
 from nnc.codegen.memory import flat, strides
 from nnc.codegen.operands import OVERSHOOT
 from nnc.codegen.registers import literal
