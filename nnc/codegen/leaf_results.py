@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from nnc.codegen import contract, flow, tiles
+from nnc.codegen import contract, flow
 from nnc.codegen.emit import Emitter
 from nnc.codegen.leaf_operands import LeafOperands, kind
 from nnc.codegen.memory import flat
@@ -39,10 +39,8 @@ class LeafResults(LeafOperands):
         with self.inside_tile(m, i), self.along(n, lanes, mask):
             self.variables[c.name] = Value(value, dtype, lanes, self.depth)
             self.ahead = _NEXT_TILE
-            if c.fn != "mul":  # bytes: a line holds those of several tiles
-                self.beyond = m.var, tiles.tile(kind(c), self.target).rows
             self.block(c.epilogue)
-            self.ahead, self.beyond = 0, None
+            self.ahead = 0
 
     def columns(self, c: Contract, m: Group, n: Group) -> contract.Columns:
         """What depends on the columns alone stands before the rows. Vectors that are within a run

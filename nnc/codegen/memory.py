@@ -28,7 +28,6 @@ from nnc.lang.types import DTYPES, DType
 
 _NEAR = 1024  # elements: a constant below stays in the instruction
 ZEROS = "@nn_zeros"  # 512 readable bytes
-_SHORT_ROW = 512  # bytes
 _STEPS, _SPAN = 4, 512  # elements apart, and bytes in all, that are read by vectors with gaps
 Part = tuple[Value, Dim]  # a data-dependent index and its stride in elements
 
@@ -36,14 +35,12 @@ Part = tuple[Value, Dim]  # a data-dependent index and its stride in elements
 @dataclass(frozen=True)
 class Place:
     """Where lanes lie: from `pointer`, at consecutive elements ("unit"), at one ("same"), or at
-    `offsets` (in elements) from it ("any"); `step`: how far apart, where that is a little.
-    `ahead`: bytes to what follows and the hardware does not foresee, 0 for nothing."""
+    `offsets` (in elements) from it ("any"); `step`: how far apart, where that is a little."""
 
     kind: str
     pointer: Value
     offsets: Value | None = None
     step: int = 0
-    ahead: int = 0
 
 
 class Memory(Guards):
@@ -67,8 +64,7 @@ class Memory(Guards):
         if form is not None and not moving:
             pointer = self.pointer(buffer, affine, parts)
             if form[0] == ZERO or form[0] == ONE:
-                kind, ahead = "same" if form[0] == ZERO else "unit", self._ahead(buffer, affine)
-                return Place(kind, pointer, ahead=ahead if pointer.depth == self.depth else 0)
+                return Place("same" if form[0] == ZERO else "unit", pointer)
             ramp = Value(iota("i64", self.lanes), "i64", self.lanes)
             apart = self._near_step(buffer.type.dtype, form[0])
             return Place("any", pointer, self.i64("mul", self.uniform(form[0]), ramp), apart)
@@ -80,14 +76,6 @@ class Memory(Guards):
             step = self.i64("mul", self.dim(stride), value)
             offsets = step if offsets is None else self.i64("add", offsets, step)
         return Place("any", pointer, offsets)
-
-    def _ahead(self, buffer: Buffer, affine: Dim) -> int:
-        """Short rows that lie one behind the other: those of the next tile; else its columns."""
-        form = None if self.beyond is None else affine.linear_in(self.beyond[0])
-        if not self.ahead or form is None or self.beyond is None:
-            return self.ahead
-        row = (form[0].const or 0) * DTYPES[buffer.type.dtype].bytes
-        return row * self.beyond[1] if 0 < row <= _SHORT_ROW else self.ahead
 
     def _near_step(self, dtype: DType, slope: Dim) -> int:
         """The slope, where whole vectors under a mask are faster than element by element."""
@@ -177,7 +165,7 @@ class Memory(Guards):
         mask = None if guard.mask is None else guard.mask.text
         if place.offsets is None:
             with self.at(depth):
-                self._fetch_columns(place)
+                self._fetch_columns(place.pointer)
                 return self._load_vector(dtype, safe, mask)
         if place.step:
             with self.at(depth):
@@ -191,12 +179,11 @@ class Memory(Guards):
         with self.at(depth):
             return self._gather(dtype, safe, offsets, mask)
 
-    def _fetch_columns(self, place: Place, write: int = 0) -> None:
+    def _fetch_columns(self, pointer: Value) -> None:
         """Rows of a tile lie far apart: no hardware foresees what its next columns read."""
-        if place.ahead:
-            at = f"getelementptr i8, ptr {place.pointer.text}, i64 {place.ahead}"
-            there = self.em.op(at, "ahead")
-            self.em.line(f"call void @llvm.prefetch.p0(ptr {there}, i32 {write}, i32 3, i32 1)")
+        if self.ahead and pointer.depth == self.depth:
+            place = self.em.op(f"getelementptr i8, ptr {pointer.text}, i64 {self.ahead}", "ahead")
+            self.em.line(f"call void @llvm.prefetch.p0(ptr {place}, i32 0, i32 3, i32 1)")
 
     def native_mask(self, dtype: DType) -> bool:
         """Whether masked accesses of this dtype are instructions."""
@@ -316,8 +303,6 @@ class Memory(Guards):
             if lanes == 1:
                 self._write_scalar(dtype, place.pointer.text, text, add)
             elif place.kind == "unit":
-                if self.beyond is not None:
-                    self._fetch_columns(place, 1)
                 self._write_unit(dtype, place.pointer.text, text, mask, add)
             elif place.step and not add:
                 self._store_step(dtype, place.pointer.text, place.step, text, mask)

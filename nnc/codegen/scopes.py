@@ -98,7 +98,6 @@ class Scopes:
         self.vector: str | None = None
         self.lanes = 1
         self.ahead = 0  # bytes from what is read to what is read next, for prefetches
-        self.beyond: tuple[str, int] | None = None  # the row and how many rows a tile has
 
     # ---- scopes ---------------------------------------------------------------------------------
 
