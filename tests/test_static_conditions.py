@@ -200,3 +200,17 @@ export def f(x: f32[B, 4], c: f32[B, 4]) -> (f32, f32[B, 4]):
     graph = built(text)["f"].graph
     rng = np.random.default_rng(0)
     compare(graph, {"B": 5}, sample(graph, {"B": 5}, rng))
+
+
+def test_a_size_may_be_called_as_a_module_or_function_of_the_file() -> None:
+    text = """
+    module D(X=2):
+        param w: real[X] = 1
+        def forward(x: real[B, X]) -> real[B] = x @ w
+    def T(x: real[N]) -> real[N] = 2 * x
+    def use(net: D, x: real[B, 2]) -> real[B] = T(net(x))
+    def scaled(x: real[D, T]) -> real[T, D] = x.T * T
+    export def f(x: f32[D, T]) -> f32[T, D] = scaled(x)
+    """
+    out = run(text, "f", x=np.ones((2, 3)))
+    assert np.allclose(out.results[0], 3 * np.ones((3, 2)))

@@ -203,7 +203,7 @@ def demands(roots: Sequence[Expr]) -> dict[int, tuple[Dim, ...]]:
 
     def meet(e: Expr, facts: tuple[Dim, ...]) -> None:
         old = known.get(id(e))
-        known[id(e)] = facts if old is None else tuple(f for f in old if f in facts)
+        known[id(e)] = facts if old is None else _in_both(old, facts)
 
     for e in reversed(order):
         here = known[id(e)]
@@ -215,6 +215,18 @@ def demands(roots: Sequence[Expr]) -> dict[int, tuple[Dim, ...]]:
             for c in children(e):
                 meet(c, here)
     return known
+
+
+def _in_both(a: tuple[Dim, ...], b: tuple[Dim, ...]) -> tuple[Dim, ...]:
+    """What follows from each of two lists of facts: of `n - i - 1` and `n - i - 2`, the former."""
+    if a == b:
+        return a
+    either = (*(f for f in a if _follows(f, b)), *(f for f in b if _follows(f, a)))
+    return tuple(dict.fromkeys(either))
+
+
+def _follows(f: Dim, facts: tuple[Dim, ...]) -> bool:
+    return f in facts or any(f.names == g.names and ((f - g).const or -1) > 0 for g in facts)
 
 
 def condition_facts(cond: Expr, holds: bool) -> tuple[Dim, ...]:

@@ -11,9 +11,11 @@ from nnc.lang.dims import Dim, apply, divides, exact_div
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.names import undefined
-from nnc.lang.elaborate.values import Pack, Tensor, Unknown, Weak
+from nnc.lang.elaborate.values import Function, ModuleType, Pack, Tensor, UnitRef, Unknown, Weak
 from nnc.lang.elaborate.walks import syntax
 from nnc.lang.elaborate.words import describe
+
+NO_SIZES = ModuleType | Function | UnitRef  # what a file names may also be the name of a size
 
 
 def quantified(cx: Context, frame: Frame, e: ast.Expr) -> list[str]:
@@ -26,7 +28,8 @@ def quantified(cx: Context, frame: Frame, e: ast.Expr) -> list[str]:
             stack.extend(node)
         elif isinstance(node, ast.Name):
             with cx.in_frame(frame):
-                if cx.lookup(node.id) is None and node.id not in out:
+                known = cx.lookup(node.id)
+                if isinstance(known, NO_SIZES | None) and node.id not in out:
                     out.append(node.id)
         elif isinstance(node, ast.Call):
             stack.append(tuple(a.value for a in node.args))
