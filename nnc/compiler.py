@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nnc.budget import Budget, Choice, within
-from nnc.codegen import contract, kept, llvm, objects
+from nnc.codegen import contract, kept, llvm, objects, replaced
 from nnc.codegen.identity import object_key
 from nnc.codegen.pool import FUNCTIONS, pool_module
 from nnc.codegen.profile import profiled as profiling
@@ -25,7 +25,16 @@ from nnc.ir.graph import Graph, Node
 from nnc.ir.loop import Call, Program
 from nnc.ir.print_loop import print_program
 from nnc.ir.printer import print_graph
-from nnc.ir.signature import Differentiated, Extern, Manifest, Native, Special, Support, Variant
+from nnc.ir.signature import (
+    Copy,
+    Differentiated,
+    Extern,
+    Manifest,
+    Native,
+    Special,
+    Support,
+    Variant,
+)
 from nnc.lang.ast import ModuleDef
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.elaborated import Built, Elaborated
@@ -336,13 +345,17 @@ class _Objects:
             tuple(_site(s) for s in module.sites),
             externs_of(program),
             tuple(
-                Special(c.sizes, c.program.arena, n, kept.rows(c.program))
+                Special(c.sizes, c.program.arena, n, kept.rows(c.program), self.copies(c.program))
                 for c, n in zip(cases, module.scratches[1:], strict=True)
             ),
             uses(program),
             kept.rows(program),
             tuple(range(first + 1, len(self.coming))),
+            self.copies(program),
         )
+
+    def copies(self, program: Program) -> tuple[Copy, ...]:
+        return replaced.copies(program, self.target) if program.prologue else ()
 
     def compile(self, text: str, ahead: str = "") -> Future[bytes]:
         return compiled(text, self.target, self.cache, ahead)

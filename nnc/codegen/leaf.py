@@ -32,6 +32,7 @@ class Leaves(LeafResults):
     def start(self) -> None:
         super().start()
         self.rooms: dict[DType, str] = {}
+        self.sure = False  # that the call has the copies
 
     def contraction(self, c: Contract) -> None:
         """The whole body of a kernel."""
@@ -168,7 +169,11 @@ class Leaves(LeafResults):
             return None
         assert isinstance(c.panels.tensor, Buffer), c
         k = self.uniform(dim_prod(a.extent for a in c.k)).text
-        there = self.has_copies() if c.copied else "true"
+        there = "true"
+        if c.copied and not self.sure:  # one row is multiplied by what it is a copy of
+            rows = self.uniform(dim_prod(a.extent for a in c.m)).text
+            many = flow.compare(self.em, "sgt", rows, "1")
+            there = flow.select(self.em, many, "i1", self.has_copies(), "false")
         return contract.Ready(there, self.pointer(c.panels.tensor, ZERO, ()).text, k)
 
     def has_copies(self) -> str:
@@ -225,7 +230,9 @@ class Leaves(LeafResults):
         few = flow.conjunction(self.em, few, self.has_copies())
         for exchanged in flow.ways(self.em, few):
             with self.scope():
+                self.sure = exchanged
                 self.tiled(other if exchanged else replace(c, turned=None))
+        self.sure = False
 
     def by_points(self, c: Contract, weights: Load) -> None:
         raise NotImplementedError

@@ -92,11 +92,19 @@ class Spmd:
                     self.launch(step)
 
     def prologue(self, steps: tuple[Step, ...]) -> None:
-        make = kept.state(self.em, self.s.frame_field("ctx")).make
+        em, state = self.em, kept.state(self.em, self.s.frame_field("ctx"))
         for kind, some in kept.stretches(steps):
-            with flow.when(self.em, make[kind]), self.s.scope(), self.plan.turn():
-                self.steps(some)
-                self.barrier()
+            with flow.when(em, state.make[kind]), self.s.scope(), self.plan.turn():
+                for number, made in some:
+                    wanted = kept.wanted(em, state, number)
+                    with flow.when(em, wanted), self.s.scope(), self.plan.turn():
+                        self.steps(made)
+                        self.barrier()
+        leave, go_on = em.fresh("made"), em.fresh("call")
+        em.line(f"br i1 {state.one}, label %{leave}, label %{go_on}, !prof !0")
+        em.label(leave)
+        em.line("ret void")
+        em.label(go_on)
 
     def launch(self, kernel: Kernel) -> None:
         em, small = self.em, all_small(self.s, (kernel,), self.loops)

@@ -44,6 +44,12 @@ class _Part:
     b: Tabled
 
 
+def is_thin(c: Contract) -> bool:
+    """Whether contractions with these k, of however many rows, may be of this kind."""
+    k = dim_prod(a.extent for a in c.k).const
+    return k is None or k <= _LINES
+
+
 class Thin(Leaves):
     """Leaves, and contractions of few rows."""
 

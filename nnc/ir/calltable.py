@@ -10,6 +10,7 @@ MAX_VALUES = 64  # arguments, and results
 RECORD = 16  # words
 TENSOR, OBJECT, SIZE, NUMBER = range(4)  # kinds of arguments
 NOTHING, RIGHT, MAKE = range(3)  # what an entry is told of what is kept: `nnc.codegen.kept`
+ONE = 16  # and a number
 
 
 class Word(IntEnum):

@@ -130,6 +130,34 @@ class Extern:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """What a native entry keeps at byte `start` of its workspace, made from modules alone.
+
+    `reads`: of contractions, each of which may read it where its number is not negative (none:
+    every call reads it). `leaf`: the number of the argument that none of them reads where the
+    numbers of `alone` are not negative, -1: it is read all the same. Elements of that argument are
+    `strides` apart along axes of `extents`; the copy has the first `columns` of these as columns,
+    the rest as rows, in slabs (see `nnc.runtime.away.Slabs`).
+    """
+
+    start: int
+    reads: tuple[Dim, ...] = ()
+    alone: tuple[Dim, ...] = ()
+    leaf: int = -1
+    extents: tuple[int, ...] = ()
+    strides: tuple[int, ...] = ()
+    columns: int = 0
+
+    def needed(self, env: Mapping[str, int]) -> bool:
+        """Whether a call with these sizes reads it."""
+        return not self.reads or any(d.evaluate(env) >= 0 for d in self.reads)
+
+    def replaces(self, env: Mapping[str, int]) -> bool:
+        """Whether it reads nothing of the leaf but the copy."""
+        return self.leaf >= 0 and all(d.evaluate(env) >= 0 for d in self.alone)
+
+
+@dataclass(frozen=True)
 class Special:
     """A variant inside a native entry, for calls with these sizes: its workspace."""
 
@@ -137,6 +165,7 @@ class Special:
     arena: Dim
     scratch: Dim
     kept: Dim = ZERO  # see `Native`
+    copies: tuple[Copy, ...] = ()
 
     @property
     def text(self) -> str:
@@ -174,6 +203,7 @@ class Native:
     uses: tuple[Use, ...] = ()  # of the arena when it is fullest
     kept: Dim = ZERO  # with how many rows it multiplies what it can keep; 0: it keeps nothing
     parts: tuple[int, ...] = ()  # further objects, with functions that the first one calls
+    copies: tuple[Copy, ...] = ()  # what it can keep, each made by the number that it has here
 
     def keeps(self, env: Mapping[str, int]) -> tuple[int, int]:
         """Which variant runs, and with how many rows it multiplies what it can keep."""
@@ -181,6 +211,11 @@ class Native:
             if special.fits(env):
                 return i + 1, special.kept.evaluate(env)
         return 0, self.kept.evaluate(env)
+
+    def copies_at(self, env: Mapping[str, int]) -> tuple[Copy, ...]:
+        """Those of the variant that runs."""
+        variant, _ = self.keeps(env)
+        return self.specials[variant - 1].copies if variant else self.copies
 
     def arena_at(self, env: Mapping[str, int]) -> int:
         """Bytes of the arena of a call, `scratch` being the largest of all variants."""

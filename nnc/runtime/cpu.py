@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 
 from nnc.errors import DeviceError, IndexError, LoadError
-from nnc.ir.calltable import MAKE, NOTHING
+from nnc.ir.calltable import NOTHING, ONE
 from nnc.ir.signature import Native, Support, Use
 from nnc.lang.dims import Dim
 from nnc.runtime.available import available
 from nnc.runtime.elf import Loaded, process_symbol
-from nnc.runtime.kept import Kept
+from nnc.runtime.kept import Keeps, Kept
 from nnc.runtime.leaves import Store
 from nnc.runtime.memory import Array, aligned, human, pointer, rounded
 
@@ -169,22 +169,27 @@ class Entry:
             raise self.index_error()
 
     @contextmanager
-    def keeping(self, keeps: tuple[int, int] | None, modules: Sequence[Store]) -> Iterator[None]:
-        """Around a run, after `prepare`: what earlier runs kept is used if it is still right.
+    def keeping(self, keeps: Keeps | None, modules: Sequence[Store]) -> Iterator[None]:
+        """Around a run, after `prepare` and with all arguments: what earlier runs kept is used if
+        it is still right, and made if that is worth it.
 
-        `keeps`: see `Native.keeps`; None: nothing is to be kept.
+        `keeps`: None: nothing is to be kept, and the workspace is another's.
         """
-        word = NOTHING if keeps is None else self._kept.before(*keeps, modules)
-        self._context[5] = word
+        word = NOTHING
         try:
+            if keeps is None:
+                self._kept.forget()
+            else:
+                word, missing = self._kept.before(keeps, modules)
+                for copy in missing:
+                    self._context[5] = ONE + copy
+                    self._function(*self.pointers)
+                    self._kept.made(copy, keeps, modules, self._workspace)
+            self._context[5] = word
             yield
         except BaseException:
             self._kept.forget()
             raise
-        if word == MAKE:
-            self._kept.made()
-        elif keeps is None:
-            self._kept.forget()
 
     def prepare(self, arena: int, threads: int) -> None:
         """Workspace for a call of `threads` threads."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import combinations
 from math import prod
 from types import MethodType
@@ -15,9 +16,11 @@ import numpy as np
 from nnc.errors import ArgumentError, ShapeError, nearest
 from nnc.ir.signature import ArgSig, ExportSig, ModuleSig, Native, ResultSig
 from nnc.runtime.arrays import dim_argument, tensor_argument
+from nnc.runtime.away import Slabs
 from nnc.runtime.boundary import boundary, split_place
 from nnc.runtime.cpu import Entry
 from nnc.runtime.fastcall import LONG, ROOM, SHORT, SMALL, FastCall
+from nnc.runtime.kept import Keeps, Replaced
 from nnc.runtime.leaves import Module, Store, Tree
 from nnc.runtime.memory import Array, empty, numpy_dtype, pointer
 from nnc.runtime.modules import Program, initialised, native_threads
@@ -42,7 +45,7 @@ class Plan:
     threads: int
     small: bool  # so little work that keeping values does not pay, nor releasing the interpreter
     fast: bool  # work for a FastCall
-    keeps: tuple[int, int] | None = None  # the variant of the code, if it is to keep values; rows
+    keeps: Keeps | None = None  # if it is to keep values
 
 
 @dataclass
@@ -163,7 +166,7 @@ class Export:
         shapes = [shape[1] for shape in call.plan.results if shape is not None]
         dtypes = [numpy_dtype(r.type.dtype) for r in self.sig.results if r.type is not None]
         plan = call.plan
-        many = plan.keeps is not None and plan.keeps[1] > 1  # one row does not read copies
+        many = plan.keeps is not None and plan.keeps.rows > 1  # one row does not read copies
         self._fast.remember(
             call.values,
             plan.dims,
@@ -296,10 +299,11 @@ class Export:
         shapes = tuple(self._result_shape(r, sizes) for r in self.sig.results)
         if arena >= 1 << 62:
             raise OverflowError
-        kept = native.keeps(env)
         short = all(r.type.bytes.evaluate(env) < SHORT for r in self.sig.results if r.type)
         work = native.work.evaluate(env)
         small = short and work < SMALL
+        fast = short and work < LONG and (small or arena < ROOM)
+        keeps = self._keeps(native, env, gives_back=not fast)
         return Plan(
             sizes=sizes,
             dims=np.array([env[n] for n in native.dims], np.int64),
@@ -307,9 +311,35 @@ class Export:
             arena=arena,
             threads=native_threads(native, env, self.program.threads),
             small=small,
-            fast=short and work < LONG and (small or arena < ROOM),
-            keeps=None if small or not kept[1] else kept,
+            fast=fast,
+            keeps=None if small or not keeps.rows else keeps,
         )
+
+    def _keeps(self, native: Native, env: Mapping[str, int], gives_back: bool) -> Keeps:
+        """`gives_back`: whether leaves need not be in memory where their copies are."""
+        variant, rows = native.keeps(env)
+        needed, replaced = [], []
+        for number, copy in enumerate(native.copies_at(env)):
+            if copy.needed(env):
+                needed.append(number)
+                if gives_back and copy.replaces(env) and copy.leaf in self._leaves:
+                    slabs = partial(Slabs, copy=copy)
+                    replaced.append(Replaced(number, *self._leaves[copy.leaf], slabs))
+        return Keeps(variant, rows, tuple(needed), tuple(replaced))
+
+    @cached_property
+    def _leaves(self) -> dict[int, tuple[int, int]]:
+        """Of native arguments that are leaves of modules which are only read: the number of the
+        module among these, and of the leaf."""
+        out: dict[int, tuple[int, int]] = {}
+        position = modules = 0
+        for arg in self.sig.args:
+            count = len(self.leaf_names(arg))
+            if arg.kind == "module" and not arg.inout:
+                out |= {position + i: (modules, i) for i in range(count)}
+                modules += 1
+            position += count
+        return out
 
     def _result_shape(
         self, result: ResultSig, sizes: Sizes
@@ -402,7 +432,7 @@ def put(entry: Entry, position: int, kind: str, value: Any) -> int:
         return position + 1
     if kind == "dim":
         return position
-    pointers = value.pointers if kind == "module" else value.param_pointers
+    pointers = value.addresses_for(entry) if kind == "module" else value.param_pointers
     return entry.set_pointers(position, pointers)
 
 

@@ -7,16 +7,42 @@ views that they have lent (`Store.lent`); whoever holds one may write at any tim
 meanwhile.
 
 Copies cost about as much to make as they save in a call, so the first call after a change does
-without them.
+without them. They are made one by one, and where a call reads nothing of a leaf but its copy, the
+leaf's memory is given back before the next one is made.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from nnc.ir.calltable import MAKE, NOTHING, RIGHT
+from nnc.ir.calltable import NOTHING, RIGHT
+from nnc.runtime.away import Slabs
 from nnc.runtime.leaves import Store
+from nnc.runtime.memory import Array
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A leaf that a call does not read where it has copy number `copy`: `module` among those that
+    are only read, `leaf` among its leaves."""
+
+    copy: int
+    module: int
+    leaf: int
+    slabs: Callable[[Array], Slabs]  # of a workspace
+
+
+@dataclass(frozen=True)
+class Keeps:
+    """What calls of one plan can keep: the variant of the code, with how many rows it multiplies,
+    which copies it reads."""
+
+    variant: int
+    rows: int
+    copies: tuple[int, ...]
+    replaced: tuple[Replaced, ...] = ()
 
 
 class Kept:
@@ -25,29 +51,44 @@ class Kept:
     def __init__(self) -> None:
         self._variant = 0
         self._seen: tuple[tuple[weakref.ref[Store], object], ...] = ()
-        self._made = False
+        self._made: set[int] = set()
+        # Modules with leaves of which only copies are here, by the copies' numbers.
+        self._away: dict[int, weakref.ref[Store]] = {}
 
     def forget(self) -> None:
         """The workspace is another, or was left in the middle of a call."""
-        self._seen, self._made = (), False
+        self.bring_back()
+        self._seen = ()
+        self._made.clear()
 
-    def before(self, variant: int, rows: int, modules: Sequence[Store]) -> int:
-        """The word for a call of a variant with these modules.
+    def bring_back(self) -> None:
+        """All leaves are in memory again; the copies stay what they are."""
+        for ref in self._away.values():
+            module = ref()
+            if module is not None:
+                module.come_back()
+        self._away.clear()
+
+    def before(self, keeps: Keeps, modules: Sequence[Store]) -> tuple[int, tuple[int, ...]]:
+        """The word for a call with these modules, and the copies that are to be made before it.
 
         One row does not read copies: they are left as they are.
         """
-        if rows <= 1 and variant == self._variant:
-            return NOTHING
-        states = [m.state() for m in modules]
+        variant, states = keeps.variant, [m.state() for m in modules]
         # In this order: a view lent after its module's state was read changes the state.
         if any(m.lent for m in modules):
             self.forget()
-            return NOTHING
-        if not self._same(variant, modules, states):
-            self._variant, self._made = variant, False
+        elif keeps.rows <= 1 and variant == self._variant:
+            self.bring_back()
+        elif self._same(variant, modules, states):
+            if self._away.keys() - {r.copy for r in keeps.replaced}:
+                self.bring_back()
+            return RIGHT, tuple(n for n in keeps.copies if n not in self._made)
+        else:
+            self.forget()
+            self._variant = variant
             self._seen = tuple(zip(map(weakref.ref, modules), states, strict=True))
-            return NOTHING
-        return RIGHT if self._made else MAKE
+        return NOTHING, ()
 
     def _same(self, variant: int, modules: Sequence[Store], states: Sequence[object]) -> bool:
         return (
@@ -59,6 +100,12 @@ class Kept:
             )
         )
 
-    def made(self) -> None:
-        """A call with MAKE has ended well."""
-        self._made = True
+    def made(self, copy: int, keeps: Keeps, modules: Sequence[Store], workspace: Array) -> None:
+        """A copy is there: gives back what it replaces."""
+        self._made.add(copy)
+        for r in keeps.replaced:
+            if r.copy == copy:
+                _, state = self._seen[r.module]
+                module = modules[r.module]
+                if module.give_back(r.leaf, r.slabs(workspace), state):
+                    self._away[copy] = weakref.ref(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 import zlib
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
@@ -16,9 +17,12 @@ from nnc.ir.signature import ArgSig, Leaf, ModuleSig
 from nnc.lang.types import DTYPES, DType, TensorType
 from nnc.runtime import checkpoint
 from nnc.runtime.arrays import tensor_argument
+from nnc.runtime.away import LEAST, Slabs, give_back
 from nnc.runtime.boundary import boundary
 from nnc.runtime.checkpoint import Wanted
 from nnc.runtime.memory import Array, aligned, cast_help, human, numpy_dtype, pointer, rounded
+
+_RETURNS = 2  # so often leaves come back before they stay
 
 
 class Layout:
@@ -112,12 +116,70 @@ class Store:
         self._arrays = self.layout.views(self._buffer)
         base = self._buffer.ctypes.data
         self.span = (base, base + self._buffer.nbytes)  # addresses
-        self.pointers = np.array([base + at for at in self.layout.offsets], np.uintp)
-        self.param_pointers = self.pointers
+        self.addresses = np.array([base + at for at in self.layout.offsets], np.uintp)
+        self._param_addresses = self.addresses
+        self._away: dict[str, Slabs] = {}  # leaves that are only in memory as these copies
+        self._user: weakref.ref[object] | None = None  # the only one whose copies count
+        self._shared, self._returns = False, 0
+        self._lock = threading.RLock()  # around `_away`, and what is written here or lent
         self._version: Array = np.zeros(2, np.int64)  # changes; those of other kinds, and lendings
         self.counter = pointer(self._version)  # native code counts here too
         self._loans: set[weakref.ref[_Loan]] = set()
         self._witnesses: weakref.WeakSet[Witness] = weakref.WeakSet()
+
+    @property
+    def pointers(self) -> Array:
+        """The addresses of all leaves, for any code: they are and stay in memory."""
+        self.stay()
+        return self.addresses
+
+    @property
+    def param_pointers(self) -> Array:
+        """Those of the parameters."""
+        self.stay()
+        return self._param_addresses
+
+    def addresses_for(self, user: object) -> Array:
+        """The addresses of all leaves for one that says `come_back` before it reads what it has
+        asked to `give_back`. With a second one they stay in memory."""
+        if not self._shared:
+            with self._lock:
+                before = None if self._user is None else self._user()
+                if before is None:
+                    self.come_back()
+                    self._user = weakref.ref(user)
+                elif before is not user:
+                    self.stay()
+        return self.addresses
+
+    def stay(self) -> None:
+        """All leaves are in memory from now on."""
+        if not self._shared:
+            with self._lock:
+                self._shared = True
+                self.come_back()
+
+    def come_back(self) -> None:
+        """All leaves are in memory."""
+        with self._lock:
+            self._returns += bool(self._away)
+            for key, slabs in self._away.items():
+                slabs.write(self._arrays[key])
+            self._away.clear()
+
+    def give_back(self, leaf: int, slabs: Slabs, state: object) -> bool:
+        """Leaves only a copy of a leaf in memory, if it can be had from that: nobody else reads it,
+        and the copy was made in this `state`."""
+        key = self.layout.leaves[leaf].key
+        with self._lock:
+            often = self._shared or self._returns >= _RETURNS
+            if often or self._loans or self.state() != state or key in self._away:
+                return False
+            array = self._arrays[key]
+            if array.nbytes < LEAST or not give_back(array):
+                return False
+            self._away[key] = slabs
+            return True
 
     @property
     def version(self) -> int:
@@ -136,6 +198,7 @@ class Store:
 
     def fingerprint(self) -> int:
         """A checksum of all bytes; one number written over another always shows."""
+        self.come_back()
         return zlib.crc32(self._buffer.data)
 
     @property
@@ -148,9 +211,11 @@ class Store:
         """All bytes."""
         for witness in list(self._witnesses):
             witness.look()
-        loan = _Loan(self._buffer)
-        self._loans.add(weakref.ref(loan, self._loans.discard))
-        self._version[1] += 1  # after the loan is known, before anybody has it
+        with self._lock:
+            self.come_back()
+            loan = _Loan(self._buffer)
+            self._loans.add(weakref.ref(loan, self._loans.discard))
+            self._version[1] += 1  # after the loan is known, before anybody has it
         return np.asarray(loan)
 
     @property
@@ -171,8 +236,11 @@ class Store:
     def __setitem__(self, key: str, value: Any) -> None:
         array = self._arrays[self._known(key)]
         leaf, _, _ = self.layout.places[key]
-        array[...] = _fitting(key, leaf.type.dtype, array, value)
-        self.version += 1
+        given = _fitting(key, leaf.type.dtype, array, value)
+        with self._lock:
+            self.come_back()
+            array[...] = given
+            self.version += 1
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
@@ -249,7 +317,7 @@ class Module(Store):
         super().__init__(sig, sig.leaves)
         self._model = model
         params = [leaf.storage == "param" for leaf in sig.leaves]
-        self.param_pointers = self.pointers[np.array(params, bool)]
+        self._param_addresses = self.addresses[np.array(params, bool)]
 
     @boundary
     def save(self, path: str | Path, metadata: Mapping[str, str] | None = None) -> None:
@@ -274,7 +342,9 @@ class Module(Store):
     def copy(self) -> Module:
         """Another module with the same numbers."""
         other = Module(self.sig, self._model)
-        other._buffer[...] = self._buffer
+        with self._lock:
+            self.come_back()
+            other._buffer[...] = self._buffer
         return other
 
     def __copy__(self) -> Module:

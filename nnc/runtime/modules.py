@@ -61,7 +61,7 @@ def initialised(
         with entry.lock:
             entry.rng[:] = seed, 0
             entry.args[:2] = entry.rng_pointers
-            entry.args[2:] = module.pointers
+            entry.args[2:] = module.addresses
             entry.run(native.arena.evaluate({}), native_threads(native, {}, program.threads))
     for slot, path in paths:
         _load_slot(module, slot, path)
