@@ -214,3 +214,18 @@ def test_a_size_may_be_called_as_a_module_or_function_of_the_file() -> None:
     """
     out = run(text, "f", x=np.ones((2, 3)))
     assert np.allclose(out.results[0], 3 * np.ones((3, 2)))
+
+
+def test_the_open_digit_of_a_tuple_beside_those_of_a_reduction() -> None:
+    text = """
+    export def f(x: f32[B, 4*T], w: f32[4]) -> (f32[B, T], f32[B, T], f32[T]):
+        y[b, t] = sum[k:4](x[b, (t, k)])
+        z[b, t] = max[k](x[b, (t, k)] * w[k])
+        m[t] = mean[b, k:4](x[b, (t, k)])
+        return y, z, m
+    """
+    x = np.arange(16.0).reshape(2, 8)
+    out = run(text, x=x, w=np.ones(4), T=2, B=2)
+    assert np.allclose(out.results[0], x.reshape(2, 2, 4).sum(2))
+    assert np.allclose(out.results[1], x.reshape(2, 2, 4).max(2))
+    assert np.allclose(out.results[2], x.reshape(2, 2, 4).mean((0, 2)))

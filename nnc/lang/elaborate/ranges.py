@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nnc.diagnostics import Span
@@ -10,6 +10,10 @@ from nnc.lang import ast
 from nnc.lang.dims import ONE, Dim
 from nnc.lang.elaborate.bases import Read, indexed
 from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned
+from nnc.lang.elaborate.walks import syntax
+
+REDUCING = ("sum", "max", "min", "mean", "prod", "any", "all", "argmax", "argmin", "logsumexp")
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,40 @@ def infer_ranges(cx: Context, ranges: dict[str, Range], scope: Sequence[ast.Expr
     """Every bare use `x[.., i, ..]` in `scope` contributes the size of that axis; one that a
     static condition may not select only where there is no other."""
     uses, others = indexed(cx, scope)
-    _infer(cx, ranges, uses)
+    every = _reduced(cx, scope) | ranges if _has_tuple(uses + others) else ranges
+    _infer(cx, every, uses)
     if others:
         decided = {n: list(r.found) for n, r in ranges.items() if r.found}
-        _infer(cx, ranges, uses + others)
+        _infer(cx, every, uses + others)
         for name, found in decided.items():
             ranges[name].found = found
+
+
+def _has_tuple(reads: Sequence[Read]) -> bool:
+    return any(isinstance(item, ast.Tuple) for node, _ in reads for item in node.items)
+
+
+def _reduced(cx: Context, scope: Sequence[ast.Expr]) -> dict[str, Range]:
+    """The index names of reductions: digits of tuples of which another one is to be found."""
+    out: dict[str, Range] = {}
+    for name, span, upper in reduced_names(syntax(*scope)):
+        try:
+            out[name] = Range(name, span, False, None if upper is None else (cx.eval_dim(upper),))
+        except (Mistake, Poisoned):
+            continue
+    return out
+
+
+def reduced_names(nodes: Iterable[object]) -> Iterator[tuple[str, Span, ast.Expr | None]]:
+    """Index names that reductions such as `sum[k]` bind, with explicit ranges."""
+    for node in nodes:
+        if isinstance(node, ast.Index) and isinstance(node.value, ast.Name):
+            for item in node.items if node.value.id in REDUCING else ():
+                match item:
+                    case ast.Name(id=name):
+                        yield name, item.span, None
+                    case ast.Slice(lower=ast.Name(id=name), upper=upper):
+                        yield name, item.span, upper
 
 
 def _infer(cx: Context, ranges: dict[str, Range], uses: Sequence[Read]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
@@ -10,14 +10,13 @@ from nnc.lang.dims import ZERO, Dim, extremes
 from nnc.lang.elaborate.bases import base_shape, quiet_value
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
-from nnc.lang.elaborate.ranges import Range, infer_ranges, slots
+from nnc.lang.elaborate.ranges import REDUCING, Range, infer_ranges, reduced_names, slots
 from nnc.lang.elaborate.values import Unknown
 from nnc.lang.elaborate.walks import syntax
 from nnc.lang.elaborate.words import axes_word, counted
 from nnc.lang.units import nearest
 
 LEFT = "left side"
-REDUCING = ("sum", "max", "min", "mean", "prod", "any", "all", "argmax", "argmin", "logsumexp")
 
 
 def no_range(
@@ -59,25 +58,13 @@ def no_range(
 
 def _loose(cx: Context, uses: Sequence[ast.Index], ranges: dict[str, Range]) -> ast.Name | None:
     """A name in the place of an index that means nothing here."""
-    inner = {n for n, _ in _all_binders(uses)}
+    inner = {n for n, _, _ in reduced_names(uses)}
     for use in uses:
         for item in use.items:
             bound = inner | ranges.keys() | cx.frame.binders.keys()
             if isinstance(item, ast.Name) and item.id not in bound and cx.lookup(item.id) is None:
                 return item
     return None
-
-
-def _all_binders(uses: Sequence[ast.Index]) -> Iterator[tuple[str, ast.Expr | None]]:
-    """Index names that reductions such as `sum[k]` among the uses bind, with explicit ranges."""
-    for use in uses:
-        if isinstance(use.value, ast.Name) and use.value.id in REDUCING:
-            for item in use.items:
-                match item:
-                    case ast.Name(id=name):
-                        yield name, None
-                    case ast.Slice(lower=ast.Name(id=name), upper=upper):
-                        yield name, upper
 
 
 def _slots_needed(cx: Context, items: Sequence[ast.Expr]) -> int:
@@ -133,7 +120,7 @@ def _fitting(
     """The range of `t` with which the affine uses `x[c*t + k]` stay inside, from the largest."""
     inner = {
         n: Range(n, r.span, False, None if size is None else (cx.eval_dim(size),))
-        for n, size in _all_binders(uses)
+        for n, _, size in reduced_names(uses)
     }
     infer_ranges(cx, inner, uses)
     ranges = ranges | inner
