@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Mapping
@@ -152,9 +153,15 @@ def _read(path: Path, texts: dict[str, str]) -> bool:
 @once
 def _own_files() -> str:
     """nnc's files by size and time: a changed compiler compiles again."""
-    rows = []
-    for file in sorted(_PACKAGE.rglob("*")):
-        if file.suffix in (".py", ".nn", ".lark"):
-            info = file.stat()
-            rows.append((str(file.relative_to(_PACKAGE)), info.st_size, info.st_mtime_ns))
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    rows, folders = [], [""]
+    while folders:
+        folder = folders.pop()
+        with os.scandir(_PACKAGE / folder) as entries:
+            for entry in entries:
+                name = f"{folder}{entry.name}"
+                if name.endswith((".py", ".nn", ".lark")):
+                    info = entry.stat()
+                    rows.append((name, info.st_size, info.st_mtime_ns))
+                elif entry.name != "__pycache__" and entry.is_dir():
+                    folders.append(f"{name}/")
+    return hashlib.sha256(json.dumps(sorted(rows)).encode()).hexdigest()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 from nnc.ir.signature import Manifest
 from nnc.lang.dims import Dim, from_json
@@ -50,7 +51,7 @@ def decode(kind: Any, data: Any) -> Any:
         return from_json(data)
     if dataclasses.is_dataclass(kind):
         _must_be(dict, data)
-        hints = typing.get_type_hints(kind)
+        hints = _hints(cast(Any, kind))
         fields = {k: decode(hints[k], v) for k, v in data.items()}
         return kind(**fields)  # type: ignore[operator]
     origin = typing.get_origin(kind)
@@ -63,6 +64,11 @@ def decode(kind: Any, data: Any) -> Any:
         return _decode_union(typing.get_args(kind), data)
     _must_be(kind, data)
     return data
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _must_be(kind: type, data: Any) -> None:
