@@ -18,10 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nnc.codegen.identity import llvm_version, processor
+from nnc.codegen.identity import llvm_version
 from nnc.errors import ArgumentError, Error
 from nnc.ir.signature import Differentiated, Manifest, Variant
 from nnc.runtime import cache
+from nnc.runtime.available import processor
 from nnc.runtime.manifest import decode
 from nnc.runtime.model import Model
 from nnc.runtime.packed import differentiated, packed, parts

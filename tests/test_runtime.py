@@ -393,6 +393,21 @@ def test_artifact_loads_and_detects_damage(tmp_path: Any) -> None:
             nnc.load(paths[2])
 
 
+def test_where_it_was_compiled_llvm_is_not_loaded(tmp_path: Any) -> None:
+    path = artifact.write(tmp_path, "fake", fake.MANIFEST, [fake.object_code()], [])[2]
+    code = f"import sys, nnc; nnc.load({str(path)!r}); print('llvmlite' in sys.modules)"
+    for text, loads in ((path.read_text(), "False"), (_elsewhere(path.read_text()), "True")):
+        path.write_text(text)
+        command = [sys.executable, "-c", code]
+        assert subprocess.run(command, capture_output=True, check=True).stdout.split() == [
+            loads.encode()
+        ]
+
+
+def _elsewhere(text: str) -> str:
+    return text.replace('"machine": "', '"machine": "0')
+
+
 def test_the_archive_links_with_a_c_program(tmp_path: Any) -> None:
     import shutil
     import subprocess

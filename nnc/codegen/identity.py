@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
 from nnc.codegen.target import Target
-
-_WORDS = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU part", "Features")
 
 
 @cache
@@ -25,11 +22,3 @@ def object_key(text: str, target: Target) -> str:
     """Identifies an object file by its IR text, the target and the LLVM version."""
     parts = (text, target.triple, target.cpu, target.features, llvm_version())
     return blake2b("\0".join(parts).encode(), digest_size=24).hexdigest()
-
-
-@cache
-def processor() -> tuple[str, ...]:
-    """The first processor as the system describes it: equal ones get equal code from LLVM."""
-    first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
-    rows = (line.partition(":") for line in first.splitlines())
-    return os.uname().machine, *(f"{n}:{v}" for n, _, v in rows if n.strip() in _WORDS)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nnc.errors import DeviceError, LoadError, SaveError
 from nnc.ir.signature import Manifest, Support
+from nnc.runtime.available import processor
 from nnc.runtime.c_header import header
 from nnc.runtime.elf import Object
 from nnc.runtime.manifest import of_json, to_json
@@ -38,11 +39,14 @@ def write(
     members += [(f"nnrt.{i}.o", s.data) for i, s in enumerate(support)]
     symbols = [*by_object, *((*s.functions, *s.tables) for s in support)]
     library, offsets = archive(members, symbols)
+    triple = llvm.get_default_triple()
+    features = sorted(k for k, on in llvm.get_host_cpu_features().items() if on)
     table = {
         "nnc": FORMAT,
         "library": f"{name}.a",
-        "triple": llvm.get_default_triple(),
-        "features": sorted(k for k, on in llvm.get_host_cpu_features().items() if on),
+        "triple": triple,
+        "features": features,
+        "machine": _machine(triple, features),
         "objects": [
             {"offset": at, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
             for at, (_, data) in zip(offsets, members, strict=True)
@@ -107,13 +111,15 @@ def load(path: str | Path) -> Model:
         if len(shared) > len(rows):
             raise ValueError("objects are missing")
         triple, features = str(table["triple"]), [str(f) for f in table["features"]]
+        machine = table.get("machine")
     except OSError as error:
         raise LoadError(f"cannot read {path}: {error.strerror}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise LoadError(f"{path} was not written by nnc compile: {error}") from None
     if library.name != str(library):
         raise LoadError(f"{path} names a library outside its directory: {library}")
-    _check_machine(path, triple, features)
+    if machine != _machine(triple, features):
+        _check_machine(path, triple, features)
     objects = _objects(path.parent / library, rows)
     own = len(objects) - len(shared)
     support = [
@@ -121,6 +127,11 @@ def load(path: str | Path) -> Model:
         for (name, functions, tables), data in zip(shared, objects[own:], strict=True)
     ]
     return Model(manifest, objects[:own], support)
+
+
+def _machine(triple: str, features: Sequence[str]) -> str:
+    """Identifies this processor as one for which LLVM says so, without loading LLVM (40 MB)."""
+    return hashlib.sha256("\0".join([triple, *features, *processor()]).encode()).hexdigest()
 
 
 def _check_machine(path: Path, triple: str, features: Sequence[str]) -> None:

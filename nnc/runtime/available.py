@@ -1,5 +1,5 @@
-"""CPUs of this process, and memory that a call may still take: of the machine, its control group,
-the process."""
+"""CPUs of this process, which they are, and memory that a call may still take: of the machine, its
+control group, the process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,20 @@ from pathlib import Path
 GROUPS = Path("/sys/fs/cgroup")
 UNLIMITED = 1 << 60
 SMALL = 1 << 26  # bytes; less is asked for without looking
+_WORDS = ("vendor_id", "cpu family", "model", "stepping", "flags", "CPU part", "Features")
 
 
 def cpu_count() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+@cache
+def processor() -> tuple[str, ...]:
+    """The first processor as the system describes it: equal ones get equal code from LLVM."""
+    first = Path("/proc/cpuinfo").read_text().partition("\n\n")[0]
+    rows = (line.partition(":") for line in first.splitlines())
+    return os.uname().machine, *(f"{n}:{v}" for n, _, v in rows if n.strip() in _WORDS)
 
 
 @cache
