@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from textwrap import dedent
+
 import numpy as np
 import pytest
 
@@ -229,3 +231,31 @@ def test_the_open_digit_of_a_tuple_beside_those_of_a_reduction() -> None:
     assert np.allclose(out.results[0], x.reshape(2, 2, 4).sum(2))
     assert np.allclose(out.results[1], x.reshape(2, 2, 4).max(2))
     assert np.allclose(out.results[2], x.reshape(2, 2, 4).mean((0, 2)))
+
+
+def test_lists_of_modules_of_different_sizes() -> None:
+    text = """
+    module Lin(I, O):
+        param w: real[O, I] = 1
+        def forward(x: real[B, I]) -> real[B, O] = x @ w.T
+    module Stage(I, O, n):
+        parts = [Lin(I if i == 0 else O, O) for i in n]
+        def forward(x: real[B, I]) -> real[B, O]:
+            for part in parts:
+                x = part(x)
+            return x
+    module Net(C, L, wide=false):
+        head = Lin(2*C if wide else C, C)
+        stages = [Stage(C*2**i, C*2**(i + 1), i + 1) for i in L]
+        def forward(x: real[B, C]) -> real[B, C*2**L]:
+            x = head(concat(x, x, over=1) if wide else x)
+            for stage in stages:
+                x = stage(x)
+            return x
+    export def f(net: Net(1, 2), two: Net(1, 2, wide=true), x: f32[B, 1]) -> f32[B, 4]:
+        return net(x) + two(x)
+    """
+    text = dedent(text)
+    assert "error" not in front(text).text
+    wrong = front(text.replace("C*2**(i + 1)", "C*2**i + 1"))
+    assert "E0301" in wrong.codes  # of an instance

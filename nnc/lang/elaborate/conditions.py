@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nnc.diagnostics import Span
 from nnc.ir.bounds import condition_facts
 from nnc.ir.expr import Expr, Load, Op, Select, rewrite, walk
@@ -32,6 +34,7 @@ from nnc.lang.elaborate.values import (
     Value,
     Weak,
     WeakTensor,
+    integer,
 )
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DType
@@ -123,7 +126,7 @@ def _compare_weak(cx: Context, op: str, x: Weak, y: Weak, span: Span) -> Value:
     if x.dim is not None and y.dim is not None:
         static = static_sizes(cx.frame)
         if cx.generic and (not cx.ranges or (x.dim.names | y.dim.names) <= static):
-            return _undecided(op, x.dim, y.dim)
+            return _undecided(cx, op, x.dim, y.dim)
         fn = _one_sided(cx, op, x.dim, y.dim)
         dx, dy = x, y
         return cx.compute((), lambda i: Op("bool", fn, (dx.make("i64"), dy.make("i64"))), span)
@@ -148,11 +151,14 @@ def _one_sided(cx: Context, op: str, a: Dim, b: Dim) -> str:
 OPPOSITE = {"==": "!=", "!=": "==", "<": ">=", "<=": ">", ">": "<=", ">=": "<"}
 
 
-def _undecided(op: str, a: Dim, b: Dim) -> Bool:
+def _undecided(cx: Context, op: str, a: Dim, b: Dim) -> Bool:
     """A comparison of sizes in the generic check: what each branch may assume."""
     if a == b:
         return Bool(op in ("==", "<=", ">="))
     yes, no = (tuple(comparison_facts(o, a, b)) for o in (op, OPPOSITE[op]))
+    for facts, holds in ((yes, True), (no, False)):
+        if facts and all(map(cx.proves, facts)):
+            return Bool(holds)
     return Bool(None, Known(yes, False), Known(no, False))
 
 
@@ -193,11 +199,25 @@ def _either(cx: Context, e: ast.IfExpr, cond: Bool) -> Value:
         case Weak() | WeakTensor(), Tensor():
             return b
         case Weak(), Weak():
+            if (size := _either_size(cx, e, a, b)) is not None:
+                return integer(size)
             kind = "float" if "float" in (a.kind, b.kind) else "int"
             return Weak(kind, a.make)
         case Seq(), Seq():
             return Seq(None, None)
     return UNKNOWN
+
+
+def _either_size(cx: Context, e: ast.IfExpr, a: Weak, b: Weak) -> Dim | None:
+    """`I if i == 0 else O`: a size of its own, which is a number in each instance."""
+    if a.dim is None or b.dim is None or any(n[0] == "$" for n in a.dim.names | b.dim.names):
+        return None
+    if a.dim == b.dim:
+        return a.dim
+    name = f"({a.dim} if {e.cond.span.text} else {b.dim})"
+    if not (cx.proves(a.dim - 1) and cx.proves(b.dim - 1)):
+        cx.facts = replace(cx.facts, zero=cx.facts.zero | {name})
+    return Dim.of(name)
 
 
 def _side(cx: Context, e: ast.Expr, known: Known) -> Value:

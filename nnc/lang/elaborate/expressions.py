@@ -36,6 +36,7 @@ from nnc.lang.elaborate.values import (
     integer,
     number,
 )
+from nnc.lang.elaborate.walks import syntax
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DType, is_float
 
@@ -118,7 +119,10 @@ def _comprehension(cx: Context, e: ast.ListComp) -> Value:
     cx.frame.vars.pop(e.var, None)
     if saved is not None:
         cx.frame.vars[e.var] = saved
-    return Seq(tuple(out)) if items is not None else Seq(None, out[0])
+    if items is not None:
+        return Seq(tuple(out))
+    own = any(isinstance(n, ast.Name) and n.id == e.var for n in syntax(e.element))
+    return Seq(None, None if own and isinstance(out[0], Module) else out[0])  # each is another
 
 
 def _index(cx: Context, e: ast.Index) -> Value:
