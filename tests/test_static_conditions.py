@@ -258,4 +258,4 @@ def test_lists_of_modules_of_different_sizes() -> None:
     text = dedent(text)
     assert "error" not in front(text).text
     wrong = front(text.replace("C*2**(i + 1)", "C*2**i + 1"))
-    assert "E0301" in wrong.codes  # of an instance
+    assert "E0303" in wrong.codes  # of an instance
