@@ -118,7 +118,8 @@ class RightOperand(Emission):
         return flow.select(em, self.copies, "i1", "false", here)
 
     def copies_panels(self, rows: Range) -> str:
-        """Whether the first row tile reads B in place and its kernels pack it for the others."""
+        """Whether the first row tile reads B in place and its kernels pack it for the others. A
+        large B comes in faster by whole rows of a block, and where its rows share cache sets."""
         em, t, c = self.em, self.t, self.c
         if not t.copying or not isinstance(c.b, Strided) or c.b.col_stride != "1" or c.b.stored:
             return "false"
@@ -126,7 +127,8 @@ class RightOperand(Emission):
         count = flow.maximum(em, flow.ceil_div(em, rows.size, str(t.rows)), "1")
         first = flow.div(em, rows.size, count)
         high = flow.compare(em, "sge", first, str(t.copying.start))
-        copies = flow.conjunction(em, more, high)
+        near = flow.conjunction(em, self.one_block, flow.negate(em, self.clashes(c.b)))
+        copies = flow.conjunction(em, flow.conjunction(em, more, high), near)
         return copies if c.ready is None else flow.select(em, c.ready.when, "i1", "false", copies)
 
     def clashes(self, b: Strided) -> str:

@@ -86,7 +86,11 @@ class _Kernel:
         self.moving = len(b)
         em.line(f"%turns = udiv i64 %kc, {UNROLL}")
         em.line(f"%rest = urem i64 %kc, {UNROLL}")
-        em.line("br label %start")
+        em.line("%fresh = icmp eq i32 %add, 0")
+        if t.fetches:
+            self.fetch_tile()
+        else:
+            em.line("br label %start")
         em.label("start")
         zeros = ["zeroinitializer"] * (self.height * self.vectors)
         state = self.loop("main", "start", "%turns", UNROLL, ["%a", *b, *zeros])
@@ -149,6 +153,16 @@ class _Kernel:
         there = em.op(f"load ptr, ptr {place}, align 8", "there")
         em.line(f"call void @llvm.prefetch.p0(ptr {there}, i32 0, i32 2, i32 1)")
 
+    def fetch_tile(self) -> None:
+        """What the sums are added to may lie in a far result."""
+        em, t = self.em, self.t
+        em.line("br i1 %fresh, label %start, label %fetch")
+        em.label("fetch")
+        for i, p in enumerate(self.places()):
+            if i % self.vectors * t.lanes * t.size % 64 == 0:
+                em.line(f"call void @llvm.prefetch.p0(ptr {p}, i32 1, i32 3, i32 1)")
+        em.line("br label %start")
+
     def b_row(self, b: State) -> list[str]:
         em, t = self.em, self.t
         ahead = _AHEAD[self.height > 8 and not self.copies]
@@ -200,7 +214,6 @@ class _Kernel:
     def finish(self, sums: list[str]) -> None:
         em, t = self.em, self.t
         aligned = f"align {t.size if t.fetches else t.size * t.lanes}"
-        em.line("%fresh = icmp eq i32 %add, 0")
         em.line("br i1 %fresh, label %store, label %accumulate")
         em.label("store")
         for p, s in zip(self.places(), sums, strict=True):
