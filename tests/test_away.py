@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import nnc
+from nnc.cli.plan import chosen, memory_plan
 from nnc.runtime import leaves
 
 F = np.float32
@@ -246,3 +247,15 @@ def test_the_memory_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert resident(leaf) < 1e4
     hold = net["w"]
     assert resident(leaf) > 3.9e6 and hold.std() > 0
+
+
+def test_the_plan_says_what_is_given_back(tmp_path: Path, m: Any, x: Any) -> None:
+    file = tmp_path / "m.nn"
+    file.write_text(TEXT)
+    plan = memory_plan(chosen(str(file), "apply", {}))
+    net = m.Net.init(seed=1)
+    for _ in range(3):
+        m.apply(net, x)
+    size = sum(net._arrays[key].nbytes for key in away(net))
+    assert plan.replaced({"B": 64})[0].startswith(f"{size:,} bytes")
+    assert plan.replaced({"B": 1}) == []

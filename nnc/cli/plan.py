@@ -14,16 +14,18 @@ from nnc import driver
 from nnc.cli.explain import where
 from nnc.cli.options import overrides, sizes
 from nnc.codegen import llvm
+from nnc.codegen.replaced import copies
 from nnc.codegen.target import host
 from nnc.compiler import Scheduled, work_of
 from nnc.errors import ArgumentError, ShapeError, nearest
 from nnc.ir.graph import Grad, all_nodes
 from nnc.ir.loop import Buffer
-from nnc.ir.signature import ExportSig
+from nnc.ir.signature import Copy, ExportSig
 from nnc.lang.dims import Dim, dim_sum
 from nnc.passes.memory import lifetimes, rounded
 from nnc.passes.peak import Peak, bytes_of, peak
 from nnc.runtime.available import cpu_count, physical
+from nnc.runtime.away import LEAST
 from nnc.runtime.cpu import largest_sizes
 from nnc.runtime.memory import byte_count, human
 from nnc.runtime.modules import SERIAL
@@ -43,11 +45,18 @@ class MemoryPlan:
     spans: Mapping[str, tuple[int, int]]  # of values: the first and the last moment of use
     differentiated: bool  # values wait for a gradient
     kept: int = 0  # bytes of the arena that calls keep
+    copies: tuple[tuple[Copy, int], ...] = ()  # of it, and the bytes of what each may replace
 
     def note(self) -> list[str]:
         """What is to be said of the workspace."""
         text = "of read-only modules stay in the workspace from call to call"
         return [f"{self.kept:,} bytes of packed weights and values {text}"] if self.kept else []
+
+    def replaced(self, env: Mapping[str, int]) -> list[str]:
+        """Arguments that are not in memory while packed copies of them are."""
+        size = sum(n for c, n in self.copies if c.needed(env) and c.replaces(env) and n >= LEAST)
+        text = "of arguments are given back while calls like this one use their copies"
+        return [f"{size:,} bytes {text}"] if size else []
 
     def workspace(self, threads: int) -> Dim:
         return self.arena + self.scratch * threads
@@ -112,6 +121,11 @@ def memory_plan(found: Scheduled) -> MemoryPlan:
         lifetimes(program),
         any(isinstance(n, Grad) for n in all_nodes(found.built.graph)),
         program.kept,
+        tuple(
+            (c, program.args[c.leaf].bytes.evaluate({}))
+            for c in copies(program, host())
+            if c.leaf >= 0
+        ),
     )
 
 
@@ -158,7 +172,7 @@ def _numbers(found: MemoryPlan, env: Mapping[str, int], threads: int, every: boo
     width = max(len(name) for name, _, _ in numbers)
     digits = max(len(f"{n:,}") for _, n, _ in numbers)
     out = [f"{name:{width}}  {n:>{digits},} bytes = {dim}" for name, n, dim in numbers]
-    out += found.note()
+    out += [*found.note(), *found.replaced(env)]
     total = numbers[-1][1]
     verdict = "fits" if total <= physical() else "does not fit"
     out.append(f"{human(total)} of {human(physical())}: {verdict}")
