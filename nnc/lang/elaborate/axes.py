@@ -62,7 +62,8 @@ def _no_axis(x: Tensor, e: ast.Expr) -> Mistake:
     if names:
         help = f"it has the index names {' '.join(names)}"
     elif sizes:
-        help = f"say a size, `over={sizes[-1]}`, or the axis by its number"
+        near = next((s for s in sizes if s == e.span.text.upper()), sizes[-1])
+        help = f"say a size, `over={near}`, or the axis by its number"
     text = f"no axis of this tensor is `{e.span.text}`"
     return fail("E0306", text, e.span, typed(x, e.span), help=help)
 

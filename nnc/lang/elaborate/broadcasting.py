@@ -9,7 +9,7 @@ from nnc.lang.dims import ONE, Dim
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.strides import stride_help
-from nnc.lang.elaborate.unequal import assert_help, unequal
+from nnc.lang.elaborate.unequal import assert_help, equal_help, unequal
 from nnc.lang.elaborate.values import (
     Operand,
     Origins,
@@ -225,7 +225,8 @@ def _no_join(
         help=_transpose_help(oa, ob, sa, sb)
         or _product_help(fn, oa, ob, sa, sb)
         or assert_help(cx, apart)
-        or stride_help(cx, va, vb, axis),
+        or stride_help(cx, va, vb, axis)
+        or equal_help(cx, apart),
         sizes=apart,
         whole=_around(oa.span, ob.span, span),
     )

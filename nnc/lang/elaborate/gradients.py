@@ -173,7 +173,8 @@ def _by(cx: Context, e: ast.Expr) -> Tree | Tensor:
     part = isinstance(e, ast.Index) and isinstance(current, Tensor)
     if isinstance(current, Tensor) and not is_float(current.dtype):
         text = typed(current, e.span)
-        raise fail("E0604", f"{current.dtype} has no gradient", e.span, text)
+        help = f"`z = {cx.frame.real}({e.span.text})`: a loss computed from z has one by z"
+        raise fail("E0604", f"{current.dtype} has no gradient", e.span, text, help=help)
     if not _named(e) or part:
         help = "give the expression a name first, and use that name for the loss"
         if cx.ranges:

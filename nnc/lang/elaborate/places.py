@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nnc.diagnostics import Label, Span
 from nnc.ir.graph import Input
 from nnc.lang import ast
@@ -9,6 +11,7 @@ from nnc.lang.elaborate.arguments import bang_text
 from nnc.lang.elaborate.arith import adapt, module_tree
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
+from nnc.lang.elaborate.names import undefined
 from nnc.lang.elaborate.reads import planned
 from nnc.lang.elaborate.values import (
     Module,
@@ -22,6 +25,14 @@ from nnc.lang.elaborate.values import (
 )
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import DType
+
+
+def defined(cx: Context, e: ast.Expr) -> None:
+    """A name that `:=` writes is there already."""
+    if isinstance(e, ast.Name) and cx.lookup(e.id) is None:
+        d = undefined(cx, e.id, e.span).diagnostic
+        new = f"`:=` writes what is there; `{e.id} = ...`, `{e.id}[i] = ...` define it"
+        raise Mistake(replace(d, help=d.help or new))
 
 
 def place(cx: Context, e: ast.Expr, free: DType) -> Stored:

@@ -13,7 +13,7 @@ from nnc.lang.elaborate.arith import adapt, as_tensor, module_tree
 from nnc.lang.elaborate.broadcasting import free_dtype, typed
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
-from nnc.lang.elaborate.places import place, read_only, without_bang
+from nnc.lang.elaborate.places import defined, place, read_only, without_bang
 from nnc.lang.elaborate.updates import Writing, updated, writing
 from nnc.lang.elaborate.values import (
     Module,
@@ -276,6 +276,7 @@ def _same_leaves(cx: Context, old: Tree, value: Value, span: Span) -> Tree:
 
 def _write_part(cx: Context, target: ast.Index, rhs: ast.Expr) -> None:
     """`x[...] := e` on storage or a local tensor."""
+    defined(cx, target.value)
     whole = cx.tensor(cx.eval(target.value))
     if isinstance(whole, Unknown):
         raise Poisoned

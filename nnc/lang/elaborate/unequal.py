@@ -30,6 +30,15 @@ def assert_help(cx: Context, pairs: Sequence[tuple[Dim, Dim]]) -> str | None:
     return f"`assert {need}` in the module" if need is not None else None
 
 
+def equal_help(cx: Context, pairs: Sequence[tuple[Dim, Dim]]) -> str | None:
+    """For two parameters: where the code is right."""
+    params = cx.frame.module.args if cx.generic and cx.frame.module is not None else ()
+    match list(dict.fromkeys(pairs)):
+        case [(a, b)] if a.name in params and b.name in params:
+            return f"where they are equal: `if {a} == {b}:`; or `assert {a} == {b}` in the module"
+    return None
+
+
 def _needed(cx: Context, a: Dim, b: Dim) -> str | None:
     """For the sizes of windows over a run-time size."""
     params = cx.frame.module.args if cx.generic and cx.frame.module is not None else ()
