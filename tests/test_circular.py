@@ -69,6 +69,37 @@ export def f(x: f32[B, 3, H, W], w: f32[5, 3, 3, 3]) -> (f32[B, 5, H, W], f32[B,
         compare(graph, dims, sample(graph, dims, RNG))
 
 
+def test_sums_read_a_longer_copy():
+    """Backwards, of one plane of many, of a size that may be 0, all the way round."""
+    text = """
+export def f(x: f32[2, H, W], k: f32[5, 3], z: f32[H - 3], n: i32[H]) -> (f32[H, W], f32[H], i32[H])
+        where H >= 3, W >= 2:
+    y[i:H, j:W] = sum[a, b](x[1, (i - a + 2) % H, (j + b - 1) % W] * k[a, b]) - x[0, i, j]
+    s[i:H] = sum[a:4](z[(i + a) % (H - 3)]) if i + 4 < H - 3 else 0
+    r[i:H] = sum[a:H](n[(i + a) % H] * n[a])
+    return y, s, r
+"""
+    graph = built(text)["f"].graph
+    for h, w in ((3, 3), (4, 2), (9, 37)):
+        compare(graph, {"H": h, "W": w}, sample(graph, {"H": h, "W": w}, RNG))
+
+
+def test_reads_held_at_the_ends():
+    """By themselves (a bilinear map, ends in the middle) and in sums, beside reads that go round."""
+    text = """
+export def f(x: f32[H, W], k: f32[3, 3]) -> (f32[H, 2*W], f32[H, W], f32[H, W], f32[H, W], f32[H, W])
+        where H >= 2, W >= 5:
+    p[i, j:2*W] = 0.75 * x[i, j//2] + 0.25 * x[i, min(max(j//2 + 2*(j % 2) - 1, 0), W - 1)]
+    m[i, j] = x[i, min(max(j - 3, 2), W - 2)] + x[i, max(j - 1, W//2)] + x[max(i - 1, 0), j]
+    e[i:H, j:W] = sum[a, b](x[min(max(i + a - 1, 0), H - 1), max(min(j + b - 1, W - 1), 0)] * k[a, b])
+    r[i:H, j:W] = sum[a, b](x[(i + a - 1) % H, (j + b - 1) % W] * k[a, b])
+    return p, m, e, r, grad(sum(e**2 + m**2), x)
+"""
+    graph = built(text)["f"].graph
+    for h, w in ((2, 5), (3, 16), (7, 37)):
+        compare(graph, {"H": h, "W": w}, sample(graph, {"H": h, "W": w}, RNG))
+
+
 def test_a_neighbourhood():
     text = """
 export def f(x: f32[H, W]) -> (f32[H, W], f32[H, W]):

@@ -24,6 +24,7 @@ from nnc.ir.graph import (
 )
 from nnc.ir.printer import node_names, print_graph
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
+from nnc.passes.around import around
 from nnc.passes.factor import factor
 from nnc.passes.forward import forward
 from nnc.passes.inline import inline
@@ -87,7 +88,7 @@ class Turn:
 def fuse(graph: Graph, body: bool = False) -> Fused:
     """Decides buffers and kernels. `body`: of a turn of a loop."""
     graph = split_reductions(
-        factor(settled(inline(own_roots(separate(forward(slices(joined_parts(graph))))))))
+        factor(settled(around(inline(own_roots(separate(forward(slices(joined_parts(graph)))))))))
     )
     found = find_regions(graph)
     graph = found.graph
@@ -426,7 +427,10 @@ def _worthwhile(rows: int, spaces: list[Space]) -> bool:
         return False
     count = dim_prod(a.extent for a in spaces[0].axes[:rows]).const
     rest = max(len(x.axes) - rows for x in spaces)
-    return rest <= (1 if rows == 1 else 2) and (rest == 0 or count is None or count >= 8)
+    sums = any(x.raxes and len(x.axes) == rows for x in spaces)  # a norm over groups of channels
+    return rest <= (1 if rows == 1 else 3 if sums else 2) and (
+        rest == 0 or count is None or count >= 8
+    )
 
 
 # ---- reasons ------------------------------------------------------------------------------------
