@@ -85,6 +85,15 @@ PATHS: dict[str, tuple[str, dict[str, int]]] = {
     """,
         {"B": 2, "C": 5, "H": 13, "W": 18},
     ),
+    "one row by phases": (
+        """
+    export def f(x: f32[B, C, H, W], w: f32[9, 4, 4], C: dim) -> f32[B, 2*H, 2*W] where C >= 9:
+        y[b, (i:H, p:2), (j:W, r:2)] = sum[c:9, u:2, v:2](
+            x[b, c, i + p - u, j + r - v else 0] * w[c, 1 - p + 2*u, 1 - r + 2*v])
+        return y
+    """,
+        {"B": 2, "C": 11, "H": 13, "W": 18},
+    ),
     "rows that choose a matrix": (
         """
     export def f(x: f32[N, D], w: f32[5, D, F], v: f32[5, F, D], k: i32[N]) -> (f32[N, F], f32[N, F]):

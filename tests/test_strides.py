@@ -179,6 +179,46 @@ def test_transposed_windows(k, s, p):
             np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
+def test_digits_that_count_down():
+    """Each element of the weights is read by one phase: no sum over the others."""
+    text = """
+export def f(x: f32[B, 3, H, W], w: f32[3, 2, 4, 4], z: f32[B, 2, 2*H, 2*W]) -> (f32[3, 2, 4, 4], f32[B, 3, H, W]):
+    y[b, o, (i:H, p:2), (j:W, r:2)] = sum[c, u:2, v:2](x[b, c, i + p - u, j + r - v else 0] * w[c, o, 1 - p + 2*u, 1 - r + 2*v])
+    return grad(sum(y * y * z), [w, x])
+"""
+    agree(text, {"B": 3, "H": 7, "W": 9}, {"B": 1, "H": 1, "W": 1})
+    (found,) = built(text).values()
+    dw = compiler.optimise(found.graph).results[0]
+    assert isinstance(dw, Compute) and len(dw.raxes) == 3
+
+
+def test_products_of_elements_that_were_pooled():
+    """Gradients of a window of one place before a pool are contractions: results that are the same
+    for all elements pooled, terms of which one factor is."""
+    text = """
+from std.nn import avg_pool2d, relu
+def net(x: f32[B, C, H, W], w: f32[6, C]) -> f32[B, 6, H//2, W//2] where H >= 2, W >= 2:
+    y[b, o, i, j] = sum[c](relu(x[b, c, i, j]) * w[o, c])
+    return avg_pool2d(y, 2)
+export def f(x: f32[B, C, H, W], w: f32[6, C], z: f32[B, C, 8, 18]) -> (f32[B, C, H, W], f32[6, C], f32[B, C, 8, 18], f32[6, C]) where H >= 2, W >= 2:
+    a, b = net(x, w), net(z, w)
+    return grad(sum(a**2), x), grad(sum(a**2), w), grad(sum(b**2), z), grad(sum(b**2), w)
+"""
+    agree(text, {"B": 3, "C": 5, "H": 8, "W": 18}, {"B": 1, "C": 37, "H": 7, "W": 9})
+    (found,) = built(text).values()
+    kinds = [g.kind for g in fuse(compiler.optimise(found.graph)).groups]
+    assert kinds.count("contraction") >= 4
+
+
+def test_results_that_are_repeated():
+    text = """
+export def f(x: f32[M, K], w: f32[N, K]) -> f32[M, 3, N, 5]:
+    y[m, a:3, n, b:5] = sum[k](x[m, k] * w[n, k])
+    return y
+"""
+    agree(text, {"M": 7, "K": 40, "N": 9}, {"M": 33, "K": 5, "N": 40})
+
+
 def test_terms_that_pass_by_are_not_computed():
     text = TRANSPOSED.format(k=4, s=2, p=1)
     (found,) = built(text).values()

@@ -170,6 +170,29 @@ export def gradients(x: f32[B, C, H, W], w: f32[C, 3, 3]) -> (f32[B, C, H, W], f
     compare(graph, dims, sample(graph, dims, np.random.default_rng(7)))
 
 
+def test_one_row_by_phases() -> None:
+    """Whose lanes inside depend on the phase; one row of many products; results apart."""
+    text = """
+    export def up(x: f32[B, 40, H, W], w: f32[40, 4, 4]) -> f32[B, 1, 2*H, 2*W]:
+        y[b, o:1, (i:H, p:2), (j:W, r:2)] = sum[c, u:2, v:2](
+            x[b, c, i + p - u, j + r - v else 0] * w[c, 1 - p + 2*u, 1 - r + 2*v])
+        return max(y, 0)
+    export def few(x: f32[B, 7, H, W], w: f32[7, 3, 4, 4]) -> f32[B, 3, 2*H, 2*W]:
+        y[b, o, (i:H, p:2), (j:W, r:2)] = sum[c, u:2, v:2](
+            x[b, c, i + p - u, j + r - v else 0] * w[c, o, 1 - p + 2*u, 1 - r + 2*v])
+        return y
+    export def one(x: f64[B, 12, H, W], w: f64[12, 3, 3]) -> f64[B, H, W]:
+        y[b, i:H, j:W] = sum[c, u, v](x[b, c, i + 2*u - 2, j + 2*v - 2 else 1] * w[c, u, v])
+        return tanh(y)
+    export def last(x: f32[B, 12, H, W], w: f32[12, 5, 3]) -> f32[B, H, W, 12]:
+        y[b, i:H, j:W, c] = sum[u, v](x[b, c, i + u - 1, j + v - 1 else 0] * w[c, u, v])
+        return y
+    """
+    for b in built(dedent(text)).values():
+        for dims in ({"B": 3, "H": 7, "W": 7}, {"B": 2, "H": 3, "W": 21}, {"B": 1, "H": 1, "W": 1}):
+            compare(b.graph, dims, sample(b.graph, dims, np.random.default_rng(3)))
+
+
 def test_filters_of_sequences() -> None:
     text = """
     export def blur(x: f32[N], w: f32[5]) -> f32[N]:
@@ -232,6 +255,19 @@ def test_windows_of_a_flat_row() -> None:
             continue
         dims = {"B": 2} if name == "up" else {"B": 2, "D": 3, "H": 4, "W": 5}
         compare(b.graph, dims, sample(b.graph, dims, np.random.default_rng(1)))
+
+
+def test_results_along_the_digit_above() -> None:
+    """Along j, where the last axis is a digit of two values below it."""
+    text = """
+    export def f(x: f32[B, C, H, W], w: f32[C, 9, 2, 2], z: f32[9]) -> f32[B, 9, 2*H, 2*W]:
+        y[b, o, (i:H, u:2), (j:W, v:2)] = sum[c](x[b, c, i, j] * w[c, o, u, v]) + z[o]
+        return tanh(y)
+    """
+    graph = built(dedent(text))["f"].graph
+    for b, h, w, c in ((3, 7, 9, 5), (1, 1, 37, 40), (1, 2, 1, 1)):
+        dims = {"B": b, "H": h, "W": w, "C": c}
+        compare(graph, dims, sample(graph, dims, np.random.default_rng(3)))
 
 
 def test_matrices_of_pictures() -> None:

@@ -53,7 +53,7 @@ class Leaves(LeafResults):
     def tiny(self, c: Contract) -> str:
         """Whether (an i1) plain loops are faster than tiles."""
         constant = dim_prod(d for a in (*c.n, *c.k) if (d := a.extent).const is not None)
-        if (constant.const or 0) > _TINY or not self.one_chain(c) or _uneven(c):
+        if (constant.const or 0) > _TINY or not self.one_chain(c) or uneven(c):
             return "false"
         size = self.uniform(dim_prod(a.extent for a in (*c.batch, *c.m, *c.n, *c.k))).text
         return flow.compare(self.em, "sle", size, str(_TINY))
@@ -79,7 +79,7 @@ class Leaves(LeafResults):
         if c.turned is not None:
             self.either_way(c)
             return
-        if c.part is None and not _uneven(c) and self.by_pictures(c):
+        if c.part is None and not uneven(c) and self.by_pictures(c):
             return
         self.every(c)
 
@@ -104,7 +104,7 @@ class Leaves(LeafResults):
                 pictures, rest = axes[:first], axes[first:]
                 part = replace(c, batch=(*c.batch, *pictures))
                 part = replace(part, n=rest) if side == "n" else replace(part, m=rest)
-                if _uneven(part) or not self.is_matrix(part, side):
+                if uneven(part) or not self.is_matrix(part, side):
                     continue
                 for alone in flow.ways(self.em, self.few_idle(pictures, rest, side)):
                     with self.scope():
@@ -150,7 +150,7 @@ class Leaves(LeafResults):
         """
         em = self.em
         total = self.uniform(dim_prod(a.extent for a in c.batch)).text
-        each = "0" if _uneven(c) else flow.div(em, total, self.nt)
+        each = "0" if uneven(c) else flow.div(em, total, self.nt)
         first = flow.mul(em, each, self.tid)
         left = flow.sub(em, total, flow.mul(em, each, self.nt))
         shift = flow.mul(em, each, flow.sub(em, self.nt, "1"))
@@ -253,7 +253,7 @@ class Leaves(LeafResults):
         raise NotImplementedError
 
 
-def _uneven(c: Contract) -> bool:
+def uneven(c: Contract) -> bool:
     """Whether the sizes of batches differ."""
     batch = {a.var for a in c.batch}
     return any(batch & a.extent.names for a in (*c.m, *c.n, *c.k))

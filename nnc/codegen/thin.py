@@ -1,10 +1,11 @@
-"""Contractions of few rows over small windows, such as one filter for each channel: no packing.
+"""Contractions of few rows over windows, such as one filter for each channel: no packing.
 
 What is packed elsewhere is used here once or a few times. So the operand by tables is read straight
 into the sums: a vector of lanes (positions of a map) is worked out once for a group of batches
 (channels), and each of them takes one masked load for each piece and line, and a multiply-add for
-each row; a few batches go together, which share the masks. The sums are the chains that tiles
-compute.
+each row; a few batches go together, which share the masks. Where the lanes inside depend on the
+batch (the phases of a transposed convolution), two vectors go together instead. The sums are the
+chains that tiles compute.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from nnc.codegen import flow, pack_tables, tiles
-from nnc.codegen.leaf import Leaves
+from nnc.codegen.leaf import Leaves, uneven
 from nnc.codegen.leaf_operands import groups_of, kind
 from nnc.codegen.operands import Lanes, Tabled, computed
 from nnc.codegen.scopes import Value
@@ -27,8 +28,9 @@ from nnc.ir.loop import Contract, Store
 from nnc.lang.dims import ZERO, Dim, dim_prod
 
 _ROWS = 6
-_LINES = 128
+_LINES, _LINES_OF_ONE = 128, 384  # of several rows, of one
 _SUMS = 4
+_VECTORS = 2
 _BATCHES = 32  # that share the work of a vector: their maps stay in the cache
 
 
@@ -56,10 +58,14 @@ class Thin(Leaves):
     def direct(self, c: Contract) -> bool:
         """Emits the contraction if it is of this kind."""
         m, k = (dim_prod(a.extent for a in axes).const for axes in (c.m, c.k))
-        if m is None or m > _ROWS or k is None or k > _LINES or c.fn != "mul":
+        if m is None or m > _ROWS or k is None or c.fn != "mul":
+            return False
+        if k > min(_LINES if m > 1 else _LINES_OF_ONE, tiles.tile(kind(c), self.target).block):
             return False
         for first in range(len(c.n)):
             part = replace(c, batch=(*c.batch, *c.n[:first]), n=c.n[first:])
+            if {a.var for a in part.batch} & {x for a in part.batch for x in a.extent.names}:
+                return False
             groups = groups_of(part)
             with self.merged_axes(groups):
                 self.ranges |= {a.var: (ZERO, a.extent - 1) for a in part.batch}
@@ -72,6 +78,8 @@ class Thin(Leaves):
         t = tiles.tile(kind(c), self.target)
         lines, rows = str(k.extent.const), m.extent.const
         assert rows is not None
+        if uneven(c):
+            return self.one_by_one(c, m, n, k)
         some = max(1, _SUMS // rows)
         parts = []
         for q in range(some):
@@ -81,7 +89,7 @@ class Thin(Leaves):
             later = frozenset(a.var for a in batch)
             operand = self.window(subst(c.b, env), k, n, t, later)
             if operand is None:
-                return False
+                return self.one_by_one(c, m, n, k)
             parts.append(_Part(t, batch, m, rows, subst(c.a, env), operand))
         operands = [p.b for p in parts]
         self.contractions |= {kind(c)}
@@ -116,9 +124,7 @@ class Thin(Leaves):
         many = flow.compare(em, "sge", batches, self.nt)
 
         def part(total: str, mine: str) -> tuple[str, str]:
-            after = flow.add(em, self.tid, "1")
-            ends = (flow.share(em, total, x, self.nt) for x in (self.tid, after))
-            first, end = ends
+            first, end = self.own(total)
             return (
                 flow.select(em, mine, "i64", first, "0"),
                 flow.select(em, mine, "i64", end, total),
@@ -126,11 +132,69 @@ class Thin(Leaves):
 
         return part(batches, many), part(vectors, flow.negate(em, many))
 
+    def one_by_one(self, c: Contract, m: Group, n: Group, k: Group) -> bool:
+        """With another operand for each batch, whose lanes inside may differ."""
+        t = tiles.tile(kind(c), self.target)
+        lines, rows = str(k.extent.const), m.extent.const
+        assert rows is not None
+        if not self.has_window(c.b, k, n, t):
+            return False
+        em, stage = self.em, self.tile_scratch(kind(c))
+        self.contractions |= {kind(c)}
+        table = pack_tables.table_of(t, em, stage)
+        slots, room = self.alloca(f"[{_VECTORS * rows} x {t.vector}]"), f"[{rows} x {t.vector}]"
+        even = not uneven(c)
+        size = self.uniform(n.extent).text if even else "0"
+        (b0, b1), (v0, v1) = self.shares(c, flow.ceil_div(em, size, str(t.lanes)))
+        if not even:  # all threads share all batches
+            b0, b1 = "0", self.uniform(dim_prod(a.extent for a in c.batch)).text
+        with self.scope(), self.counted(b0, b1) as number:
+            batch = Value(number, "i64", 1, self.depth)
+            with self.indices(batch, c.batch), self.scope():
+                if not even:
+                    size = self.uniform(n.extent).text
+                    v0, v1 = self.own(flow.ceil_div(em, size, str(t.lanes)))
+                operand = self.window(c.b, k, n, t, frozenset())
+                assert operand is not None, c
+                part = _Part(t, (), m, rows, c.a, operand)
+                with (
+                    pack_tables.lines_of(em, t, operand, table, "0", lines),
+                    self.counted(v0, v1, str(_VECTORS)) as v,
+                ):
+                    some = flow.minimum(em, str(_VECTORS), flow.sub(em, v1, v))
+                    self.vectors(part, k, (v, some, size), table, (slots, lines))
+                    with self.counted("0", some) as one:
+                        j = flow.mul(em, flow.add(em, v, one), str(t.lanes))
+                        mask = lane_mask(em, t, flow.sub(em, size, j))
+                        with self.bound(n.var, j, n.extent), self.scope():
+                            self.results(c, m, n, flow.offset(em, slots, one, room), mask)
+        return True
+
+    def vectors(
+        self, part: _Part, k: Group, at: tuple[str, str, str], table: str, to: tuple[str, str]
+    ) -> None:
+        """The sums of a few vectors of one batch; `at`: the first, how many, lanes in all."""
+        em, t, (first, some, size), (slots, lines) = self.em, part.t, at, to
+        last = flow.sub(em, some, "1")
+        lanes, most = [], "0"
+        for q in range(_VECTORS):
+            j = flow.mul(em, flow.add(em, first, flow.minimum(em, str(q), last)), str(t.lanes))
+            mask = lane_mask(em, t, flow.sub(em, size, j))
+            lanes.append(part.b.prepare(em, j, mask, table, lines, q))
+            most = flow.maximum(em, most, lanes[-1].pieces)
+        self.chains([part] * _VECTORS, lanes, most, k, table, slots)
+
+    def own(self, total: str) -> tuple[str, str]:
+        """This thread's share: from, to."""
+        after = flow.add(self.em, self.tid, "1")
+        first, end = (flow.share(self.em, total, x, self.nt) for x in (self.tid, after))
+        return first, end
+
     def sums(
         self, parts: list[_Part], k: Group, lanes: Lanes, table: str, to: tuple[str, str, str]
     ) -> None:
         """The sums of a few batches at one vector, to `slots` (the first one, how many)."""
-        em, t, (slots, first, few) = self.em, parts[0].t, to
+        em, (slots, first, few) = self.em, to
         last = flow.sub(em, few, "1")
         numbers = [flow.add(em, first, flow.minimum(em, str(q), last)) for q in range(len(parts))]
         with ExitStack() as stack:
@@ -138,27 +202,34 @@ class Thin(Leaves):
                 batch = Value(number, "i64", 1, self.depth)
                 stack.enter_context(self.indices(batch, part.batch))
             stack.enter_context(self.scope())
-            left = [computed(t, self.operand(p.a, p.m, k)) for p in parts]
+            self.chains(parts, [lanes] * len(parts), lanes.pieces, k, table, slots)
 
-            def every(pieces: int) -> None:
-                def line(i: str, sums: list[str]) -> list[str]:
-                    out = []
-                    for q, part in enumerate(parts):
-                        y = part.b.fetch(em, lanes, i, table, i, pieces)
-                        for r in range(part.rows):
-                            x = Value(left[q].load(em, str(r), i), t.dtype, 1, self.depth)
-                            s = sums[q * part.rows + r]
-                            x_ = self.spread(x, t.lanes)
-                            out.append(tiles.multiply_add(em, t, self.target, x_, y, s))
-                    return out
+    def chains(
+        self, parts: list[_Part], lanes: list[Lanes], most: str, k: Group, table: str, slots: str
+    ) -> None:
+        """The sums of parts, each at a vector of `most` pieces or fewer, to `slots`."""
+        em, t = self.em, parts[0].t
+        left = [computed(t, self.operand(p.a, p.m, k)) for p in parts]
 
-                count = len(parts) * parts[0].rows
-                sums = self.accumulated(t, count, str(k.extent.const), line)
-                for i, s in enumerate(sums):
-                    place = flow.offset(em, slots, str(i), t.vector)
-                    em.line(f"store {t.vector} {s}, ptr {place}, align 64")
+        def every(pieces: int) -> None:
+            def line(i: str, sums: list[str]) -> list[str]:
+                out = []
+                for q, part in enumerate(parts):
+                    y = part.b.fetch(em, lanes[q], i, table, i, pieces)
+                    for r in range(part.rows):
+                        x = Value(left[q].load(em, str(r), i), t.dtype, 1, self.depth)
+                        s = sums[q * part.rows + r]
+                        x_ = self.spread(x, t.lanes)
+                        out.append(tiles.multiply_add(em, t, self.target, x_, y, s))
+                return out
 
-            pack_tables.either(em, lanes.pieces, every)
+            count = len(parts) * parts[0].rows
+            sums = self.accumulated(t, count, str(k.extent.const), line)
+            for i, s in enumerate(sums):
+                place = flow.offset(em, slots, str(i), t.vector)
+                em.line(f"store {t.vector} {s}, ptr {place}, align 64")
+
+        pack_tables.either(em, most, every)
 
     def results(self, c: Contract, m: Group, n: Group, slot: str, mask: str) -> None:
         """The epilogue of the rows of one batch."""

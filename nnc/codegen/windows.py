@@ -160,10 +160,31 @@ class Windows(Expressions):
         self.lanes = before
         return x
 
+    def has_window(self, e: Expr, line: Group, lanes: Group, t: Tile) -> bool:
+        """Whether `window` finds a load of its kind where nothing is known later."""
+        known = demands((e,))
+        found = (self._parts(x, line, lanes, known[id(x)]) for x in loads(e) if x.dtype == t.dtype)
+        return any(p is not None and 1 + len(p[3]) <= LINE_WORDS for p in found)
+
     def _shares(
         self, e: Load, line: Group, lanes: Group, later: frozenset[str], facts: tuple[Dim, ...]
     ) -> _Read | None:
         """`facts`: dims that are not negative wherever the load is evaluated."""
+        parts = self._parts(e, line, lanes, facts)
+        if parts is None or any(c.lanes.names & later for c in parts[3]):
+            return None
+        mine, across, rest, checks = parts
+        buffer = e.tensor
+        assert isinstance(buffer, Buffer)
+        moving, _, rest = parted(rest, later, frozenset()) or (ZERO, ZERO, rest)
+        base = self.pointer(buffer, rest, ()).text
+        mine, across = self.collapsed(mine), self.collapsed(across)
+        return _Read(e, mine, across, moving, tuple(checks), base, _step(e, across, lanes))
+
+    def _parts(
+        self, e: Load, line: Group, lanes: Group, facts: tuple[Dim, ...]
+    ) -> tuple[Dim, Dim, Dim, list[_Check]] | None:
+        """The offset's shares of the line, of the lanes and of neither, and what may be outside."""
         buffer = e.tensor
         assert isinstance(buffer, Buffer)
         if e.check is not None or e.dtype not in ("f32", "f64", "i32"):
@@ -179,20 +200,15 @@ class Windows(Expressions):
             mine, across, rest = mine + a * stride, across + b * stride, rest + c * stride
             assert isinstance(i, Idx)
             if e.other is not None and not self.always_inside(i, size):
-                if c.names & later:
-                    return None
                 checks.append(_Check(a, b + c, size, _few(a, line)))
         for d, size in _conditions(facts):
             if not self.always_inside(Idx(d), size):
                 parts = parted(d, line.names, lanes.names)
-                if parts is None or parts[2].names & later:
+                if parts is None:
                     return None
                 size = size if self.nonneg(size) else dim_max(size, ZERO)
                 checks.append(_Check(parts[0], parts[1] + parts[2], size, _few(parts[0], line)))
-        moving, _, rest = parted(rest, later, frozenset()) or (ZERO, ZERO, rest)
-        base = self.pointer(buffer, rest, ()).text
-        mine, across = self.collapsed(mine), self.collapsed(across)
-        return _Read(e, mine, across, moving, tuple(checks), base, _step(e, across, lanes))
+        return mine, across, rest, checks
 
 
 def _conditions(facts: tuple[Dim, ...]) -> list[tuple[Dim, Dim]]:

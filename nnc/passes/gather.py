@@ -209,6 +209,8 @@ class _Search:
 
     def _digits(self, target: Dim, terms: list[tuple[Dim, Axis]]) -> bool:
         """Peels leading digits off `target == sum a*v`, then solves the rest for one variable."""
+        if self._backwards(target, terms):
+            return True
         while len(terms) > 1:
             top = next((t for t in terms if self._is_leading(t, terms)), None)
             if top is None:
@@ -225,6 +227,33 @@ class _Search:
             return True
         others = dim_sum(b * Dim.of(v.var) for b, v in rest)
         return self._one(target - others, a, loop)
+
+    def _backwards(self, target: Dim, terms: list[tuple[Dim, Axis]]) -> bool:
+        """Digits of which some are counted down, `2*u + 1 - p`: solved for those that count up.
+
+        False: there are none, or they are no digits.
+        """
+        down = {v for a, v in terms if (a.const or 0) < 0}
+        if not down or len(terms) < 2:
+            return False
+        for a, v in terms:
+            if v in down:
+                target = target - a * (v.extent - 1)
+        up = [(-a if v in down else a, v) for a, v in terms]
+        values: dict[str, tuple[Axis, Dim]] = {}
+        while len(up) > 1:
+            top = next((t for t in up if self._is_leading(t, up)), None)
+            if top is None:
+                return False
+            values[top[1].var] = top[1], target // top[0]
+            target = target % top[0]
+            up = [t for t in up if t is not top]
+        if up[0][0] != ONE:
+            return False
+        values[up[0][1].var] = up[0][1], target
+        for loop, value in values.values():
+            self._solve_for(loop, loop.extent - 1 - value if loop in down else value)
+        return True
 
     def _phases(self, target: Dim, a: Dim, loop: Axis, step: Axis) -> None:
         """`a * v + u == target`: u is one of each a values, `target % a + a * t`; t stays a loop.

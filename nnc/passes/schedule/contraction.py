@@ -20,7 +20,9 @@ from nnc.passes.schedule.space import Space
 
 DTYPES = ("f32", "f64", "f16", "bf16")
 SHORT = 3  # sums of so many products are not worth a register tile
-LONG = 128  # so many products by a window that all results share: plain reductions
+LONG = 384  # more products by a window that all results share: plain reductions
+DIGIT = 4  # values of a last digit at which results lie apart
+TURNS = 8  # of a last axis that is not worth vectors of its own
 PROLOGUE = 64  # expressions of an operand
 
 
@@ -65,7 +67,8 @@ def _contraction(s: Space) -> Contraction | None:
         return None
     f, g, masks = pair
     in_f, in_g = _vars(f), _vars(g)
-    if any((a.var in in_f) != (a.var in in_g) for a in s.raxes):
+    in_both = [a for a in s.raxes if a.var in in_f & in_g]
+    if not in_both or any(a.var not in in_f | in_g for a in s.raxes):
         return None
     sizing = {n for a in (*s.axes, *s.raxes) for n in a.extent.names}
     apart = (in_f & in_g) | sizing
@@ -73,6 +76,10 @@ def _contraction(s: Space) -> Contraction | None:
     n = tuple(a for a in s.axes if a.var in in_g - apart)
     batch = tuple(a for a in s.axes if a.var in apart)
     if len(batch) + len(m) + len(n) < len(s.axes):
+        if not m or not n:
+            return None
+        m, n = _repeated(m, n, batch, s)
+    if len(in_both) < len(s.raxes) and (not m or not n):
         return None
     length = dim_prod(a.extent for a in s.raxes).const
     if length is not None and length <= SHORT:
@@ -81,13 +88,38 @@ def _contraction(s: Space) -> Contraction | None:
         f, g, n = (f, g, n) if n else (g, f, m)
         if _chooses(g, batch, n, s):
             return Contraction(batch, (), n, s.raxes, f, g, masks, fn)
-        windows = (length or LONG) < LONG and bool(n) and _slides(g, n, s.raxes)
+        windows = length is not None and length <= LONG and bool(n) and _slides(g, n, s.raxes)
         along = windows and (n[-1] is s.axes[-1] or _walks(g, n[-1], s.axes[-1]))
         return Contraction(batch, (), n, s.raxes, f, g, masks, fn) if along else None
     place = {a.var: i for i, a in enumerate(s.axes)}
     if place[m[-1].var] > place[n[-1].var]:
         m, n, f, g, fn = n, m, g, f, REVERSED[fn]
+    if _is_digit(n, m, s):
+        m, n, f, g, fn = n, m, g, f, REVERSED[fn]
     return Contraction(batch, m, n, s.raxes, f, g, masks, fn)
+
+
+Axes = tuple[Axis, ...]
+
+
+def _repeated(m: Axes, n: Axes, batch: Axes, s: Space) -> tuple[Axes, Axes]:
+    """m and n with the axes along which results are the same (those of elements that were pooled),
+    each beside the one before it."""
+    sides = {a: side for side, axes in enumerate((m, n)) for a in axes}
+    held = next(sides[a] for a in s.axes if a in sides)
+    found: tuple[list[Axis], list[Axis]] = ([], [])
+    for a in s.axes:
+        held = sides.get(a, held)
+        if a not in batch:
+            found[held].append(a)
+    return tuple(found[0]), tuple(found[1])
+
+
+def _is_digit(n: tuple[Axis, ...], m: tuple[Axis, ...], s: Space) -> bool:
+    """Whether the last axis is a digit of a few values below one that runs along memory: `y[o, (i,
+    u), (j, v)]` over (o, u, v) and (i, j). Results along j are then a few elements apart."""
+    few = (n[-1].extent.const or DIGIT + 1) <= DIGIT and len(n) > 1
+    return few and m[-1] is s.axes[-2] and (m[-1].extent.const or TURNS + 1) > TURNS
 
 
 def _chooses(g: Expr, rows: tuple[Axis, ...], n: tuple[Axis, ...], s: Space) -> bool:
@@ -109,9 +141,11 @@ def _slides(e: Expr, kept: tuple[Axis, ...], reduced: tuple[Axis, ...]) -> bool:
 
 
 def _walks(e: Expr, along: Axis, last: Axis) -> bool:
-    """Whether memory is read along an axis, and not along the last one of the result."""
+    """Whether memory is read along an axis, and not along the last one of the result (of more than
+    a few turns)."""
     steps = [(unit_stride(x, along.var), unit_stride(x, last.var)) for x in loads(e)]
-    return any(a for a, _ in steps) and not any(b for _, b in steps)
+    few = (last.extent.const or TURNS + 1) <= TURNS
+    return any(a for a, _ in steps) and (few or not any(b for _, b in steps))
 
 
 def _vars(e: Expr) -> frozenset[str]:
