@@ -259,3 +259,21 @@ def test_lists_of_modules_of_different_sizes() -> None:
     assert "error" not in front(text).text
     wrong = front(text.replace("C*2**(i + 1)", "C*2**i + 1"))
     assert "E0303" in wrong.codes  # of an instance
+
+
+def test_a_conditional_size_is_between_its_sides() -> None:
+    text = """
+    module Part(D, wide=true):
+        assert D >= 3
+        def forward(x: real[B, D]) -> real[B]:
+            return sum(x[:, :3 if wide else 1], over=1) + x[:, D - 1 if wide else 0]
+        def rest(x: real[B, D]) -> real[B]:
+            n = 2 if wide else D
+            y[b, i:n] = x[b, i]
+            return sum(y, over=1)
+    export def f(a: Part(4), b: Part(4, wide=false), x: f32[B, 4]) -> (f32[B], f32[B]):
+        return a(x) + 10 * b(x), a.rest(x) + 10 * b.rest(x)
+    """
+    out = run(text, x=np.array([[1, 2, 3, 4]]))
+    assert np.allclose(out.results[0], [6 + 4 + 10 * (1 + 1)])
+    assert np.allclose(out.results[1], [3 + 100])

@@ -9,7 +9,7 @@ from nnc.ir.bounds import condition_facts
 from nnc.ir.expr import Expr, Load, Op, Select, rewrite, walk
 from nnc.ir.graph import Compute, Node, exprs_of, toposort
 from nnc.lang import ast
-from nnc.lang.dims import Dim
+from nnc.lang.dims import Dim, dim_max, dim_min
 from nnc.lang.elaborate.arith import element, elementwise, lift, settle, weak_kind
 from nnc.lang.elaborate.broadcasting import broadcast, common_dtype
 from nnc.lang.elaborate.clauses import (
@@ -215,9 +215,14 @@ def _either_size(cx: Context, e: ast.IfExpr, a: Weak, b: Weak) -> Dim | None:
     if a.dim == b.dim:
         return a.dim
     name = f"({a.dim} if {e.cond.span.text} else {b.dim})"
+    size = Dim.of(name)
     if not (cx.proves(a.dim - 1) and cx.proves(b.dim - 1)):
         cx.facts = replace(cx.facts, zero=cx.facts.zero | {name})
-    return Dim.of(name)
+    low, high = dim_min(a.dim, b.dim), dim_max(a.dim, b.dim)
+    for less, more in ((a.dim, b.dim), (b.dim, a.dim)):
+        low, high = (less, more) if cx.proves(more - less) else (low, high)
+    cx.facts = cx.facts.plus(size - low, high - size)
+    return size
 
 
 def _side(cx: Context, e: ast.Expr, known: Known) -> Value:

@@ -29,6 +29,7 @@ from nnc.lang.elaborate.values import (
     SubList,
     Tree,
     TreeParam,
+    Tuple,
     Unknown,
     Value,
 )
@@ -118,6 +119,16 @@ def _member(cx: Context, inst: Instance, m: ast.Member) -> None:
             _assertion(cx, inst, cond, message)
 
 
+def _buried(value: Seq | Tuple) -> bool:
+    """Whether modules stand in a tuple, or deeper than in one list: they would have no names."""
+    groups: list[Value | None] = [value]
+    if isinstance(value, Seq):
+        groups = list(value.items) if value.items is not None else [value.like]
+    found = [g.items or () for g in groups if isinstance(g, Seq | Tuple)]
+    found += [(g.like,) for g in groups if isinstance(g, Seq) and g.like is not None]
+    return any(isinstance(i, Module) for items in found for i in items)
+
+
 def _declared(value: Value, span: Span) -> Value | Sub | SubList:
     match value:
         case Module(inst=sub):
@@ -126,6 +137,12 @@ def _declared(value: Value, span: Span) -> Value | Sub | SubList:
             needed = [p.name for p in value.defn.params if p.default is None]
             help = f"`{span.text}({', '.join(needed)})` makes a sub-module"
             raise fail("E0802", f"`{value.defn.name}` is a module type", span, help=help)
+        case Seq() | Tuple() if _buried(value):
+            text = "a member is a module, or one list of modules"
+            help = "a list for each: `a = [...]`, `b = [...]`, and `for i in L: x = b[i](a[i](x))`"
+            raise fail(
+                "E0203", text, span, "modules inside of a list's items or a tuple", help=help
+            )
         case Seq(items=None, like=like):
             return SubList(None, like.inst if isinstance(like, Module) else None, span)
         case Seq(items=items) if items is not None and all(isinstance(i, Module) for i in items):
