@@ -22,6 +22,11 @@ export def f(x: f32[B, C, W], w: f32[O, C, 5]) -> f32[B, O, W - 4] where W > 4:
     y[b, o, i:W-4] = sum[c, u](x[b, c, i + u] * w[o, c, u])
     return y
 """
+ROW = """
+export def f(x: f32[W], w: f32[O, 9]) -> f32[O, W - 8] where W > 8:
+    y[o, i:W-8] = sum[u](x[i + u] * w[o, u])
+    return y
+"""
 SPACE = """
 export def f(x: f32[B, C, D, H, W], w: f32[O, C, 3, 3, 3]) -> f32[B, O, D, H, W]:
     y[b, o, h:D, i:H, j:W] = sum[c, s, u, v](
@@ -46,6 +51,9 @@ CASES = {
     "wide tiles": (plane(k=5, p=2), {"B": 2, "C": 11, "H": 19, "W": 31, "O": 3}),
     "half tiles": (plane(), {"B": 3, "C": 44, "H": 17, "W": 21, "O": 6}),
     "padded with a number": (plane(other="1.5"), {"B": 2, "C": 20, "H": 20, "W": 20, "O": 14}),
+    "tiles that copy": (plane(), {"B": 3, "C": 60, "H": 17, "W": 19, "O": 33}),
+    "tiles that copy, f64": (plane(t="f64"), {"B": 1, "C": 40, "H": 13, "W": 17, "O": 25}),
+    "one channel": (ROW, {"W": 700, "O": 40}),
     "f64": (plane(t="f64"), {"B": 3, "C": 30, "H": 13, "W": 17, "O": 15}),
     "dilated": (plane(d=2, p=2), {"B": 2, "C": 20, "H": 24, "W": 19, "O": 15}),
     "phases": (plane(k=7, s=2, p=3), {"B": 2, "C": 9, "H": 33, "W": 35, "O": 15}),

@@ -62,7 +62,9 @@ from nnc.codegen.contract_types import (
     Ready,
     Store,
     StoreRow,
+    Touch,
     block_columns,
+    panels_bytes,
     scratch_bytes,
     strided_store,
     wide,
@@ -81,10 +83,12 @@ __all__ = [
     "Store",
     "StoreRow",
     "Strided",
+    "Touch",
     "declarations",
     "emit_contraction",
     "emit_prepack",
     "packed_bytes",
+    "panels_bytes",
     "scratch_bytes",
     "strided_store",
     "support_kind",
@@ -141,10 +145,11 @@ class _Emission(RowTiles):
         self.depth = self.block_depth()
         self.blocks = flow.maximum(em, flow.ceil_div(em, c.k, self.depth), "1")
         self.one_block = flow.compare(em, "eq", self.blocks, "1")
-        self.copies = self.copies_panels(rows)
+        self.copies, self.line_copies = self.copies_panels(rows), self.copies_lines(rows)
         self.in_place = self.reads_in_place(rows)
         self.far = self.is_far(rows)
         self.b_far = self.is_b_far()
+        self.c_far = self.is_c_far()
         self.height = self.most_rows(rows)
         if t.fetches:
             pack_lists.list_nothing(em, t, self.a_panel)

@@ -3,7 +3,7 @@
 Kernels fetch the cache lines whose addresses are listed behind their panel of A (see
 `tile_kernels`), so that memory works while they multiply. Before each call one list is made: of
 rows of A that are packed next, of the block of B that comes next, or of panels that were packed
-before.
+before. The lines that a tile's results go to are asked for before its last kernel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from nnc.codegen import flow, pack_lists, tiles
 from nnc.codegen.contract_types import Emission, Range
 from nnc.codegen.operands import Strided
 
-_FAR = 1 << 19  # bytes of A from which on its rows are fetched ahead,
+_FAR = 1 << 19  # bytes of A from which on its rows are fetched ahead, or results' places,
 _B_FAR = 1 << 21  # and of B
 
 
@@ -39,6 +39,27 @@ class Ahead(Emission):
         if c.ready is None or far == "false":
             return far
         return flow.conjunction(em, flow.negate(em, c.ready.when), far)
+
+    def is_c_far(self) -> str:
+        """Whether the results lie in memory that is far."""
+        em, c = self.em, self.c
+        if c.touch is None:
+            return "false"
+        size = flow.mul(em, flow.mul(em, c.m, c.n), flow.mul(em, c.batches, str(self.t.size)))
+        return flow.compare(em, "sge", size, str(_FAR))
+
+    def fetch_results(self, part: Range, column: str, last: str, direct: str) -> None:
+        """Before the kernel that completes the sums: a store to a line that is not at hand waits in
+        a queue, as do all behind it; when that is full the next kernel waits too. (Kernels that add
+        to results, `direct`, have asked for them themselves.)"""
+        if self.c_far == "false":
+            return
+        assert self.c.touch is not None
+        em = self.em
+        adds = flow.conjunction(em, direct, flow.negate(em, self.one_block))
+        wanted = flow.conjunction(em, self.c_far, flow.negate(em, adds))
+        with flow.when(em, flow.conjunction(em, wanted, last)):
+            self.c.touch(em, part.start, column, part.size)
 
     def next_block(self, pc: str, columns: Range, follow: Range) -> tuple[Range, Range]:
         """The k and the columns of the block of B after this one (perhaps none)."""
@@ -78,7 +99,9 @@ class Ahead(Emission):
                 row, col = (ks.start, columns.start) if along else (columns.start, ks.start)
                 start = flow.add(em, row, first), col
                 pack_lists.list_rows(em, t, source, start, count, run, self.a_panel)
-            with flow.when(em, flow.negate(em, some)):
+            # Behind the last share nothing is listed once: the list stays as it is.
+            after = flow.compare(em, "slt", flow.sub(em, first, room), runs)
+            with flow.when(em, flow.conjunction(em, flow.negate(em, some), after)):
                 pack_lists.list_nothing(em, t, self.a_panel)
 
     def fetch_ready(self, b: str, tile: str, kc: str) -> None:

@@ -123,13 +123,21 @@ class RightOperand(Emission):
         em, t, c = self.em, self.t, self.c
         if not t.copying or not isinstance(c.b, Strided) or c.b.col_stride != "1" or c.b.stored:
             return "false"
+        near = flow.conjunction(em, self.one_block, flow.negate(em, self.clashes(c.b)))
+        copies = flow.conjunction(em, self.many_high(rows), near)
+        return copies if c.ready is None else flow.select(em, c.ready.when, "i1", "false", copies)
+
+    def copies_lines(self, rows: Range) -> str:
+        """Whether kernels of the first row tile pack panels in strips for the others."""
+        return self.many_high(rows) if self.c.panels and self.t.copying else "false"
+
+    def many_high(self, rows: Range) -> str:
+        """Whether there are several row tiles, all as high as those of kernels that copy."""
+        em, t = self.em, self.t
         more = flow.compare(em, "sgt", rows.size, str(t.rows))
         count = flow.maximum(em, flow.ceil_div(em, rows.size, str(t.rows)), "1")
-        first = flow.div(em, rows.size, count)
-        high = flow.compare(em, "sge", first, str(t.copying.start))
-        near = flow.conjunction(em, self.one_block, flow.negate(em, self.clashes(c.b)))
-        copies = flow.conjunction(em, flow.conjunction(em, more, high), near)
-        return copies if c.ready is None else flow.select(em, c.ready.when, "i1", "false", copies)
+        least = flow.div(em, rows.size, count)
+        return flow.conjunction(em, more, flow.compare(em, "sge", least, str(t.copying.start)))
 
     def clashes(self, b: Strided) -> str:
         """Whether the rows of B share sets of the cache."""
@@ -169,8 +177,8 @@ class RightOperand(Emission):
         t = self.t
         return Panels(ptr, str(t.panel * t.size), flow.mul(self.em, gap, str(t.size)))
 
-    def reading(self, right: Right, kernels: Kernels, kind: str, j: str) -> Read:
-        """At column j of the block, by the kernel of a kind (0, 1, 2)."""
+    def reading(self, right: Right, kernels: Kernels, kind: str, tile: str, j: str) -> Read:
+        """At column j of the block, by the kernel of a kind (0, 1, 2), in a row tile."""
         em, t = self.em, self.t
         b, b_k, b_panel = right.at(em, t, j)
         kernel = flow.offset(em, kernels.three, kind, "ptr")
@@ -180,8 +188,29 @@ class RightOperand(Emission):
             b_panel = flow.select(em, right.strips, "i64", row, b_panel)
             table = f"[3 x ptr], ptr @nnrt_lines_{t.dtype}, i64 {kernels.index}, i64 {kind}"
             lines = em.op(f"getelementptr {table}", "lines")
-            kernel = flow.select(em, flow.compare(em, "eq", b_k, row), "ptr", kernel, lines)
+            packed = flow.compare(em, "eq", b_k, row)
+            kernel = flow.select(em, packed, "ptr", kernel, lines)
+            if self.line_copies != "false":
+                first = flow.conjunction(em, self.line_copies, flow.compare(em, "eq", tile, "0"))
+                wide = flow.conjunction(em, first, flow.compare(em, "ne", kind, "0"))
+                when = flow.conjunction(em, flow.negate(em, packed), wide)
+                return self.copying_lines(when, Read(kernel, b, b_k, b_panel), right, kernels, j)
         return Read(em.op(f"load ptr, ptr {kernel}", "kernel"), b, b_k, b_panel)
+
+    def copying_lines(self, when: str, read: Read, right: Right, kernels: Kernels, j: str) -> Read:
+        """By a kernel that copies the panel in strips from column j, if `when`; the next row tiles
+        read the copy. (`read.kernel` is a place of the table.)"""
+        em, t = self.em, self.t
+        at = flow.mul(em, flow.div(em, j, str(t.panel)), right.first.b_panel)
+        to = flow.offset(em, self.c.panels, at, "i8")
+        behind = flow.sub(em, *(em.op(f"ptrtoint ptr {p} to i64", "at") for p in (to, read.b)))
+        table = f"[{t.rows} x ptr], ptr @nnrt_linecopies_{t.dtype}, i64 0, i64 {kernels.index}"
+        copy = em.op(f"getelementptr {table}", "copy")
+        kernel = flow.select(em, when, "ptr", copy, read.kernel)
+        with flow.when(em, when):
+            strips.put_place(em, t, self.area, j, to, str(t.panel * t.size))
+        b_panel = flow.select(em, when, "i64", behind, read.b_panel)
+        return Read(em.op(f"load ptr, ptr {kernel}", "kernel"), read.b, read.b_k, b_panel)
 
     def or_copying(
         self, read: Read, right: Right, kernels: Kernels, tile: str, j: str, at: tuple[str, str]

@@ -44,11 +44,12 @@ class RowTiles(Ahead, RightOperand):
             turn = flow.div(em, j, kernels.wide)
             self.fetch_next(rows, part, k, turn)
             self.fetch_block(ahead, turn, turns, k.size)
-            read = self.reading(right, kernels, kind, j)
+            read = self.reading(right, kernels, kind, ahead[0], j)
             self.fetch_ready(read.b, ahead[0], k.size)
             read = self.or_copying(read, right, kernels, ahead[0], j, (k.start, col))
             sums, valid = self.sums_of(part, strip, j), flow.minimum(em, width, left)
             to, apart, whole = self.direct(part.start, col, valid, width, sums)
+            self.fetch_results(part, col, last, whole)
             em.line(
                 f"call void {read.kernel}(ptr {self.a_panel}, ptr {read.b}, i64 {read.b_k}, "
                 f"i64 {read.b_panel}, i64 {k.size}, ptr {to}, i32 {again}{apart})"

@@ -23,6 +23,7 @@ PARTIAL_ROWS = 512  # rows of partial sums kept while B is packed once
 
 Store = Callable[[Emitter, str, str, str, str | None], None]
 StoreRow = Callable[[Emitter, str, str], None]  # (em, row, value)
+Touch = Callable[[Emitter, str, str, str], None]  # (em, row, col, rows)
 Columns = Callable[[Emitter, str, str, str | None, Callable[[StoreRow], None]], None]
 
 
@@ -46,7 +47,9 @@ class Contraction:
     columns: Columns | None = None
     batches: str = "1"  # so many, whose A lie one behind the other
     result: Strided | None = None  # where C lies, if the epilogue only stores there
-    strips: Strips | None = None  # how lines of B share memory
+    touch: Touch | None = None  # fetches the places of so many results of a panel's columns
+    strips: Strips | None = None  # how lines of B share memory,
+    panels: str = ""  # and room for a block of B's panels then (`panels_bytes`)
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,11 @@ def area_sizes(t: Tile) -> tuple[int, int, int, int, int]:
     a = KEPT * pack_lists.slot_bytes(t)
     b, c = depth * block_columns(t), PARTIAL_ROWS * block_columns(t)
     return pack_tables.stage_bytes(t), a, b * t.size, c * t.size, strips.AREA
+
+
+def panels_bytes(dtype: str, target: Target) -> int:
+    """Bytes of a block of B's panels."""
+    return area_sizes(tiles.tile(dtype, target))[2]
 
 
 def scratch_bytes(dtype: str, target: Target) -> int:
@@ -112,10 +120,12 @@ class Emission:
     one_block: str  # i1: whether that is all
     height: str  # rows of a tile
     tiles_: str  # row tiles of the block of rows
-    copies: str  # i1: whether kernels pack B for the row tiles after the first
+    copies: str  # i1: whether kernels pack B for the row tiles after the first,
+    line_copies: str  # or the panels that lie in strips
     in_place: str  # i1: whether full panels of B are read where they lie
     far: str  # i1: whether rows of A,
-    b_far: str  # and B, are fetched ahead
+    b_far: str  # and B, are fetched ahead,
+    c_far: str  # and where results go
     kept: str  # i1: whether panels of A are kept for the next block of columns
     packs: str  # i1: whether they must be packed for this one
 

@@ -31,7 +31,7 @@ class Leaves(LeafResults):
 
     def start(self) -> None:
         super().start()
-        self.rooms: dict[DType, str] = {}
+        self.rooms: dict[str, str] = {}
         self.sure = False  # that the call has the copies
 
     def contraction(self, c: Contract) -> None:
@@ -192,6 +192,9 @@ class Leaves(LeafResults):
         m, n, k = groups
         dtype = kind(c)
         self.contractions |= {dtype}
+        b = self.operand(c.b, k, n)
+        in_place = isinstance(b, contract.Strided)
+        strips = None if in_place or ready is not None else self.strips_of(c, k, n)
         done = contract.Contraction(
             dtype,
             self.target,
@@ -199,7 +202,7 @@ class Leaves(LeafResults):
             self.uniform(n.extent).text,
             self.uniform(k.extent).text,
             self.operand(c.a, m, k),
-            self.operand(c.b, k, n),
+            b,
             self.epilogue(c, m, n),
             self.tile_scratch(dtype),
             tid,
@@ -209,7 +212,9 @@ class Leaves(LeafResults):
             self.columns(c, m, n),
             self.follow(c),
             self.result(c, m, n),
-            None if ready is not None else self.strips_of(c, k, n),
+            self.touch(c, m, n),
+            strips,
+            "" if strips is None else self.panels_room(dtype),
         )
         contract.emit_contraction(self.em, done)
 
@@ -248,6 +253,13 @@ class Leaves(LeafResults):
         if dtype not in self.rooms:
             self.rooms[dtype] = self.scratch(Dim.of(contract.scratch_bytes(dtype, self.target)))
         return self.rooms[dtype]
+
+    def panels_room(self, dtype: DType) -> str:
+        """Room for a block of panels: as above."""
+        key = f"{dtype} panels"
+        if key not in self.rooms:
+            self.rooms[key] = self.scratch(Dim.of(contract.panels_bytes(dtype, self.target)))
+        return self.rooms[key]
 
     def scratch(self, size: Dim) -> str:
         raise NotImplementedError

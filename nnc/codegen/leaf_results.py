@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from nnc.codegen import contract, flow
+from nnc.codegen import contract, flow, tiles
 from nnc.codegen.emit import Emitter
 from nnc.codegen.leaf_operands import LeafOperands, kind
 from nnc.codegen.memory import flat
 from nnc.codegen.scopes import Value
 from nnc.codegen.windows import Group, digits
-from nnc.ir.expr import Load, Var
+from nnc.ir.expr import Idx, Load, Var
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Contract, Store
 from nnc.lang.dims import ONE, ZERO, Dim
@@ -112,6 +112,30 @@ class LeafResults(LeafOperands):
             yield
         self.ranges |= ranges
         self.groups, self.split = before
+
+    def touch(self, c: Contract, m: Group, n: Group) -> contract.Touch | None:
+        """Fetches what a panel's columns of rows are stored to, where they lie together."""
+        t = tiles.tile(kind(c), self.target)
+        stores = [s for s in c.epilogue if isinstance(s, Store)]
+        plain = all(isinstance(i, Idx) for s in stores for i in s.index)
+        if not t.fetches or not stores or not plain:
+            return None
+        if not all(self.is_run(s, n) for s in stores) and self.longest_run(c, n) is None:
+            return None
+
+        def touch(em: Emitter, row: str, col: str, rows: str) -> None:
+            with (
+                flow.loop(em, "0", rows) as i,
+                self.inside_tile(m, flow.add(em, row, i)),
+                self.bound(n.var, col, n.extent),
+            ):
+                for s in stores:
+                    place = self.pointer(s.buffer, self.merged(flat(s.buffer, s.index)), ()).text
+                    for byte in range(0, t.panel * t.size, 64):
+                        line = flow.offset(em, place, str(byte), "i8")
+                        em.line(f"call void @llvm.prefetch.p0(ptr {line}, i32 1, i32 3, i32 1)")
+
+        return touch
 
     def result(self, c: Contract, m: Group, n: Group) -> contract.Strided | None:
         """Where the sums go that are only stored, along whole rows."""

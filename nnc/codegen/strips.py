@@ -7,8 +7,9 @@ of the columns and of the rows that u adds at the end (of each picture b). The m
 and u rows further on. At stride s there is a strip for each phase u % s.
 
 The columns stay as they are: a panel within one picture lies in its strips at successive
-positions. Where a panel holds the end of a picture it is put together from the strips, as it would
-have been packed, by
+positions. Where there are several row tiles, the kernels of the first also copy such panels, and
+the others read the copies: aligned, without a table. Where a panel holds the end of a picture it is
+put together from the strips, as it would have been packed, by
 
     void nnrt_join_<dtype>(from, gap, split, count, period, table, kc, to)
 
@@ -192,7 +193,7 @@ def _places(em: Emitter, t: Tile, s: Strips, b: Block, shape: Shape, spare: str)
         here = flow.offset(em, b.to, at, t.type)
         one = flow.compare(em, "sge", split, count)
         with flow.when(em, one):
-            put_place(em, t, b, j, here, table)
+            put_place(em, t, b.area, j, here, table)
         with flow.when(em, flow.negate(em, one)):
             at = em.op(f"load i64, ptr {next_}", "next")
             to = flow.offset(em, b.to, at, t.type)
@@ -201,13 +202,13 @@ def _places(em: Emitter, t: Tile, s: Strips, b: Block, shape: Shape, spare: str)
                 f"call void {join_name(t)}(ptr {here}, i64 {gap}, i64 {split}, i64 {count}, "
                 f"i64 {s.period}, ptr {b.area}, i64 {b.kc}, ptr {to})"
             )
-            put_place(em, t, b, j, to, str(t.panel * t.size))
+            put_place(em, t, b.area, j, to, str(t.panel * t.size))
             em.line(f"store i64 {flow.add(em, at, b.packed_gap)}, ptr {next_}")
 
 
-def put_place(em: Emitter, t: Tile, b: Block, j: str, ptr: str, step: str) -> None:
+def put_place(em: Emitter, t: Tile, area: str, j: str, ptr: str, step: str) -> None:
     """Of the panel from column j of the block on; `step`: bytes between lines, or the table."""
-    entry = _entry(em, t, b.area, j)
+    entry = _entry(em, t, area, j)
     em.line(f"store ptr {ptr}, ptr {entry}")
     em.line(f"store i64 {step}, ptr {flow.offset(em, entry, '8', 'i8')}")
 
@@ -217,7 +218,7 @@ def packed_places(em: Emitter, t: Tile, b: Block) -> None:
     panel = str(t.panel)
     with flow.loop(em, "0", b.size, panel) as j:
         at = flow.mul(em, flow.div(em, j, panel), b.packed_gap)
-        put_place(em, t, b, j, flow.offset(em, b.to, at, t.type), str(t.panel * t.size))
+        put_place(em, t, b.area, j, flow.offset(em, b.to, at, t.type), str(t.panel * t.size))
 
 
 def place_of(em: Emitter, t: Tile, area: str, j: str) -> tuple[str, str]:
@@ -245,7 +246,8 @@ _JOIN = "ptr, i64, i64, i64, i64, ptr, i64, ptr"
 def declarations(t: Tile) -> tuple[str, ...]:
     """Lines for a module that refers to them."""
     kernels = f"@nnrt_lines_{t.dtype} = external constant [{t.rows} x [3 x ptr]]"
-    return kernels, f"declare void {join_name(t)}({_JOIN})"
+    copies = f"@nnrt_linecopies_{t.dtype} = external constant [{t.rows} x ptr]"
+    return kernels, copies, f"declare void {join_name(t)}({_JOIN})"
 
 
 def definitions(t: Tile, target: Target) -> str:

@@ -20,7 +20,8 @@ all contractions of a process share one set.
     void nnrt_copy_<dtype>_<height>(the same)
 
 of floats, for the greater heights, are kernels of one panel that also copy it, without gaps, to
-where it is `b_panel` bytes behind b: what the other rows read then is packed, at no cost.
+where it is `b_panel` bytes behind b: what the other rows read then is packed, at no cost. So do
+`nnrt_linecopy_...` with panels whose lines are found by a table (`strips`).
 
 Behind the panel of A, at `Tile.panel_bytes`, kernels of floats expect a list of addresses: one for
 every UNROLL k (as far apart as these are in a row). They are fetched to the second level of the
@@ -50,8 +51,8 @@ def kernel_name(t: Tile, height: int, vectors: int, lines: bool = False) -> str:
     return f"nnrt_{'lines' if lines else 'tile'}_{t.dtype}_{height}x{vectors}"
 
 
-def copying_name(t: Tile, height: int) -> str:
-    return f"nnrt_copy_{t.dtype}_{height}"
+def copying_name(t: Tile, height: int, lines: bool = False) -> str:
+    return f"nnrt_{'linecopy' if lines else 'copy'}_{t.dtype}_{height}"
 
 
 State = list[str]
@@ -74,7 +75,7 @@ class _Kernel:
     def text(self) -> str:
         em, t = self.em, self.t
         name = kernel_name(t, self.height, self.vectors, self.lines)
-        name = copying_name(t, self.height) if self.copies else name
+        name = copying_name(t, self.height, self.lines) if self.copies else name
         em.label("entry")
         b = ["%b"]
         for _ in range(1, self.panels):
@@ -82,7 +83,7 @@ class _Kernel:
         self.bases = b
         if self.lines:
             em.line("%table = inttoptr i64 %b_k to ptr")
-            b = ["%table"]
+            b = ["%table", *b[1:]] if self.copies else ["%table"]
         self.moving = len(b)
         em.line(f"%turns = udiv i64 %kc, {UNROLL}")
         em.line(f"%rest = urem i64 %kc, {UNROLL}")
@@ -133,7 +134,7 @@ class _Kernel:
         if unroll == UNROLL and t.fetches:
             self.fetch(a)
         for u in range(unroll):
-            row = self.b_line(b[0]) if self.lines else self.b_row(b)
+            row = self.b_line(b) if self.lines else self.b_row(b)
             for i in range(self.height):
                 x = self.broadcast(a, i * t.a_row + u)
                 for j, y in enumerate(row):
@@ -174,21 +175,25 @@ class _Kernel:
                 p = em.op(f"getelementptr {t.vector}, ptr {p}, i64 {v}", "b")
             row.append(em.op(f"load {t.vector}, ptr {p}, align {t.size}", "y"))
             if self.copies:
-                to = em.op(f"getelementptr {t.vector}, ptr {b[1]}, i64 {v}", "to")
-                em.line(f"store {t.vector} {row[-1]}, ptr {to}")
+                self.copy(row[-1], b[1], v)
             if (j * t.lanes * t.size) % 64 == 0:
                 q = em.op(f"getelementptr i8, ptr {p}, i64 {far}", "q")
                 em.line(f"call void @llvm.prefetch.p0(ptr {q}, i32 0, i32 3, i32 1)")
         return row
 
-    def b_line(self, table: str) -> list[str]:
-        """Of the strips' positions: where they lie across three cache lines, all are fetched."""
+    def copy(self, x: str, to: str, vector: int) -> None:
         em, t = self.em, self.t
+        place = em.op(f"getelementptr {t.vector}, ptr {to}, i64 {vector}", "to")
+        em.line(f"store {t.vector} {x}, ptr {place}")
+
+    def b_line(self, b: State) -> list[str]:
+        """Of the strips' positions: where they lie across three cache lines, all are fetched."""
+        em, t, table = self.em, self.t, b[0]
         place = em.op(f"getelementptr i32, ptr {table}, i64 {_LINES_AHEAD}", "place")
         at, far = (em.op(f"load i32, ptr {p}, align 4", "line") for p in (table, place))
         at, far = (em.op(f"sext i32 {x} to i64", "line") for x in (at, far))
         row: list[str] = []
-        for j, base in enumerate(self.bases):
+        for j, base in enumerate(self.bases[:1] if self.copies else self.bases):
             p = em.op(f"getelementptr i8, ptr {base}, i64 {at}", "b")
             q = em.op(f"getelementptr i8, ptr {base}, i64 {far}", "q")
             some = min(VECTORS, self.vectors - j * VECTORS) * t.lanes * t.size
@@ -198,6 +203,8 @@ class _Kernel:
             for v in range(some // (t.lanes * t.size)):
                 x = em.op(f"getelementptr {t.vector}, ptr {p}, i64 {v}", "b")
                 row.append(em.op(f"load {t.vector}, ptr {x}, align {t.size}", "y"))
+                if self.copies:
+                    self.copy(row[-1], b[1], v)
         return row
 
     def broadcast(self, a: str, element: int) -> str:
@@ -246,16 +253,23 @@ def _table(t: Tile, name: str, lines: bool = False) -> str:
     return f"@nnrt_{name}_{t.dtype} = constant [{t.rows} x [3 x ptr]] [{kernels}]\n"
 
 
+def _copies(t: Tile, name: str, lines: bool = False) -> str:
+    """By height - 1: the kernels that copy."""
+    copies = ", ".join(
+        f"ptr @{copying_name(t, h, lines)}" if h in t.copying else "ptr null"
+        for h in range(1, t.rows + 1)
+    )
+    return f"@nnrt_{name}_{t.dtype} = constant [{t.rows} x ptr] [{copies}]\n"
+
+
 def _tables(t: Tile) -> str:
     """By height - 1: the three kernels, and the columns of the widest."""
     heights = range(1, t.rows + 1)
     wide = ", ".join(f"i64 {t.wide(h)}" for h in heights)
-    copies = ", ".join(
-        f"ptr @{copying_name(t, h)}" if h in t.copying else "ptr null" for h in heights
-    )
     return (
-        f"@nnrt_copies_{t.dtype} = constant [{t.rows} x ptr] [{copies}]\n"
-        f"@nnrt_wide_{t.dtype} = constant [{t.rows} x i64] [{wide}]\n" + _table(t, "tiles")
+        _copies(t, "copies")
+        + f"@nnrt_wide_{t.dtype} = constant [{t.rows} x i64] [{wide}]\n"
+        + _table(t, "tiles")
     )
 
 
@@ -324,7 +338,9 @@ def line_definitions(t: Tile, target: Target) -> str:
         for h in range(1, t.rows + 1)
         for v in sorted(set(t.vectors(h)))
     )
-    return "\n".join((*kernels, _table(t, "lines", lines=True)))
+    copying = (_Kernel(t, target, h, VECTORS, True, True).text() for h in t.copying)
+    tables = _table(t, "lines", lines=True), _copies(t, "linecopies", lines=True)
+    return "\n".join((*kernels, *copying, *tables))
 
 
 def kernel_text(t: Tile, target: Target, height: int, vectors: int) -> str:

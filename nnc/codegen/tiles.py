@@ -63,8 +63,9 @@ class Tile:
 
     @property
     def copying(self) -> range:
-        """The heights of kernels that copy B."""
-        return range(-(-2 * self.rows // 3), self.rows + 1) if self.fetches else range(0)
+        """The heights of kernels that copy B: of one panel, as the widest of that height are."""
+        high = range(-(-2 * self.rows // 3), self.rows + 1) if self.fetches else range(0)
+        return high if all(self.wide(h) == self.panel for h in high) else range(0)
 
     @property
     def panel_bytes(self) -> int:
