@@ -306,7 +306,8 @@ def bounds(graph: Graph, dims: Dims, values: Values, want: Values) -> dict[str, 
 def slopes(graph: Graph, dims: Dims, values: Values, seed: int) -> None:
     """The reverse derivative of all results along a random direction against differences in float64.
 
-    A kink nearby shows in differences that do not agree with each other: then nothing is said.
+    A kink nearby shows in differences that do not agree with each other: then nothing is said, nor
+    where an argument is infinite (a step does not move it; zero times it is NaN in a gradient).
     """
     forward, backward, wrt = forward_backward(graph)
     verify(forward, "split")
@@ -319,6 +320,8 @@ def slopes(graph: Graph, dims: Dims, values: Values, seed: int) -> None:
         k: np.asarray(v, np.float64) if np.asarray(v).dtype.kind == "f" else v
         for k, v in values.items()
     }
+    if not all(np.isfinite(values[k]).all() for k in wrt):
+        return
     done = interpret.run(forward, dims, values).results
     dy = {n: rng.standard_normal(np.shape(done[n])) for n in floats}
     more = {f"d.{n}": d for n, d in dy.items()}
