@@ -10,13 +10,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from nnc.ir.bounds import Ranges, axis_ranges, loop_facts, prove
-from nnc.ir.expr import Const, Expr, Idx, Load, Select, rewrite, walk
+from nnc.ir.expr import Const, Expr, Idx, Load, rewrite, walk
 from nnc.ir.graph import Axis, Compute, Graph, Node
 from nnc.ir.rewrite import replace_operands, with_roots
 from nnc.ir.scalar import const, op
 from nnc.lang.dims import ZERO, Dim, Facts, dim_max, dim_min, dim_prod
 from nnc.lang.types import TensorType
-from nnc.passes.schedule.circular import clamped, remainder
+from nnc.passes.schedule.circular import Choice, clamped, either, remainder
 
 LEAST = 4  # terms of a sum that are worth a copy
 
@@ -128,7 +128,7 @@ class _Sum:
 
     def copy(self, e: Load, spans: list[Span | None]) -> Compute:
         axes: list[Axis] = []
-        places: list[list[tuple[Expr | None, Expr]]] = []
+        places: list[list[Choice]] = []
         for d, (i, size, s) in enumerate(zip(e.index, e.tensor.type.shape, spans, strict=True)):
             assert isinstance(i, Idx), e
             axis = Axis(f"$w{d}", size if s is None else s[1] - s[0] + 1)
@@ -143,13 +143,13 @@ class _Sum:
                 places.append([(None, i)])
         sure = all(prove(n - 1, self.given, {}) for n in e.tensor.type.shape)
         zero = Const("bool", False) if e.dtype == "bool" else const(0, e.dtype)
-        body = _chosen(replace(e, other=None if sure else zero), places, ())
+        body = either(replace(e, other=None if sure else zero), places)
         kind = TensorType(e.dtype, tuple(a.extent for a in axes))
         return Compute(type=kind, span=self.node.span, axes=tuple(axes), body=body)
 
 
-def _places(i: Expr, at: Dim, size: Dim) -> list[tuple[Expr | None, Expr]]:
-    """An index with another inner part: what it may be, and where it is that (None: else)."""
+def _places(i: Expr, at: Dim, size: Dim) -> list[Choice]:
+    """An index with another inner part."""
     held = clamped(i)
     if held is not None:
         _, low, high = held
@@ -157,15 +157,3 @@ def _places(i: Expr, at: Dim, size: Dim) -> list[tuple[Expr | None, Expr]]:
         return [(None, Idx(at if high is None else dim_min(at, high)))]
     before, behind = op("lt", Idx(at), Idx(ZERO)), op("ge", Idx(at), Idx(size))
     return [(before, Idx(at + size)), (behind, Idx(at - size)), (None, Idx(at))]
-
-
-def _chosen(e: Load, left: list[list[tuple[Expr | None, Expr]]], index: tuple[Expr, ...]) -> Expr:
-    """The load where the first components of its index are known."""
-    if not left:
-        return replace(e, index=index)
-    out: Expr | None = None
-    for cond, i in reversed(left[0]):
-        inner = _chosen(e, left[1:], (*index, i))
-        out = inner if cond is None or out is None else Select(e.dtype, cond, inner, out)
-    assert out is not None, e
-    return out

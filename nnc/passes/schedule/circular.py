@@ -9,7 +9,7 @@ between them are read by whole vectors. So are reads held at the ends, `x[min(ma
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 from nnc.ir.bounds import Ranges, axis_ranges, loop_facts, prove
@@ -56,7 +56,7 @@ def _is_size(d: Dim) -> bool:
     return not any(n.startswith("$") for n in d.names)
 
 
-Choice = tuple[Expr | None, Expr]  # an index, and where it is the one (None: else)
+Choice = tuple[Expr | None, Expr]  # where an index is the one (None: else), and the index
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class _Known:
         found = [self.choices(i, n) for i, n in pairs]
         if found and (held := clamped(e.index[-1])) is not None:  # along others, rows are read
             found[-1] = self.ends(e.index[-1], *held)
-        return _chosen(e, found, ()) if 1 < prod(map(len, found)) <= MOST else e
+        return either(e, found) if 1 < prod(map(len, found)) <= MOST else e
 
     def choices(self, e: Expr, extent: Dim) -> list[Choice]:
         f = remainder(e)
@@ -104,13 +104,13 @@ class _Known:
         return prove(p, self.facts, self.ranges)
 
 
-def _chosen(e: Load, left: Sequence[list[Choice]], index: tuple[Expr, ...]) -> Expr:
-    """The load where the first components of its index are known."""
-    if not left:
-        return Load(e.dtype, e.tensor, index)
+def either(e: Load, places: Sequence[list[Choice]], index: tuple[Expr, ...] = ()) -> Expr:
+    """The load with each component of its index one of its places (the first are `index`)."""
+    if not places:
+        return replace(e, index=index)
     out: Expr | None = None
-    for cond, i in reversed(left[0]):
-        inner = _chosen(e, left[1:], (*index, i))
+    for cond, i in reversed(places[0]):
+        inner = either(e, places[1:], (*index, i))
         out = inner if cond is None or out is None else Select(e.dtype, cond, inner, out)
     assert out is not None, e
     return out
