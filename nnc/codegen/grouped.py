@@ -1,8 +1,8 @@
 """Products of rows with matrices that data chooses (`x[n, d] * w[expert[n], f, d]`): rows that
 chose the same matrix are rows of one contraction.
 
-Each thread finds them: it writes down what each row chooses, and for the first row of each choice a
-list of all that chose it. The sums are those that a row alone would have.
+Each thread finds them, in time proportional to the rows: it writes down what each row chooses, and
+links the rows of each choice. The sums are those that a row alone would have.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ _CHOICE = "$.choice"
 
 @dataclass(frozen=True)
 class _Lists:
-    """What each row chooses (-1: it is done), and the rows of one choice, as i64."""
+    """As i64: what each row chooses, the next row that chooses so, how many there are from a row
+    on, the first row of each choice (anything where there is none), and the rows of one choice."""
 
     choices: str
+    next: str
+    counts: str
+    first: str
     rows: str
 
 
@@ -47,14 +51,17 @@ class Grouped(Thin):
         index = (*c.b.index[:at], Idx(Dim.of(_CHOICE)), *c.b.index[at + 1 :])
         part = replace(c, batch=(), m=c.batch, b=replace(c.b, index=index, check=None))
         m, n, k = groups_of(part)
-        lists = _Lists(self.scratch(m.extent * 8), self.scratch(m.extent * 8))
+        lengths = (m.extent, m.extent, m.extent, size, m.extent)
+        lists = _Lists(*(self.scratch(n * 8) for n in lengths))
         with self.merged_axes([m, n, k]):
             count = self.uniform(m.extent).text
             self.write_choices(c.b, at, m, count, lists)
-            with self.counted("0", count) as first:
-                choice = self.entry(lists.choices, first)
-                with flow.when(self.em, flow.compare(self.em, "sge", choice, "0")), self.scope():
-                    some = self.alike(first, count, choice, lists)
+            self.link(count, lists)
+            with self.counted("0", count) as row:
+                choice = self.entry(lists.choices, row)
+                is_first = flow.compare(self.em, "eq", self.entry(lists.first, choice), row)
+                with flow.when(self.em, is_first), self.scope():
+                    some = self.alike(row, lists)
                     with self.bound(_CHOICE, choice, size):
                         self.together(part, (replace(m, places=lists.rows), n, k), some)
         return True
@@ -68,26 +75,41 @@ class Grouped(Thin):
                 ok = self.inside(index, extent)
                 self.report(ok, index, extent, self.guard, b.check)
                 index = self.select(ok, index, Value("0", "i64"))
-            place = flow.offset(self.em, lists.choices, i, "i64")
-            self.em.line(f"store i64 {index.text}, ptr {place}")
+            self.put(lists.choices, i, index.text)
+
+    def link(self, count: str, lists: _Lists) -> None:
+        """From the last row to the first. What stands in `first` is right if a row behind this one
+        chooses the same: that row has written it."""
+        em = self.em
+        with self.counted("0", count) as turn:
+            row = flow.sub(em, flow.sub(em, count, "1"), turn)
+            choice = self.entry(lists.choices, row)
+            next_ = self.entry(lists.first, choice)
+            behind = flow.compare(em, "sgt", next_, row)
+            behind = flow.conjunction(em, behind, flow.compare(em, "slt", next_, count))
+            next_ = flow.select(em, behind, "i64", next_, row)
+            same = flow.compare(em, "eq", self.entry(lists.choices, next_), choice)
+            more = flow.conjunction(em, behind, same)
+            others = flow.select(em, more, "i64", self.entry(lists.counts, next_), "0")
+            self.put(lists.next, row, next_)
+            self.put(lists.counts, row, flow.add(em, others, "1"))
+            self.put(lists.first, choice, row)
+
+    def put(self, of: str, i: str, x: str) -> None:
+        self.em.line(f"store i64 {x}, ptr {flow.offset(self.em, of, i, 'i64')}")
 
     def entry(self, of: str, i: str) -> str:
         return self.em.op(f"load i64, ptr {flow.offset(self.em, of, i, 'i64')}", "entry")
 
-    def alike(self, first: str, count: str, choice: str, lists: _Lists) -> str:
-        """Lists the rows from `first` on that choose so, which are done then; how many."""
-        em, slot = self.em, self.alloca("i64")
-        em.line(f"store i64 0, ptr {slot}")
-        with self.counted(first, count) as i:
-            place = flow.offset(em, lists.choices, i, "i64")
-            own = em.op(f"load i64, ptr {place}", "own")
-            same = flow.compare(em, "eq", own, choice)
-            found = em.op(f"load i64, ptr {slot}", "found")
-            em.line(f"store i64 {i}, ptr {flow.offset(em, lists.rows, found, 'i64')}")
-            em.line(f"store i64 {flow.select(em, same, 'i64', '-1', own)}, ptr {place}")
-            more = flow.add(em, found, em.op(f"zext i1 {same} to i64", "one"))
-            em.line(f"store i64 {more}, ptr {slot}")
-        return em.op(f"load i64, ptr {slot}", "some")
+    def alike(self, first: str, lists: _Lists) -> str:
+        """Lists the rows that choose as the first one does; how many."""
+        em, at, some = self.em, self.alloca("i64"), self.entry(lists.counts, first)
+        em.line(f"store i64 {first}, ptr {at}")
+        with self.counted("0", some) as i:
+            row = em.op(f"load i64, ptr {at}", "row")
+            self.put(lists.rows, i, row)
+            em.line(f"store i64 {self.entry(lists.next, row)}, ptr {at}")
+        return some
 
     def together(self, c: Contract, groups: tuple[Group, Group, Group], rows: str) -> None:
         m, n, k = groups
