@@ -194,6 +194,17 @@ def f(x: real[B, T])
     assert isinstance(f, ast.FuncDef) and f.returns and f.where and len(f.body) == 1
 
 
+def test_a_body_may_be_one_line() -> None:
+    text = """
+def f(x: real) -> real: return x
+adjoint f(x; y, dy): return dy
+def g(x: real[N]) -> real[N]:
+    y = for n in N: yield x[n]
+    return y
+"""
+    assert len(read(text).decls) == 3
+
+
 def test_a_dangling_operator_does_not_take_the_next_statement() -> None:
     assert errors("def f(x: real) -> real:\n    y = x +\n    return y\n") == [("E0100", 2, 12)]
 

@@ -244,7 +244,10 @@ def _number(t: _Text, i: _Loop) -> None:
     single = t.let(f"icmp eq i64 {t.field('%record', Input.WIDTH)}, 4")
     t.jump(single, "single", "double")
     t.label("single")
-    t.put(f"store float {t.let(f'fptrunc double {value} to float')}, ptr {cell}")
+    short = t.let(f"fptrunc double {value} to float")
+    for compare, infinity in (("olt", "0x7FF0000000000000"), ("ogt", "0xFFF0000000000000")):
+        t.unless(t.let(f"fcmp {compare} float {short}, {infinity}"), "slow", f"finite.{compare}")
+    t.put(f"store float {short}, ptr {cell}")
     t.put("br label %placed")
     t.label("double")
     t.put(f"store double {value}, ptr {cell}")

@@ -76,10 +76,11 @@ class Situation:
         """What the grammar lets through and the place forbids."""
         token = self.line.tokens[at]
         starts = at == 0 or self.line.tokens[at - 1].type == "COLON"
+        around = (*self.open, self.line) if at else self.open
         match token.type:
-            case "RETURN" if starts and not any(x.head in ("DEF", "ADJOINT") for x in self.open):
+            case "RETURN" if starts and not any(x.head in ("DEF", "ADJOINT") for x in around):
                 return outside_function(token)
-            case "YIELD" if starts and not any(collects(x) for x in self.open):
+            case "YIELD" if starts and not any(collects(x) for x in around):
                 return outside_loop(token)
             case "EDITION" if self.previous is not None:
                 message = "`edition` comes first in a file"

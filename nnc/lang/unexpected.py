@@ -58,6 +58,8 @@ def _other_syntax(stop: Stop) -> str | None:
     """Results, generators, decimals, choices and remarks as other languages write them."""
     token, before, after = stop.token, stop.before, stop.after
     outer = [t.type for t in stop.tokens[: stop.at] if t.opener is None]
+    if stop.head == "DEF" and token.text == "," and token.opener is None and "EQUAL" in outer:
+        return "several values stand in brackets: `= (a, b)`"
     if stop.head == "DEF" and token.text == "," and token.opener is None and "ARROW" in outer:
         return "several results stand in brackets: `-> (real[B], real[B])`"
     if stop.head == "DEF" and token.type == "COLON" and "COLON" in outer:

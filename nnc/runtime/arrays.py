@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 import sys
 from typing import Any
@@ -40,7 +41,8 @@ def dim_argument(function: str, arg: ArgSig, value: Any) -> int:
             f"{function}: {arg.name} is a size, an integer; got {_described(value)}"
         )
     if int(value) >= 1 << 62:
-        raise ArgumentError(f"{function}: {arg.name} = {value} is too big")
+        shown = value if int(value) < 1 << 128 else "a huge number"
+        raise ArgumentError(f"{function}: {arg.name} = {shown} is too big")
     return int(value)
 
 
@@ -96,16 +98,35 @@ def _scalar(function: str, arg: ArgSig, value: Any) -> Array:
     if not fits:
         raise DtypeError(
             f"{function}: {arg.name} is {dtype}, got {_described(value)}\n"
-            f"  help: {_python_cast(kind)}({arg.name})"
+            f"  help: {_python_cast(kind, arg.name, value)}"
         )
-    if dtype == "bf16":
-        return _bf16(float(value))
-    if kind in "iu":
-        limits = np.iinfo(numpy_dtype(dtype))
-        if not limits.min <= int(value) <= limits.max:
-            raise DtypeError(f"{function}: {arg.name} = {value} does not fit {dtype}")
-    with np.errstate(over="ignore"):
+    limits = np.iinfo(numpy_dtype(dtype)) if kind in "iu" else None
+    if limits is not None and not limits.min <= int(value) <= limits.max:
+        raise _too_large(function, arg, value)
+    if kind != "f":
         return np.array(value, numpy_dtype(dtype))
+    try:
+        number = float(value)
+    except OverflowError:
+        raise _too_large(function, arg, value) from None
+    if math.isfinite(number) and abs(number) >= _INFINITE_FROM.get(dtype, math.inf):
+        raise _too_large(function, arg, value)
+    return _bf16(number) if dtype == "bf16" else np.array(number, numpy_dtype(dtype))
+
+
+# Where rounding to nearest gives an infinity: half a step above the largest number.
+_INFINITE_FROM = {
+    "f16": 65520.0,
+    "bf16": math.ldexp(2 - 2**-8, 127),
+    "f32": math.ldexp(2 - 2**-24, 127),
+}
+
+
+def _too_large(function: str, arg: ArgSig, value: Any) -> DtypeError:
+    assert arg.type is not None, arg
+    whole = isinstance(value, int)  # of so many digits that Python does not print it
+    shown = "a huge number" if whole and value.bit_length() > 128 else f"{value}"
+    return DtypeError(f"{function}: {arg.name} = {shown} does not fit {arg.type.dtype}")
 
 
 def _bf16(value: float) -> Array:
@@ -118,8 +139,10 @@ def _bf16(value: float) -> Array:
     return np.array((bits + 0x7FFF + (bits >> 16 & 1)) >> 16, np.uint16)  # to nearest, ties to even
 
 
-def _python_cast(kind: str) -> str:
-    return {"b": "bool", "f": "float"}.get(kind, "int")
+def _python_cast(kind: str, name: str, value: Any) -> str:
+    number = f"{name}.real" if isinstance(value, complex | np.complexfloating) else name
+    cast = {"b": "bool", "f": "float"}.get(kind, "int")
+    return f"{cast}({number})"
 
 
 def _from_dlpack(function: str, arg: ArgSig, value: Any) -> Array:

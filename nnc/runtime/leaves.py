@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import weakref
 import zlib
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence, ValuesView
+from collections.abc import ItemsView, Iterable, Iterator, KeysView, Mapping, Sequence, ValuesView
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NoReturn
@@ -242,6 +242,12 @@ class Store:
             array[...] = given
             self.version += 1
 
+    @boundary
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in _ATTRIBUTES and not name.startswith("_"):
+            raise AttributeError(_no_attribute(self._title(), name, self._arrays))
+        object.__setattr__(self, name, value)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._arrays)
 
@@ -277,12 +283,25 @@ class Store:
 
 
 Mapping.register(Store)
+_ATTRIBUTES = frozenset(("sig", "layout", "span", "addresses", "counter", "version"))
+
+
+def _no_attribute(owner: str, name: str, keys: Iterable[str]) -> str:
+    """Tensors are items, not attributes."""
+    if name in keys:
+        return f"a tensor of {owner} is reached by its key\n  help: [{name!r}] for .{name}"
+    return f"{owner} has no attribute {name!r}{nearest(name, keys)}"
 
 
 def _fitting(key: str, dtype: DType, array: Array, value: Any) -> Any:
     """The value when it may be stored in `array`."""
     if array.ndim == 0 and isinstance(value, bool | int | float):
         return tensor_argument("assignment", ArgSig(key, "tensor", TensorType(dtype)), value)
+    if isinstance(value, bool | int | float):
+        raise ShapeError(
+            f"{key} has the shape {array.shape}, given was the number {value}\n"
+            f"  help: [{key!r}][...] = {value} fills it"
+        )
     given = np.asarray(value)
     if given.dtype != array.dtype:
         cure = cast_help("value", given, dtype, value)
@@ -376,6 +395,8 @@ class Module(Store):
             return lambda *args, **kwargs: method(self, *args, **kwargs)
         if any(key.startswith(f"{name}.") for key in self._arrays):
             return Part(self, name)
+        if name in self._arrays:
+            raise AttributeError(_no_attribute(self.sig.id, name, self._arrays))
         raise AttributeError(f"{self.sig.id} has no member {name!r}{self._hint()}")
 
     def __dir__(self) -> list[str]:
@@ -423,7 +444,15 @@ class Part(Mapping[str, Array]):
     def __getattr__(self, name: str) -> Part:
         if not name.startswith("_") and any(key.startswith(f"{name}.") for key in self):
             return Part(self.module, f"{self.path}.{name}")
+        if name in set(self):
+            raise AttributeError(_no_attribute(self.name, name, set(self)))
         raise AttributeError(f"{self.name} has no member {name!r}")
+
+    @boundary
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in ("module", "path"):
+            raise AttributeError(_no_attribute(self.name, name, set(self)))
+        object.__setattr__(self, name, value)
 
     @property
     def name(self) -> str:

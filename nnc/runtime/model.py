@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,7 +18,7 @@ from nnc.runtime.cpu import Code, find_externs, library
 from nnc.runtime.export import Export
 from nnc.runtime.gradient import Differentiable
 from nnc.runtime.leaves import Module
-from nnc.runtime.modules import Constructor, Program
+from nnc.runtime.modules import Constructor, Program, seed_number
 from nnc.runtime.trap import Trapped, Watch
 from nnc.runtime.watch import Compile, Probe, Watching
 
@@ -120,9 +121,9 @@ class Model:
     @threads.setter
     def threads(self, count: int) -> None:
         """At least 1, at most as many as the process has CPUs; results do not depend on it."""
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
             raise ArgumentError(f"threads must be a positive integer, got {count!r}")
-        self._program.threads = min(count, cpu_count())
+        self._program.threads = min(int(count), cpu_count())
         for export in self.exports.values():
             export.forget_plans()
 
@@ -134,13 +135,7 @@ class Model:
     @boundary
     def seed(self, seed: int, step: int = 0) -> None:
         """Sets the seed of the random numbers, and the counter of the calls that draw them."""
-        for value in (seed, step):
-            if (
-                isinstance(value, bool)
-                or not isinstance(value, int)
-                or not -(1 << 63) <= value < 1 << 63
-            ):
-                raise ArgumentError(f"a seed is an integer of 64 bits, got {value!r}")
+        seed, step = seed_number(seed), seed_number(step)
         with self._program.lock:
             self._program.seed, self._program.step = seed, step
 

@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,19 @@ def native_threads(native: Native, env: Mapping[str, int], limit: int) -> int:
     return 1 if native.work.evaluate(env) < SERIAL else limit
 
 
+def seed_number(seed: Any) -> int:
+    """A seed as it is given from outside."""
+    whole = isinstance(seed, Integral) and not isinstance(seed, bool)
+    if not whole or not -(1 << 63) <= int(seed) < 1 << 63:
+        raise ArgumentError(f"a seed is an integer of 64 bits, got {seed!r}")
+    return int(seed)
+
+
 def initialised(
     program: Program, sig: ModuleSig, seed: int = 0, files: Mapping[str, str | Path] | None = None
 ) -> Module:
     """A new module with its declared initial values; `files`: a path for each `weights("slot")`."""
-    if isinstance(seed, bool) or not isinstance(seed, int) or not -(1 << 63) <= seed < 1 << 63:
-        raise ArgumentError(f"a seed is an integer of 64 bits, got {seed!r}")
+    seed = seed_number(seed)
     paths = _slot_paths(sig, files or {})
     module = Module(sig, program)
     if sig.init:
@@ -152,7 +160,10 @@ class Constructor:
         given = f"{self.name}({', '.join(words)})"
         lines = [f"this program has no {given}; it declares"]
         lines += [f"  {_shown(v)}{self._user(v)}" for v in self.variants]
-        lines.append(f"  help: declare the argument of the export as {given}")
+        if all(isinstance(t, Module | Part | Constructor) for t in trees):
+            lines.append(f"  help: declare the argument of the export as {given}")
+        else:
+            lines.append(f"  help: all but modules by name: {_shown(self.variants[0])}")
         return "\n".join(lines)
 
     def _user(self, sig: ModuleSig) -> str:

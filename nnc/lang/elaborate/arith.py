@@ -141,9 +141,19 @@ def _tree_and_tensor(
         text = f"`{tree.span.text}` is a module, not a tensor"
         label = Label(o.span, shown)
         help = f"call it: `{tree.span.text}({o.span.text})`"
+        part = part_alike(cx, module, v)
+        if part is not None:
+            help = f"`{tree.span.text}.{part}` is its part of this shape"
         return fail("E0203", text, tree.span, module.inst.id, (label,), help=help)
     text = "a tree and a tensor do not combine; numbers spread over the leaves"
     return fail("E0203", text, o.span, shown, (Label(tree.span, "a tree"),))
+
+
+def part_alike(cx: Context, module: Module, v: Tensor | WeakTensor) -> str | None:
+    """The path of the only parameter of a module that has the shape of `v`."""
+    leaves = module_tree(cx, module).leaves
+    alike = [k for k, p in leaves.items() if isinstance(p, Tensor) and p.shape == v.shape]
+    return alike[0] if len(alike) == 1 else None
 
 
 def _other_leaves(cx: Context, a: Tree, b: Tree, span: Span) -> Exception:

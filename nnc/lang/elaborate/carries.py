@@ -21,7 +21,7 @@ from nnc.lang.elaborate.values import (
     WeakTensor,
 )
 from nnc.lang.elaborate.words import describe
-from nnc.lang.types import TensorType
+from nnc.lang.types import TensorType, is_float
 
 
 @dataclass(eq=False)
@@ -125,7 +125,11 @@ class Carries:
 
 def _differs(name: str, old: TensorType, new: TensorType, span: Span) -> Exception:
     help = f"what a loop carries keeps its type: give `{name}` its last shape before the loop"
-    if len(old.shape) == len(new.shape) and old.shape and old.dtype == new.dtype:
+    if not old.shape and new.shape:
+        sizes = ", ".join(map(str, new.shape))
+        zeros = f"zeros[{sizes}]" if is_float(new.dtype) else f"{new.dtype}(zeros[{sizes}])"
+        help = f"what a loop carries keeps its type; before the loop, `{name} = {zeros}`"
+    elif len(old.shape) == len(new.shape) and old.shape and old.dtype == new.dtype:
         help = "what the turns make is stacked by `yield`: `ys = for t in T:`, `yield y`"
     return fail(
         "E0316", f"`{name}` is {old} before the loop and {new} after a turn", span, help=help

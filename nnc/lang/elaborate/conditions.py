@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from nnc.diagnostics import Span
@@ -183,9 +184,33 @@ def conditional(cx: Context, e: ast.IfExpr) -> Value:
                 "`if` takes one condition, this is a tensor of them",
                 e.cond.span,
                 str(cond.type),
-                help=f"`where({e.cond.span.text}, {e.then.span.text}, {e.orelse.span.text})`",
+                help=_of_elements(cx, e) if cx.frame.binders else _of_tensors(e),
             )
     raise fail("E0203", "a condition must be a bool", e.cond.span, describe(cond))
+
+
+def _of_tensors(e: ast.IfExpr) -> str:
+    return f"`where({e.cond.span.text}, {e.then.span.text}, {e.orelse.span.text})`"
+
+
+def _of_elements(cx: Context, e: ast.IfExpr) -> str | None:
+    """The condition `x > 0` with the indices that its tensor has here."""
+    words = sorted(set(re.findall(r"\b[a-z_]\w*\b(?![\w.(\[])", e.cond.span.text)))
+    values = {w: cx.frame.vars.get(w) for w in words}
+    tensors = [(w, v) for w, v in values.items() if isinstance(v, Tensor) and v.shape]
+    if len(tensors) != 1:
+        return None
+    (name, tensor), indices = tensors[0], []
+    for size in tensor.shape:
+        names = [
+            n for n, b in cx.frame.binders.items() if [cx.ranges.get(v) for v in b.vars] == [size]
+        ]
+        if len(names) != 1:
+            return None
+        indices.append(names[0])
+    element = f"{name}[{', '.join(indices)}]"
+    indexed = re.sub(rf"\b{name}\b(?![\w.(\[])", element, e.cond.span.text)
+    return f"its elements: `{indexed}`"
 
 
 def _either(cx: Context, e: ast.IfExpr, cond: Bool) -> Value:

@@ -216,6 +216,8 @@ def _takes(
             words[i] = f"{arg.name}={size}"
         made = f"{member.value.func.span.text}({', '.join(words)})"
         return label, f"did you mean `{member.name} = {made}`?"
+    if member is not None and isinstance(member.value, ast.ListComp | ast.ListLit):
+        return _takes_in_list(b, p, member.value, want, word), None
     origin = b.frame.dim_spans.get(word)
     text = f"takes {written(p)}"
     if word != str(want):
@@ -224,13 +226,29 @@ def _takes(
     return declared(p, text), None
 
 
+def _takes_in_list(
+    b: Binding, p: ast.Param, made: ast.ListComp | ast.ListLit, want: Dim, word: str
+) -> Label:
+    """Where one module of a list is given its size."""
+    assert b.frame.owner is not None
+    turn = b.frame.owner.name.partition("[")[2].rstrip("]")
+    text = f"takes {written(p)}   {word} = {want}"
+    if isinstance(made, ast.ListComp):
+        item, text = made.element, f"{text} for {made.var} = {turn}"
+    else:
+        item = made.items[int(turn)] if turn.isdigit() else made
+    arg = _argument(b, item, word) if isinstance(item, ast.Call) else None
+    return Label((arg.value if arg is not None else item).span, text, aside=True)
+
+
 def _member(b: Binding) -> ast.MemberDecl | None:
     """The declaration of the sub-module that is called, in the module that is being checked."""
     inst, owner = b.cx.frame.module, b.frame.owner
     if inst is None or owner is None:
         return None
     found = (m for m in inst.defn.members if isinstance(m, ast.MemberDecl))
-    return next((m for m in found if m.name == owner.name), None)
+    name = owner.name.partition("[")[0]
+    return next((m for m in found if m.name == name), None)
 
 
 def _argument(b: Binding, call: ast.Call, word: str) -> ast.Arg | None:

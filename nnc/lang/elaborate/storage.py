@@ -9,7 +9,7 @@ from nnc.ir.expr import Expr, Idx
 from nnc.ir.graph import Axis
 from nnc.lang import ast
 from nnc.lang.dims import Dim
-from nnc.lang.elaborate.arith import adapt, as_tensor, module_tree
+from nnc.lang.elaborate.arith import adapt, as_tensor, module_tree, part_alike
 from nnc.lang.elaborate.broadcasting import free_dtype, typed
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
@@ -220,9 +220,10 @@ def _write_module(cx: Context, module: Module, value: Value, target: Span, span:
         old = module_tree(cx, module)
         new = Tree(dict.fromkeys(old.leaves, new), old.of)
     if not isinstance(new, Tree):
-        raise fail(
-            "E0303", f"a module is written from a tree of its params, this is {describe(new)}", span
-        )
+        message = f"a module is written from a tree of its params, this is {describe(new)}"
+        part = part_alike(cx, module, new) if isinstance(new, Tensor) else None
+        help = f"one part of it alone: `{target.text}.{part} := ...`" if part else None
+        raise fail("E0303", message, span, help=help)
     if cx.generic:
         return
     prefix = module.path + "."
