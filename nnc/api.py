@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
 
-from nnc.errors import ArgumentError
+from nnc.errors import ArgumentError, as_path, nearest
 from nnc.runtime.boundary import boundary
 from nnc.runtime.memory import byte_count
 from nnc.runtime.model import Model
@@ -46,7 +47,7 @@ def load(
     --winograd` and `nnc profile --winograd` print by how much.
     """
     limit = _limit(max_memory, sizes)
-    if Path(path).suffix == ".json":
+    if as_path(path).suffix == ".json":
         from nnc.runtime import artifact
 
         if modules or limit or winograd:
@@ -79,12 +80,16 @@ def _is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
+_OPTIONS = [n for n, p in signature(load).parameters.items() if p.kind is p.KEYWORD_ONLY]
+
+
 def _overrides(modules: Mapping[str, object]) -> dict[str, dict[str, object]]:
     out: dict[str, dict[str, object]] = {}
     for name, table in modules.items():
         if not isinstance(table, Mapping):
             raise ArgumentError(
                 f"{name}={table!r}: parameters of a module are a table, {name}=dict(...)"
+                f"{nearest(name, _OPTIONS)}"
             )
         out[name] = {str(k): _number(f"{name}.{k}", v) for k, v in table.items()}
     return out

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import builtins
 import difflib
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 from nnc.diagnostics import Diagnostic, render_all
 
@@ -65,6 +68,13 @@ class NonFiniteError(Error, FloatingPointError):
 
 class DeviceError(Error, RuntimeError):
     """The machine lacks what the compiled code or the sizes ask for."""
+
+
+def as_path(path: Any) -> Path:
+    """ArgumentError for what is no path."""
+    if isinstance(path, str | os.PathLike):
+        return Path(path)
+    raise ArgumentError(f"a path is a text or a pathlib.Path, got a {type(path).__name__}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

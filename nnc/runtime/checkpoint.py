@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import numpy as np
 from nnc.errors import ArgumentError, LoadError
 from nnc.lang.types import DTYPES, DType
 from nnc.runtime import tensorfile
-from nnc.runtime.memory import Array, raw_bytes
+from nnc.runtime.memory import Array, numpy_name, raw_bytes
 from nnc.runtime.tensorfile import Entry, Header, shown
 
 CHECKSUM = "nnc.sha256"
@@ -95,7 +95,8 @@ def fit(entries: Mapping[str, Entry], wanted: Mapping[str, Wanted], rules: Rules
 class Owner:
     """Whose tensors are loaded, for messages: `` `MLP` (mlp.nn:5)``.
 
-    `call`: how the call that loads begins; `absent`: keys that it does not have, and why.
+    `call`: how a call that loads it begins, if there is a plain one; `absent`: keys that it does
+    not have, and why.
     """
 
     name: str
@@ -153,9 +154,12 @@ def metadata_of(path: str | Path) -> dict[str, str]:
 def _rules(rename: Mapping[str, str] | None, skip: Sequence[str]) -> Rules:
     if isinstance(skip, str):
         skip = (skip,)
+    wrong = 'rename is a table of texts ({"old": "new"}), skip a list of patterns'
+    if not isinstance(rename or {}, Mapping) or not isinstance(skip, Iterable):
+        raise ArgumentError(wrong)
     rules = Rules(dict(rename or {}), tuple(skip))
     if not all(isinstance(x, str) for x in (*rules.rename, *rules.rename.values(), *rules.skip)):
-        raise ArgumentError('rename is a table of texts ({"old": "new"}), skip a list of patterns')
+        raise ArgumentError(wrong)
     return rules
 
 
@@ -203,9 +207,24 @@ def _misfit(
         f"E0701: {path} does not fit {owner.name}; nothing was loaded",
         *(f"   {r}" for r in rows),
     ]
-    if better is not None:
+    cast = _cast(entries, wanted, match)
+    if cast is not None:
+        text.append(f"   help: {cast}")
+    elif better is not None and owner.call:
         text.append(f"   help: {_spelled(owner, better)}")
     return "\n".join(text)
+
+
+def _cast(entries: Mapping[str, Entry], wanted: Mapping[str, Wanted], match: Fit) -> str | None:
+    """Help when dtypes alone are wrong: the same file in those of the model."""
+    others = match.missing or match.unused or match.twice
+    if others or any(_aspect(entries[n], wanted[k]) != "dtype" for k, n in match.different):
+        return None
+    dtypes = {wanted[k].dtype for k, _ in match.different}
+    if len(dtypes) != 1:
+        return None
+    name = numpy_name(dtypes.pop()).removeprefix("np.").removesuffix("_")
+    return f"save it again in the model's dtype, with PyTorch `tensor.to(torch.{name})`"
 
 
 def _missing_rows(

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from nnc.errors import ArgumentError, ShapeError, nearest
+from nnc.errors import ArgumentError, Error, ShapeError, nearest
 from nnc.ir.signature import ArgSig, ExportSig, ModuleSig, Native, ResultSig
 from nnc.runtime.arrays import dim_argument, tensor_argument
 from nnc.runtime.away import Slabs
@@ -125,11 +125,15 @@ class Export:
         with entry.lock:
             entry.set_dims(call.plan.dims)
             entry.prepare(call.plan.arena, call.plan.threads)  # refused: nothing has changed
-            at = self.fill(entry, call.values, self.program.draw() if self.draws else None)
+            drawn = self.program.draw() if self.draws else None
+            at = self.fill(entry, call.values, drawn)
             put_results(entry, at, results)
             try:
                 with entry.keeping(call.plan.keeps, self._read(call)):
                     entry.run(call.plan.arena, call.plan.threads)
+            except Error:
+                self.program.take_back(drawn)
+                raise
             finally:
                 if self.writes:
                     self.mark_written(call.values)

@@ -76,6 +76,9 @@ class Differentiable:
             at = put_results(entry, at, [*results, *saved])
             try:
                 entry.run(plan.arena, plan.threads)
+            except Error:
+                export.program.take_back(rng)
+                raise
             finally:
                 export.mark_written(call.values)
         return Run(self, Call(call.values, plan), results, saved, rng)
@@ -141,7 +144,7 @@ class Run:
     def _derivatives(self, given: Sequence[Any]) -> dict[str, Array]:
         """`d.N` of every native float result."""
         rows = self._float_results()
-        if len(given) == 1 and isinstance(given[0], tuple):
+        if len(given) == 1 and isinstance(given[0], tuple | list):
             given = given[0]
         if not given and all(isinstance(r, np.ndarray) and r.ndim == 0 for _, _, r in rows):
             given = [1.0] * len(rows)

@@ -419,15 +419,19 @@ class Module(Store):
         return f"`{self.sig.id}`" + (f" ({self.sig.place})" if self.sig.place else "")
 
 
-class Part(Mapping[str, Array]):
+class Part(Mapping[Any, Any]):
     """A sub-module of a module: the leaves below one path, with keys relative to it."""
 
     def __init__(self, module: Module, path: str) -> None:
         self.module, self.path = module, path
 
     @boundary
-    def __getitem__(self, key: str) -> Array:
-        return self.module[f"{self.path}.{key}"]
+    def __getitem__(self, key: str | int) -> Any:
+        """A tensor by its key; one of a list of modules by its number."""
+        path = f"{self.path}.{key}"
+        if isinstance(key, int) and any(k.startswith(f"{path}.") for k in self.module):
+            return Part(self.module, path)
+        return self.module[path]
 
     @boundary
     def __setitem__(self, key: str, value: Any) -> None:

@@ -200,6 +200,10 @@ class Model:
 
         The first module's tensors stand under their own keys, the others' under `opt.<key>`.
         """
+        if not modules:
+            raise ArgumentError(
+                "checkpoint saves modules, given by name: checkpoint(path, net=net)"
+            )
         state = {"nnc.seed": str(self._program.seed), "nnc.step": str(self._program.step)}
         tensors = combined(modules)
         checkpoint.save(path, tensors, {**(metadata or {}), **state}, checksum=True)
@@ -213,7 +217,8 @@ class Model:
             seed, step = int(metadata["nnc.seed"]), int(metadata["nnc.step"])
         except (ValueError, LookupError):
             raise LoadError(f"{path} is no checkpoint: it has no seed and step") from None
-        metadata = checkpoint.load(path, combined(modules), names)
+        call = f"{next(iter(modules))}.load(path" if len(modules) == 1 else ""
+        metadata = checkpoint.load(path, combined(modules), checkpoint.Owner(names, call))
         for module in modules.values():
             module.version += 1
         self.seed(seed, step)

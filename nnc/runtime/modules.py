@@ -42,6 +42,12 @@ class Program:
             self.step += 1
             return self.seed, step
 
+    def take_back(self, drawn: tuple[int, int] | None) -> None:
+        """After a failed call: the next one is what it would have been."""
+        with self.lock:
+            if drawn is not None and (self.seed, self.step) == (drawn[0], drawn[1] + 1):
+                self.step -= 1
+
 
 def native_threads(native: Native, env: Mapping[str, int], limit: int) -> int:
     """One thread for little work, else `limit`; results do not depend on it."""
@@ -135,7 +141,7 @@ class Constructor:
         return Constructor(self._program, self.name, found, self._exports)
 
     @boundary
-    def init(self, *, seed: int = 0, files: Mapping[str, str | Path] | None = None) -> Module:
+    def init(self, seed: int = 0, *, files: Mapping[str, str | Path] | None = None) -> Module:
         """A new module with its declared initial values."""
         return initialised(self._program, self.sig, seed, files)
 

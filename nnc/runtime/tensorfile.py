@@ -18,7 +18,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from nnc.errors import LoadError, SaveError
+from nnc.errors import LoadError, SaveError, as_path
 from nnc.lang.types import DTYPES
 from nnc.runtime.memory import Array, raw_bytes
 
@@ -48,6 +48,19 @@ class Header:
     entries: dict[str, Entry]
     metadata: dict[str, str]
     start: int  # of the data
+
+
+# How files of other kinds begin.
+_SAVE = "safetensors.torch.save_file(tensors, path) makes one"
+_OTHERS = {
+    b"PK\3\4": "an archive, as of torch.save or np.savez",
+    b"\x80\2": "a pickle",
+    b"\x80\4": "a pickle",
+    b"\x80\5": "a pickle",
+    b"\x93NUMPY": "an array of np.save",
+    b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a GGUF file",
+}
 
 
 # ---- reading ----------------------------------------------------------------------------------
@@ -107,6 +120,9 @@ def _header(file: BinaryIO, size: int) -> Header:
         raise _BadError(f"it has {size} bytes")
     (length,) = struct.unpack("<Q", prefix)
     if length > MAX_HEADER:
+        other = next((what for magic, what in _OTHERS.items() if prefix.startswith(magic)), None)
+        if other is not None:
+            raise _BadError(f"it is {other}\n  help: {_SAVE}")
         raise _BadError(f"a header of {length} bytes (at most {MAX_HEADER})")
     if 8 + length > size:
         raise _BadError(f"a header of {length} bytes in a file of {size}")
@@ -203,7 +219,7 @@ def write(
 
     `tensors`: (name, dtype of the language, C-contiguous array). SaveError names path and reason.
     """
-    path = Path(path)
+    path = as_path(path)
     atomic(path, [_header_bytes(tensors, metadata or {}), *(raw_bytes(a) for _, _, a in tensors)])
 
 

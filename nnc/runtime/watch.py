@@ -138,7 +138,7 @@ class Watching:
         """A new watcher; `changed` is told which export now takes an export's calls."""
         known = self.paths
         if not paths:
-            raise ArgumentError(f"say what to probe: {_listed(known)}")
+            raise ArgumentError(f"say what to probe{_listed(known)}")
         for path in paths:
             if path not in known:
                 raise KeyError(f"there is no probe {path!r}{nearest(path, known)}{_listed(known)}")

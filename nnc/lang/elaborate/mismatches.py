@@ -223,6 +223,9 @@ def _takes(
     if word != str(want):
         text += f"   {word} = {want}"
         text += f" = {origin.show(b.call.span)}" if origin is not None else ""
+        inst = b.frame.module
+        if inst is not None and word in cx.overrides.get(inst.defn.name, {}):
+            text += ", set from outside (`-D`, `nnc.load`)"
     return declared(p, text), None
 
 
