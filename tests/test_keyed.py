@@ -41,6 +41,19 @@ PROGRAMS = {
             yield s
         return ys
     """,
+    "largest of a key": """
+    export def f(h: f32[E, O], target: i32[E], k: i32[E], like: f32[N]) -> (f32[N, O], i32[N], f32[E]):
+        y[n:N, o] = max[e](h[e, o] if target[e] == n else -inf)
+        z[n:N] = min[e](k[e] if target[e] == n and k[e] > 1 else 2147483647)
+        w[e] = max[n](like[n] if n == target[e] else -inf)
+        return y, z, w
+    """,
+    "gradients of the largest": """
+    export def f(h: f32[E, O], target: i32[E], w: f32[O, N]) -> f32[E, O]:
+        y[n:N, o] = max[e](h[e, o] if target[e] == n else -inf)
+        z[n, o] = w[o, n] * y[n, o] if y[n, o] > -10 else 0
+        return grad(sum(z), h)
+    """,
     "gradients": """
     export def f(h: f32[S, O], source: i32[E], target: i32[E], w: f32[E], like: f32[N]) -> (f32[S, O], f32[E]):
         y[n:N, o] = sum[e](w[e] * h[source[e], o] if target[e] == n else 0)
@@ -66,7 +79,7 @@ def test_keys_inside_and_outside(name: str) -> None:
             low, high = (0, 7) if key == "source" and "S" in dims else (-3, 23)
             inputs[key] = rng.integers(low, high, x.shape).astype(np.int32)
     got = compare(graph, dims, inputs)
-    if name != "gradients":
+    if not name.startswith("gradients"):
         for a, b in zip(got, interpret(graph, dims, inputs).results, strict=True):
             close(a, b, 1e-4, name)
 
@@ -81,6 +94,36 @@ def test_what_becomes_of_them() -> None:
     assert kinds(PROGRAMS["added at keys"])[-1] == "+="
     assert kinds(PROGRAMS["the one of a key"]) == []
     assert kinds(PROGRAMS["the one of two keys"]) == []
+
+
+def test_the_gradient_of_a_largest_goes_to_the_first() -> None:
+    text = """
+    export def f(h: f32[E], target: i32[E], w: f32[N]) -> f32[E]:
+        y[n:N] = max[e](h[e] if target[e] == n else -inf)
+        return grad(sum[n](w[n] * y[n] if y[n] > 0 else 0), h)
+    """
+    inputs = {
+        "h": np.array([1, 3, 3, 2, 9, 5], np.float32),
+        "target": np.array([20, 20, 20, 0, 7, 1], np.int32),
+        "w": np.arange(10, 40, dtype=np.float32),
+    }
+    (got,) = compare(graph_of(text), {"E": 6, "N": 30}, inputs)
+    assert got.tolist() == [0, 30, 0, 10, 17, 11]
+
+
+def test_a_largest_of_a_key_is_nan_if_one_is() -> None:
+    text = """
+    export def f(h: f32[E], target: i32[E], like: f32[N]) -> f32[N]:
+        y[n:N] = max[e](h[e] if target[e] == n else -inf)
+        return y + 0 * total(like)
+    """
+    inputs = {
+        "h": np.array([np.nan, 3, 2, np.nan], np.float32),
+        "target": np.array([1, 1, 2, 3], np.int32),
+        "like": np.zeros(20, np.float32),
+    }
+    (got,) = compare(graph_of(text), {"E": 4, "N": 20}, inputs)
+    np.testing.assert_equal(got[:5], [-np.inf, np.nan, 2, np.nan, -np.inf])
 
 
 def test_a_product_with_zeros_stays() -> None:

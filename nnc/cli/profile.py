@@ -164,7 +164,7 @@ def _operations(node: Node) -> Dim:
         case Compute(axes=axes, raxes=raxes, body=body):
             return dim_prod(a.extent for a in (*axes, *raxes)) * (_count(body) + bool(raxes))
         case Update(axes=axes, value=value, accumulate=accumulate):
-            return dim_prod(a.extent for a in axes) * (_count(value) + accumulate)
+            return dim_prod(a.extent for a in axes) * (_count(value) + bool(accumulate))
     return ZERO
 
 

@@ -118,7 +118,7 @@ class Interleaved(HeldRows):
                 text = self._sorted(dtype, values, order)
                 at = flow.offset(self.em, place.pointer.text, str(i * lanes), element)
                 mask = self._repeated(self.guard.mask, i, turns.size)
-                self._write_unit(dtype, at, text, mask, False)
+                self._write_unit(dtype, at, text, mask, "")
             self.forget(buffer.name)
 
     # ---- sorting --------------------------------------------------------------------------------

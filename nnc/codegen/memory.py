@@ -291,53 +291,53 @@ class Memory(Guards):
 
     # ---- writing --------------------------------------------------------------------------------
 
-    def write(self, buffer: Buffer, place: Place, value: Value, add: bool, guard: Guard) -> None:
-        """`element = value`, or `+=`; lanes one after the other where they may coincide."""
+    def write(self, buffer: Buffer, place: Place, value: Value, join: str, guard: Guard) -> None:
+        """`element = value`, or joined with it by `join`; lanes that may coincide one by one."""
         lanes = self.lanes if self.vector is not None else 1
         condition = guard.scalar.text if guard.scalar is not None else "true"
         mask = None if guard.mask is None else guard.mask.text
         dtype = buffer.type.dtype
         text = self.spread(value, lanes)
-        offsets = self._distinct(place, add)
+        offsets = self._distinct(place, join)
         with flow.when(self.em, condition):
             if lanes == 1:
-                self._write_scalar(dtype, place.pointer.text, text, add)
+                self._write_scalar(dtype, place.pointer.text, text, join)
             elif place.kind == "unit":
-                self._write_unit(dtype, place.pointer.text, text, mask, add)
-            elif place.step and not add:
+                self._write_unit(dtype, place.pointer.text, text, mask, join)
+            elif place.step and not join:
                 self._store_step(dtype, place.pointer.text, place.step, text, mask)
             elif offsets is not None:
-                self._write_each(dtype, place.pointer.text, offsets, text, mask, add)
+                self._write_each(dtype, place.pointer.text, offsets, text, mask, join)
             else:
                 assert place.offsets is not None
                 self._scatter(dtype, place.pointer.text, place.offsets.text, text, mask)
         self.forget(buffer.name)
 
-    def _distinct(self, place: Place, add: bool) -> str | None:
+    def _distinct(self, place: Place, join: str) -> str | None:
         """Offsets of lanes that must be written one by one, None where they need not."""
         if place.kind == "same" and self.vector is not None:
             return "zeroinitializer"
-        if place.kind == "any" and add:
+        if place.kind == "any" and join:
             assert place.offsets is not None
             return place.offsets.text
         return None
 
-    def _sum(self, dtype: DType, old: str, x: str, lanes: int) -> str:
+    def _joined(self, join: str, dtype: DType, old: str, x: str, lanes: int) -> str:
         old = self.to_register(dtype, old, lanes)
-        return self.ops.apply("add", dtype, dtype, (old, x), lanes)
+        return self.ops.apply(join, dtype, dtype, (old, x), lanes)
 
-    def _write_scalar(self, dtype: DType, pointer: str, x: str, add: bool) -> None:
+    def _write_scalar(self, dtype: DType, pointer: str, x: str, join: str) -> None:
         element, size = MEMORY[dtype], DTYPES[dtype].bytes
-        if add:
+        if join:
             old = self.em.op(f"load {element}, ptr {pointer}, align {size}", "old")
-            x = self._sum(dtype, old, x, 1)
+            x = self._joined(join, dtype, old, x, 1)
         x = self.to_memory(dtype, x, 1)
         self.em.line(f"store {element} {x}, ptr {pointer}, align {size}")
 
-    def _write_unit(self, dtype: DType, pointer: str, x: str, mask: str | None, add: bool) -> None:
+    def _write_unit(self, dtype: DType, pointer: str, x: str, mask: str | None, join: str) -> None:
         lanes, size = self.lanes, DTYPES[dtype].bytes
-        if add:
-            x = self._sum(dtype, self._load_vector(dtype, pointer, mask), x, lanes)
+        if join:
+            x = self._joined(join, dtype, self._load_vector(dtype, pointer, mask), x, lanes)
         x = self.to_memory(dtype, x, lanes)
         ty = wide(MEMORY[dtype], lanes)
         if mask is None:
@@ -360,7 +360,7 @@ class Memory(Guards):
         )
 
     def _write_each(
-        self, dtype: DType, pointer: str, offsets: str, x: str, mask: str | None, add: bool
+        self, dtype: DType, pointer: str, offsets: str, x: str, mask: str | None, join: str
     ) -> None:
         em, lanes = self.em, self.lanes
         ty = wide(REGISTER[dtype], lanes)
@@ -372,7 +372,7 @@ class Memory(Guards):
                 at = em.op(f"extractelement {wide('i64', lanes)} {offsets}, i64 {i}")
                 p = em.op(f"getelementptr {MEMORY[dtype]}, ptr {pointer}, i64 {at}")
                 one = em.op(f"extractelement {ty} {x}, i64 {i}")
-                self._write_scalar(dtype, p, one, add)
+                self._write_scalar(dtype, p, one, join)
 
 
 def flat(buffer: Buffer, index: Sequence[Expr]) -> Dim:

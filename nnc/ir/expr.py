@@ -222,10 +222,11 @@ def as_dtype(e: Expr, dtype: DType) -> Expr:
     return Op(dtype, "cast", (e,))
 
 
-def guards(body: Expr) -> tuple[list[Expr], Expr]:
-    """The conditions, in order, without which the expression is zero, and its value else."""
+def guards(body: Expr, other: float = 0) -> tuple[list[Expr], Expr]:
+    """The conditions, in order, without which the expression is zero (`other`), and its value
+    else."""
     found: list[Expr] = []
-    while isinstance(body, Select) and isinstance(body.b, Const) and body.b.value == 0:
+    while isinstance(body, Select) and isinstance(body.b, Const) and body.b.value == other:
         found += conjuncts(body.cond)
         body = body.a
     return found, body

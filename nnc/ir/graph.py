@@ -146,16 +146,16 @@ class Compute(Value):
 class Update(Value):
     """A new version of `base` (same type): for all axes, `base[target(axes)] (op)= value(axes)`.
 
-    `accumulate` adds, in row-major order of the axes for each element (deterministic), else the
-    targets are distinct and replace. Where `guard` (bool) is false nothing is written; `check` as
-    in `Load`.
+    `accumulate` ("add", "max", "min") joins with what is there, in row-major order of the axes for
+    each element (deterministic); without it the targets are distinct and replace. Where `guard`
+    (bool) is false nothing is written; `check` as in `Load`.
     """
 
     base: Node
     axes: tuple[Axis, ...]
     target: tuple[Expr, ...]
     value: Expr
-    accumulate: bool = False
+    accumulate: str = ""
     guard: Expr | None = None
     check: Span | None = None
 

@@ -224,6 +224,9 @@ def _reduce(op: str, value: Array, kept: int) -> Array:
     return np.asarray(getattr(np, op)(flat, axis=-1)).astype(np.int32)
 
 
+JOIN: dict[str, np.ufunc] = {"add": np.add, "max": np.maximum, "min": np.minimum}
+
+
 def lowest(dtype: np.dtype[Any], op: str) -> Any:
     """The neutral element of max (the least value) or min (the greatest)."""
     if dtype.kind == "f":
@@ -250,9 +253,11 @@ def _update(node: Update, dims: Mapping[str, int], values: Mapping[Node, Array])
     if not node.accumulate:
         out[index] = new[-1] if not index and new.size else new
     elif index:
-        np.add.at(out, index, new)
-    else:
-        out += new.sum(dtype=out.dtype)
+        JOIN[node.accumulate].at(out, index, new)
+    elif new.size:
+        out = np.asarray(
+            JOIN[node.accumulate](out, JOIN[node.accumulate].reduce(new, dtype=out.dtype))
+        )
     return out
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from nnc.ir import external
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var
 from nnc.ir.graph import Axis
-from nnc.ir.interpret import IndexFault, convert, lowest, numpy_dtype
+from nnc.ir.interpret import JOIN, IndexFault, convert, lowest, numpy_dtype
 from nnc.ir.loop import (
     Buffer,
     Call,
@@ -138,7 +138,7 @@ class _Machine:
         value = self.value(s.value, env)
         memory, at = self.place(s.buffer, index, env)
         if s.accumulate:
-            value = numpy_dtype(s.buffer.type.dtype).type(memory[at] + value)
+            value = numpy_dtype(s.buffer.type.dtype).type(JOIN[s.accumulate](memory[at], value))
         memory[at] = value
 
     def outside(self, index: Sequence[int], sizes: Sequence[int], check: Any) -> bool:

@@ -75,12 +75,13 @@ class Let:
 
 @dataclass(frozen=True, eq=False)
 class Store:
-    """`buffer[index] = value`, or `+=` when `accumulate` (inside serial loops only)."""
+    """`buffer[index] = value`, or `op= value` by `accumulate` ("add", "max", "min"; in serial loops
+    only)."""
 
     buffer: Buffer
     index: tuple[Expr, ...]
     value: Expr
-    accumulate: bool = False
+    accumulate: str = ""
     guard: Expr | None = None
     check: Span | None = None
 

@@ -19,7 +19,7 @@ from nnc.ir.loop import (
     Stmt,
     Store,
 )
-from nnc.ir.printer import place, plain_name, print_dim, print_expr, texts
+from nnc.ir.printer import place, plain_name, print_dim, print_expr, sign_of, texts
 from nnc.lang.dims import Dim
 
 
@@ -84,7 +84,7 @@ def _stmts(stmts: tuple[Stmt, ...], pad: str) -> list[str]:
                 target = f"{s.buffer.name}[{', '.join(print_expr(i) for i in s.index)}]"
                 check = " checked" if s.check is not None else ""
                 guard = "" if s.guard is None else f" if {print_expr(s.guard)}"
-                sign = "+=" if s.accumulate else "="
+                sign = sign_of(s.accumulate)
                 out += _named(s.value, pad, f"{target}{check} {sign} ", guard)
             case Reduce():
                 axes = ", ".join(

@@ -282,12 +282,17 @@ def _compute_lines(node: Compute, name: str, name_of: NameOf) -> list[str]:
     return _with_lets(head, lets, body, node)
 
 
+def sign_of(accumulate: str) -> str:
+    """How a write joins with what is there."""
+    return {"": "=", "add": "+="}.get(accumulate, f"{accumulate}=")
+
+
 def _update_lines(node: Update, name: str, name_of: NameOf) -> list[str]:
     guards = () if node.guard is None else (node.guard,)
     lets, parts = texts((*node.target, node.value, *guards), name_of)
     n = len(node.target)
     inside = ", ".join(parts[:n]) + (" check" if node.check else "")
-    sign = "+=" if node.accumulate else "="
+    sign = sign_of(node.accumulate)
     guard = f" if {parts[n + 1]}" if guards else ""
     loops = f" for {_axes(node.axes)}" if node.axes else ""
     head = f"{name}: {node.type} = {name_of(node.base)} with"

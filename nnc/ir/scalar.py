@@ -89,11 +89,11 @@ def select(cond: Expr, a: Expr, b: Expr) -> Expr:
     return Select(a.dtype, cond, a, b)
 
 
-def under(conds: Sequence[Expr], e: Expr) -> Expr:
+def under(conds: Sequence[Expr], e: Expr, other: float = 0) -> Expr:
     """A number where all conditions hold, each looked at only where those before do; else zero
-    (`nnc.ir.expr.guards` takes it apart)."""
+    (`other`; `nnc.ir.expr.guards` takes it apart)."""
     for c in reversed(conds):
-        e = select(c, e, const(0, e))
+        e = select(c, e, const(other, e))
     return e
 
 

@@ -1,8 +1,9 @@
-"""Sums over what has a key do not look at every key.
+"""Sums and extrema over what has a key do not look at every key.
 
 `sum[e](h[e, o] if target[e] == n else 0)` adds each h[e] at the place target[e], instead of
 asking for each n which e have it; `sum[n](h[n, o] if n == source[e] else 0)` is the one element
-h[source[e], o]. It is done before gradients are made, so that theirs are of this form, too.
+h[source[e], o]. Extrema, `max[e](h[e, o] if target[e] == n else -inf)`, are treated alike. It is
+done before gradients are made, so that theirs are of this form, too.
 Only a condition says that nothing is added: `hot[e, n] * h[e]` multiplies (0 times inf is NaN).
 """
 
@@ -18,8 +19,10 @@ from nnc.ir.rewrite import transform
 from nnc.ir.scalar import op, select, under
 from nnc.lang.dims import ZERO, Dim
 from nnc.lang.types import is_int
+from nnc.passes.partials import neutral
 from nnc.passes.vjp import fill
 
+JOINS = {"sum": "add", "max": "max", "min": "min"}  # reductions, and how a term joins its place
 FEW = 16  # keys up to which a vector of comparisons is cheaper than places from data
 
 
@@ -31,20 +34,21 @@ def keyed(graph: Graph) -> Graph:
 
 
 def _may(node: Compute) -> bool:
-    return node.op == "sum" and "eq" in functions_of(node.formed.form)
+    return node.op in JOINS and "eq" in functions_of(node.formed.form)
 
 
 def _by_key(node: Node) -> Node:
-    while isinstance(node, Compute) and node.op == "sum":
-        conds, value = guards(node.body)
+    while isinstance(node, Compute) and node.op in JOINS:
+        nothing = neutral(node.op, node.type.dtype).value
+        conds, value = guards(node.body, nothing)
         found = next((f for c in conds if (f := _key(c, node)) is not None), None)
         if found is None:
             return node
         cond, axis, key = found
         rest = [c for c in conds if c is not cond]
         if axis in node.axes:
-            return _scattered(node, axis, key, rest, value)
-        node = _picked(node, axis, key, rest, value)
+            return _scattered(node, axis, key, rest, value, nothing)
+        node = _picked(node, axis, key, rest, value, nothing)
     return node
 
 
@@ -90,18 +94,20 @@ def _all(conds: Sequence[Expr]) -> Expr:
     return out
 
 
-def _scattered(node: Compute, axis: Axis, key: Expr, rest: list[Expr], value: Expr) -> Update:
-    """Adds each value at the place that its key says: the elements in order for each place."""
+def _scattered(
+    node: Compute, axis: Axis, key: Expr, rest: list[Expr], value: Expr, nothing: float
+) -> Update:
+    """Joins each value with the place that its key says: the elements in order for each place."""
     at, env = node.axes.index(axis), {axis.var: key}
     target = tuple(as_dtype(key, "i64") if a is axis else Idx(Dim.of(a.var)) for a in node.axes)
     conds = [*_inside(key, axis), *(subst_exprs(c, env) for c in rest)]
     return Update(
         type=node.type,
-        base=fill(node, 0),
+        base=fill(node, nothing),
         axes=(*node.axes[:at], *node.raxes, *node.axes[at + 1 :]),
         target=target,
         value=subst_exprs(value, env),
-        accumulate=True,
+        accumulate=JOINS[node.op],
         guard=_all(conds),
         span=node.span,
         name=node.name,
@@ -109,10 +115,12 @@ def _scattered(node: Compute, axis: Axis, key: Expr, rest: list[Expr], value: Ex
     )
 
 
-def _picked(node: Compute, axis: Axis, key: Expr, rest: list[Expr], value: Expr) -> Compute:
+def _picked(
+    node: Compute, axis: Axis, key: Expr, rest: list[Expr], value: Expr, nothing: float
+) -> Compute:
     """The one term whose index is the key."""
     env = {axis.var: key}
     conds = [_all(_inside(key, axis)), *(subst_exprs(c, env) for c in rest)]
     raxes = tuple(a for a in node.raxes if a is not axis)
-    body = under(conds, subst_exprs(value, env))
-    return replace(node, raxes=raxes, op="sum" if raxes else "", body=body)
+    body = under(conds, subst_exprs(value, env), nothing)
+    return replace(node, raxes=raxes, op=node.op if raxes else "", body=body)

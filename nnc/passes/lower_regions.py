@@ -162,7 +162,7 @@ class RegionLoops:
     def stored(self, node: Compute, value: Expr, add: bool = False) -> Store:
         place, space = self.storage.places[node], self.fused.spaces[node]
         index = place.at([self.convert(node, i) for i in space.index])
-        return Store(place.buffer, index, value, add)
+        return Store(place.buffer, index, value, "add" if add else "")
 
     # ---- stages -------------------------------------------------------------------------------
 

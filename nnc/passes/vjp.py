@@ -31,7 +31,7 @@ from nnc.ir.graph import Axis, Compute, Node, Update
 from nnc.ir.scalar import add, const, mul, neg, op, select
 from nnc.ir.share import share
 from nnc.lang.dims import Dim, Facts, dim_prod, dim_sum
-from nnc.lang.types import DType, TensorType
+from nnc.lang.types import DType, TensorType, is_float
 from nnc.passes.adjoint import Guard, Term, adjoints, condition, equal, guarded, inside
 from nnc.passes.gather import Gather, solve
 from nnc.passes.schedule.every import multiple
@@ -127,6 +127,9 @@ def _pull_update(
         yield node.base, cotangent if node.accumulate else masked
     (value,) = share(node.value)
     guard = None if node.guard is None else Guard(None, node.guard, True)
+    if node.accumulate in ("max", "min"):
+        assert node.base not in touched, node
+        guard = Guard(guard, _is_winner(node), True)
     g = read_at(cotangent, node.target, check=node.check)
     reader = Reader(node.axes, value, Term(guard, g), facts, node.span)
     yield from _contributions(reader, None, touched, g)
@@ -401,7 +404,7 @@ def _update(
         axes=axes,
         target=load.index,
         value=value,
-        accumulate=True,
+        accumulate="add",
         guard=guard,
         check=load.check,
         span=reader.span,
@@ -438,6 +441,30 @@ def _is_extremum(node: Compute) -> Expr:
         span=node.span,
     )
     return op("eq", as_dtype(Idx(_position(node.raxes)), "i32"), read(first, node.axes))
+
+
+def _is_winner(node: Update) -> Expr:
+    """Whether the axes are at the first place that has the extremum that was written to."""
+    best = read_at(node, node.target, check=node.check)
+    nan = op("ne", node.value, node.value)
+    has = (
+        op("or", op("eq", node.value, best), nan)
+        if is_float(best.dtype)
+        else op("eq", node.value, best)
+    )
+    place, like = _position(node.axes), TensorType("i64", node.type.shape)
+    none = replace(fill(node, 0), type=like, body=Const("i64", 2**63 - 1))
+    first = replace(
+        node,
+        type=like,
+        base=none,
+        value=Idx(place),
+        accumulate="min",
+        guard=has if node.guard is None else select(node.guard, has, Const("bool", False)),
+        regions=(),
+        after=(),
+    )
+    return op("eq", Idx(place), read_at(first, node.target, check=node.check))
 
 
 def _flattened(node: Compute) -> tuple[Axis, Expr]:

@@ -79,7 +79,7 @@ def updated(
         axes=w.axes,
         target=index,
         value=value,
-        accumulate=bool(w.sign),
+        accumulate="add" if w.sign else "",
         guard=cx.branch,
         check=w.check,
         regions=cx.regions,
