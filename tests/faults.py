@@ -128,7 +128,7 @@ def overwriting_scatter(m: MonkeyPatch) -> None:
     from nnc.passes import vjp
 
     right = vjp._update
-    m.setattr(vjp, "_update", lambda *a: replace(right(*a), accumulate=False))
+    m.setattr(vjp, "_update", lambda *a: replace(right(*a), accumulate=""))
 
 
 @fault
@@ -481,7 +481,7 @@ def accumulation_lost(m: MonkeyPatch) -> None:
     from nnc.codegen import loops
 
     right = loops.Loops.store
-    m.setattr(loops.Loops, "store", lambda self, s: right(self, replace(s, accumulate=False)))
+    m.setattr(loops.Loops, "store", lambda self, s: right(self, replace(s, accumulate="")))
 
 
 @fault

@@ -346,9 +346,10 @@ class Maker:
             i = Axis(over[0].var, Dim.of("N"))
             value = self.smooth(self.at(values, (i, *over[1:])))
             target = [load(self.inputs[-1], i.var), *(x.var for x in over[1:])]
-            return update(base, (i, *over[1:]), target, value, accumulate=True, check=NOWHERE)
+            return update(base, (i, *over[1:]), target, value, accumulate="add", check=NOWHERE)
         guard = op("ge", idx(over[0].var), idx(1)) if self.random.random() < 0.5 else None
-        more = {"accumulate": self.random.random() < 0.5, "guard": guard}
+        join = self.random.choice(["", "", "add", "max", "min"])
+        more = {"accumulate": join, "guard": guard}
         return update(base, over, [x.var for x in over], value, **more)
 
     def looped(self) -> Node:

@@ -390,7 +390,7 @@ def test_update_sets() -> None:
 def test_update_accumulates() -> None:
     x, v, t = inp("x", 5), inp("v", 4), inp("t", 4, dtype="i32")
     value = mul(load(v, "$i"), load(v, "$i"))
-    y = update(x, axes(i=4), [load(t, "$i")], value, accumulate=True, check=NOWHERE)
+    y = update(x, axes(i=4), [load(t, "$i")], value, accumulate="add", check=NOWHERE)
     check_gradients(y, [x, v], [x, v, t], values={"t": [4, 1, 1, 0]})
 
 

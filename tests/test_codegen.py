@@ -570,7 +570,7 @@ def test_scatter_add_and_guard() -> None:
                     y,
                     (row, "$d"),
                     load(x, "$t", "$d"),
-                    accumulate=True,
+                    accumulate="add",
                     check=SPAN,
                     guard=op("ne", row, num(2, "i32")),
                 ),
@@ -579,7 +579,7 @@ def test_scatter_add_and_guard() -> None:
         kernel(
             nest(
                 [(axis("t", "T"), "vector")],
-                store(z, (row,), load(x, "$t", 0), accumulate=True, check=SPAN),
+                store(z, (row,), load(x, "$t", 0), accumulate="add", check=SPAN),
             )
         ),
         dims=("T", "D", "V"),

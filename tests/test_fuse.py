@@ -325,7 +325,7 @@ def test_gather_and_scatter() -> None:
     x = comp(load(table, row, "$e", check=True), axes(b="B", t="T", e=4))
     zero = comp(Const("f64", 0.0), axes(r=9, e=4))
     grad = update(
-        zero, axes(b="B", t="T", e=4), (row, "$e"), cells(x, "b", "t", "e"), accumulate=True
+        zero, axes(b="B", t="T", e=4), (row, "$e"), cells(x, "b", "t", "e"), accumulate="add"
     )
     new = pointwise(table, sub, grad)
     p = check(graph([x], [table, ids], ["B", "T"], [Write(table, new)]), SIZES)
@@ -341,7 +341,7 @@ def test_the_same_part_of_a_tensor_is_checked_once(shift: int, made: bool) -> No
     x = comp(load(table, cells(ids, "b", "t"), "$e", check=True), over)
     zero = comp(Const("f64", 0.0), axes(r=9, e=4))
     row = load(ids, "$b", d("$t") + shift)
-    back = update(zero, over, (row, "$e"), cells(x, "b", "t", "e"), accumulate=True, check=NOWHERE)
+    back = update(zero, over, (row, "$e"), cells(x, "b", "t", "e"), accumulate="add", check=NOWHERE)
     more = comp(add(load(n), Const("f64", 1.0)))
     g = graph([x, back], [table, ids, n], ["B", "T"], [Write(n, more)])
     assert (len(fuse(g).checks) == 1) is made

@@ -147,7 +147,7 @@ def test_update_sets_and_accumulates() -> None:
     x, v, t = inp("x", 4), inp("v", 3), inp("t", 3, dtype="i32")
     values = {"x": [1.0, 1, 1, 1], "v": [1.0, 2, 3], "t": [2, 0, 2]}
     where = [load(t, "$i")]
-    y = update(x, axes(i=3), where, load(v, "$i"), accumulate=True, check=_span(1))
+    y = update(x, axes(i=3), where, load(v, "$i"), accumulate="add", check=_span(1))
     np.testing.assert_array_equal(one(y, **values), [3, 1, 5, 1])
     y = update(x, axes(i=3), [d("$i") + 1], load(v, "$i"))
     np.testing.assert_array_equal(one(y, **values), [1, 1, 2, 3])
@@ -199,7 +199,7 @@ def test_print_graph(golden: Golden) -> None:
     loss = comp(load(lazy, "$b"), (), "max", axes(b="B"))
     (dw,) = grads(loss, w)
     step = update(
-        w, axes(o=128, i=64), ["$o", "$i"], op("neg", load(dw, "$o", "$i")), accumulate=True
+        w, axes(o=128, i=64), ["$o", "$i"], op("neg", load(dw, "$o", "$i")), accumulate="add"
     )
     facts = Facts(frozenset(), (d("B") - 2,))
     g = graph([Stop(type=loss.type, source=loss)], [x, w, t], ["B"], [Write(w, step)], facts)

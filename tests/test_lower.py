@@ -145,7 +145,7 @@ class Maker:
         if self.rng.random() < 0.5:
             return comp(load(table, row, "$t", check=True), axes(b="B", t="T"))
         value = self.mixed(axes(b="B", t="T"))
-        new = update(table, axes(b="B", t="T"), (cast(row, "i64"), "$t"), value, accumulate=True)
+        new = update(table, axes(b="B", t="T"), (cast(row, "i64"), "$t"), value, accumulate="add")
         if self.rng.random() < 0.5:
             self.writes.append(Write(table, new))
         return new

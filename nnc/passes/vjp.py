@@ -119,20 +119,24 @@ def _pull_compute(
 def _pull_update(
     node: Update, cotangent: Node, touched: set[Node], facts: Facts
 ) -> Iterator[tuple[Node, Node | Share]]:
-    if node.base in touched:
-        zero = const(0, node.type.dtype)
-        masked = replace(
-            node, base=cotangent, value=zero, name=name_of(node.base), regions=(), after=()
-        )
-        yield node.base, cotangent if node.accumulate else masked
-    (value,) = share(node.value)
     guard = None if node.guard is None else Guard(None, node.guard, True)
+    kept = cotangent if node.accumulate else _unwritten(node, cotangent)
     if node.accumulate in ("max", "min"):
-        assert node.base not in touched, node
-        guard = Guard(guard, _is_winner(node), True)
+        first, place = _winners(node, node.base in touched), Idx(_position(node.axes))
+        wins = op("eq", place, read_at(first, node.target, check=node.check))
+        guard, kept = Guard(guard, wins, True), _where_base_wins(first, cotangent)
+    if node.base in touched:
+        yield node.base, kept
+    (value,) = share(node.value)
     g = read_at(cotangent, node.target, check=node.check)
     reader = Reader(node.axes, value, Term(guard, g), facts, node.span)
     yield from _contributions(reader, None, touched, g)
+
+
+def _unwritten(node: Update, cotangent: Node) -> Update:
+    zero = const(0, node.type.dtype)
+    name = name_of(node.base)
+    return replace(node, base=cotangent, value=zero, name=name, regions=(), after=())
 
 
 def _contributions(
@@ -443,28 +447,37 @@ def _is_extremum(node: Compute) -> Expr:
     return op("eq", as_dtype(Idx(_position(node.raxes)), "i32"), read(first, node.axes))
 
 
-def _is_winner(node: Update) -> Expr:
-    """Whether the axes are at the first place that has the extremum that was written to."""
-    best = read_at(node, node.target, check=node.check)
-    nan = op("ne", node.value, node.value)
-    has = (
-        op("or", op("eq", node.value, best), nan)
-        if is_float(best.dtype)
-        else op("eq", node.value, best)
+def _winners(node: Update, of_base: bool) -> Update:
+    """For each element the position, in the axes of the update, of the first value that is the
+    extremum; -1 where the base is (asked only `of_base`)."""
+
+    def extremal(e: Expr, best: Expr) -> Expr:
+        equal = op("eq", e, best)
+        return op("or", equal, op("ne", e, e)) if is_float(best.dtype) else equal
+
+    start, nobody = fill(node, 0), Const("i64", 2**63 - 1)
+    base = select(
+        extremal(read(node.base, start.axes), read(node, start.axes)), Const("i64", -1), nobody
     )
-    place, like = _position(node.axes), TensorType("i64", node.type.shape)
-    none = replace(fill(node, 0), type=like, body=Const("i64", 2**63 - 1))
-    first = replace(
+    like = TensorType("i64", node.type.shape)
+    wins = extremal(node.value, read_at(node, node.target, check=node.check))
+    return replace(
         node,
         type=like,
-        base=none,
-        value=Idx(place),
+        base=replace(start, type=like, body=base if of_base else nobody),
+        value=Idx(_position(node.axes)),
         accumulate="min",
-        guard=has if node.guard is None else select(node.guard, has, Const("bool", False)),
+        guard=wins if node.guard is None else select(node.guard, wins, Const("bool", False)),
         regions=(),
         after=(),
     )
-    return op("eq", Idx(place), read_at(first, node.target, check=node.check))
+
+
+def _where_base_wins(first: Node, cotangent: Node) -> Node:
+    out = fill(cotangent, 0)
+    wins = op("eq", read(first, out.axes), Const("i64", -1))
+    body = select(wins, read(cotangent, out.axes), const(0, cotangent.type.dtype))
+    return replace(out, body=body)
 
 
 def _flattened(node: Compute) -> tuple[Axis, Expr]:
