@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -35,6 +36,7 @@ from nnc.ir.signature import (
     Support,
     Variant,
 )
+from nnc.lang import ast
 from nnc.lang.ast import ModuleDef
 from nnc.lang.dims import Dim
 from nnc.lang.elaborate.elaborated import Built, Elaborated
@@ -97,7 +99,7 @@ class TestCase:
 
     title: str
     native: Native
-    assertions: tuple[tuple[str, str], ...]  # (place, text)
+    assertions: tuple[tuple[str, str], ...]  # (place, what a failure says)
     draws: bool = False  # its native takes seed and step
 
 
@@ -138,6 +140,8 @@ def uncollected() -> Iterator[None]:
 
 def read(path: str) -> Source:
     """The text of a file; raises OSError or UnicodeDecodeError."""
+    if Path(path).is_fifo():
+        raise OSError(errno.ESPIPE, "it is a pipe, and files are read more than once")
     return Source(path, Path(path).read_text(encoding="utf-8-sig"))
 
 
@@ -507,8 +511,12 @@ def _cases(
 def _tests(found: Elaborated, out: _Objects) -> Iterable[TestCase]:
     for title, graph, asserts in found.tests:
         native = out.native(optimise(graph), f"nn_{graph.name}")
-        places = tuple((a.span.place, a.cond.span.text) for a in asserts)
+        places = tuple((a.span.place, _failure(a)) for a in asserts)
         yield TestCase(title, native, places, bool(graph.inputs))
+
+
+def _failure(a: ast.Assert) -> str:
+    return f"{a.cond.span.text} is false" + (f": {a.message}" if a.message else "")
 
 
 @uncollected()

@@ -86,6 +86,8 @@ def schedule_file(
 
 def read_file(path: str | Path) -> Source:
     """The text of a file; LoadError unless it is UTF-8 text."""
+    if Path(path).suffix == ".json":
+        raise LoadError(f"{path} is compiled already, and only its `.nn` says more")
     try:
         return compiler.read(str(path))
     except UnicodeDecodeError as error:

@@ -140,7 +140,7 @@ def _read(path: Path, texts: dict[str, str]) -> bool:
         if str(file) in texts:
             continue
         try:
-            data = file.read_bytes()
+            data = b"" if file.is_fifo() else file.read_bytes()
             names = {a or b for a, b in _IMPORT.findall(data.decode("utf-8"))}
         except (OSError, ValueError):
             texts[str(file)] = "missing"

@@ -71,8 +71,12 @@ def _only(export: Export, given: dict[str, str], flag: str, kind: str) -> None:
 def _values(export: Export, given: dict[str, str]) -> dict[str, Any]:
     _only(export, given, "--arg", "value")
     return {
-        n: _array(t) if t.endswith(".npy") else number(t, f"--arg {n}") for n, t in given.items()
+        n: _array(t) if t.endswith(".npy") else number(t, f"--arg {n}", _FILES)
+        for n, t in given.items()
     }
+
+
+_FILES = " and no .npy file"
 
 
 def _array(path: str) -> Array:
@@ -80,8 +84,8 @@ def _array(path: str) -> Array:
         loaded = np.load(path, allow_pickle=False)
     except OSError as error:
         raise LoadError(f"cannot read {path}: {error.strerror or error}") from None
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise LoadError(f"{path} is not an .npy file of a plain array: {error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile):
+        raise LoadError(f"{path} is not an .npy file of numbers") from None
     if not isinstance(loaded, np.ndarray):
         raise LoadError(f"{path} is not an .npy file of one array")
     return loaded

@@ -118,7 +118,8 @@ def dump(args: argparse.Namespace) -> int:
 
 
 def names(args: argparse.Namespace) -> int:
-    print("\n\n".join(table(m) for m in load_model(args).manifest.modules))
+    modules = load_model(args).manifest.modules
+    print("\n\n".join(map(table, modules)) or f"{args.model} exports nothing with parameters")
     return 0
 
 

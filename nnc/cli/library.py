@@ -17,8 +17,10 @@ def shown(name: str) -> str:
     """The source of `std.nn.Linear` with its place; all of `std.nn`; a list of `std`."""
     parts = name.split(".")
     if parts[0] != "std":
-        raise ArgumentError(f"{name}: library names begin with std, like std.nn.Linear")
-    files = {p.stem: p for p in sorted(STD.glob("*.nn"))}
+        homes = [f"std.{s}.{name}" for s, p in _files().items() if name in _names(p)]
+        like = f"did you mean {' or '.join(homes)}?" if homes else "like std.nn.Linear"
+        raise ArgumentError(f"{name}: library names begin with std; {like}")
+    files = _files()
     if len(parts) == 1:
         return "\n".join(f"std.{stem}: {', '.join(_names(p))}" for stem, p in files.items())
     if parts[1] not in files:
@@ -33,6 +35,10 @@ def shown(name: str) -> str:
             return "\n\n".join(_block(path, lines, *b) for b in blocks)
     wanted = ".".join(parts[2:])
     raise ArgumentError(f"std.{parts[1]} has no {wanted}{nearest(wanted, _names(path))}")
+
+
+def _files() -> dict[str, Path]:
+    return {p.stem: p for p in sorted(STD.glob("*.nn"))}
 
 
 def definition(lines: list[str], name: str) -> list[tuple[int, int]]:

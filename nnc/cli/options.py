@@ -22,8 +22,8 @@ def overrides(define: list[str]) -> Overrides:
     return out
 
 
-def number(text: str, where: str) -> int | float | bool:
-    """A number or true, false."""
+def number(text: str, where: str, other: str = "") -> int | float | bool:
+    """A number or true, false; `other`: what else it is not."""
     if text in ("true", "false"):
         return text == "true"
     for kind in (int, float):
@@ -31,7 +31,7 @@ def number(text: str, where: str) -> int | float | bool:
             return kind(text)
         except ValueError:
             continue
-    raise ArgumentError(f"{where}: {text!r} is no number")
+    raise ArgumentError(f"{where}: {text!r} is no number{other}")
 
 
 def pairs(flag: str, texts: list[str]) -> dict[str, str]:
@@ -73,7 +73,10 @@ def sizes(rest: list[str]) -> dict[str, int]:
             raise ArgumentError(f"unrecognized argument {flag!r}: a size is --NAME NUMBER")
         if not equals:
             value = items.pop(0) if items else ""
-        if not value.isascii() or not value.isdecimal() or len(value) > 18:
+        whole = value.isascii() and value.isdecimal()
+        if whole and len(value) > 18:
+            raise ArgumentError(f"--{name} {value}: a size has at most 18 digits")
+        if not whole:
             raise ArgumentError(f"--{name} {value}: a size is a whole number, like --{name} 8")
         if name in out:
             raise ArgumentError(f"--{name} is given twice")

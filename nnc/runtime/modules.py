@@ -95,7 +95,7 @@ def _slot_paths(sig: ModuleSig, files: Mapping[str, str | Path]) -> list[tuple[S
             table = ", ".join(f'"{n}": path' for n in names)
             raise ArgumentError(
                 f"{sig.id} takes weights({slot.name!r}) from a file ({slot.place})\n"
-                f"  help: init(files={{{table}}})"
+                f"  help: init(files={{{table}}}); on the command line --file {slot.name}=FILE"
             )
     return [(slot, files[slot.name]) for slot in sig.slots]
 
