@@ -14,6 +14,7 @@ from nnc.lang.elaborate.declared import kind_of, module_type
 from nnc.lang.elaborate.members import leaves, tree_argument
 from nnc.lang.elaborate.mismatches import declared, wrong_dtype
 from nnc.lang.elaborate.mistakes import fail
+from nnc.lang.elaborate.module_sizes import is_open, match_sizes
 from nnc.lang.elaborate.shape_matching import match_shape
 from nnc.lang.elaborate.values import (
     AxisRef,
@@ -146,7 +147,9 @@ def _tree_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Value:
             scalar = isinstance(value, Tensor) and not value.shape
             help = f"a gradient? `grad({span.text}, net)`" if scalar else None
             raise fail("E0301", text, span, labels=(declared(p),), help=help)
-    if isinstance(p.type, ast.AppliedTypeExpr) and not cx.generic:
+    if isinstance(p.type, ast.AppliedTypeExpr) and isinstance(tree.of, Instance):
+        match_sizes(b, p, tree.of, span)
+    if isinstance(p.type, ast.AppliedTypeExpr) and not cx.generic and not is_open(b, p):
         with cx.in_frame(b.frame):
             want = tree_argument(cx, p.type)
         if isinstance(want, Instance) and not _same_tree(want, tree):
@@ -187,6 +190,9 @@ def _module_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Valu
             span,
             labels=(declared(p),),
         )
+    match_sizes(b, p, value.inst, span)
+    if is_open(b, p):
+        return value
     with cx.in_frame(b.frame):
         want = module_type(cx, p.type)
     if want is not None and want.id != value.inst.id and not cx.generic:

@@ -142,6 +142,8 @@ def undefined(cx: Context, name: str, span: Span) -> Mistake:
         help = "layers and functions need no prefix: `from std.nn import Linear`, `exp(x)`"
     elif help is None and name in RENAMED:
         help = f"it is called `{RENAMED[name]}`"
+    elif help is None and cx.static_depth and frame.func is not None and frame.func.exported:
+        help = "modules of an exported function have numbers, or their defaults: `Linear(64, 10)`"
     elif help is None and near:
         help = f"did you mean `{near}`?"
     elif help is None and name[:1].isupper() and len(name) < 3:

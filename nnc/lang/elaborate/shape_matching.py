@@ -92,7 +92,7 @@ def _match_axis(
         b.pending.append((size, pattern, span, p))
         return
     if open_:
-        _solve(b, open_[0], pattern, size, span)
+        solve_size(b, open_[0], pattern, size, span)
         return
     with b.cx.in_frame(frame):
         want = b.cx.eval_dim(pattern)
@@ -100,7 +100,7 @@ def _match_axis(
         raise wrong_size(b, p, pattern, want, v, axis, span)
 
 
-def _solve(b: Binding, name: str, pattern: ast.Expr, size: Dim, span: Span) -> None:
+def solve_size(b: Binding, name: str, pattern: ast.Expr, size: Dim, span: Span) -> None:
     """`T + 1`, `4*H`: the name from a linear form."""
     probe = "?" + name
     b.frame.dims[name] = Dim.of(probe)
@@ -138,7 +138,7 @@ def solve_pending(b: Binding) -> None:
             if len(open_) > 1:
                 b.pending.append((size, pattern, span, p))
             elif open_:
-                _solve(b, open_[0], pattern, size, span)
+                solve_size(b, open_[0], pattern, size, span)
             else:
                 with b.cx.in_frame(b.frame):
                     want = b.cx.eval_dim(pattern)

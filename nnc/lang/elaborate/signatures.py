@@ -15,6 +15,7 @@ from nnc.lang.elaborate.declared import kind_of, module_type, opaque_tree
 from nnc.lang.elaborate.habits import TYPES
 from nnc.lang.elaborate.members import StoredLeaf, leaves, tree_argument
 from nnc.lang.elaborate.mistakes import Mistake, fail
+from nnc.lang.elaborate.module_sizes import declare_sizes
 from nnc.lang.elaborate.sizes import quantified
 from nnc.lang.elaborate.values import (
     UNKNOWN,
@@ -146,9 +147,11 @@ def symbolic_param(cx: Context, frame: Frame, p: ast.Param) -> None:
             frame.vars[p.name] = opaque_tree(p.name, TreeParam(p.name))
         case "params":
             assert isinstance(p.type, ast.AppliedTypeExpr)
+            declare_sizes(cx, frame, p)
             of = tree_argument(cx, p.type)
             frame.vars[p.name] = opaque_tree(p.name, of)
         case "module":
+            declare_sizes(cx, frame, p)
             inst = module_type(cx, p.type)
             frame.vars[p.name] = Module(inst, p.name, p.name) if inst else UNKNOWN
             if inst is not None:
