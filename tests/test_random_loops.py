@@ -74,7 +74,7 @@ class LoopMaker(Maker):
             target = [d(var), *(a.var for a in over[1:])]
             return update(t, over[1:], target, self.mixed(over[1:]))
         guard = op("ge", idx(over[0].var), idx(1)) if self.rng.random() < 0.5 else None
-        more = {"accumulate": self.rng.random() < 0.5, "guard": guard}
+        more = {"accumulate": self.rng.choice(["", "", "add", "max", "min"]), "guard": guard}
         return update(t, over, [a.var for a in over], value, **more)
 
     # ---- loops ----------------------------------------------------------------------------------

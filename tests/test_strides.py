@@ -8,7 +8,7 @@ import pytest
 
 from nnc import compiler
 from nnc.ir.expr import Op, walk
-from nnc.ir.graph import Compute
+from nnc.ir.graph import Compute, nodes
 from nnc.passes.fuse import fuse
 from nnc.passes.schedule.space import space
 from tests.endtoend import built, compare, sample
@@ -284,3 +284,12 @@ export def f(x: f32[B, 3, N], w: f32[4, 3, 3]) -> f32[B, 4, 3*N]:
     (found,) = built(text).values()
     assert len(fuse(compiler.optimise(found.graph)).groups) == 2
     compare(found.graph, {"B": 2, "N": 7}, sample(found.graph, {"B": 2, "N": 7}, RNG))
+
+
+def test_a_window_longer_than_its_result_goes_by_phases():
+    """9 places at stride 2 for 6 results: 5 terms for each element, not 6."""
+    text = CONV.format(k=9, s=2, p=0).replace("H, W", "20, 21")
+    (found,) = built(text).values()
+    compare(found.graph, {"B": 2}, sample(found.graph, {"B": 2}, RNG))
+    sums = [n for n in nodes(compiler.optimise(found.graph)) if isinstance(n, Compute) and n.raxes]
+    assert [a.extent.const for a in sums[-1].raxes[1:]] == [5, 5]

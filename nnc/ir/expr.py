@@ -7,7 +7,7 @@ with a leading `$`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import is_
 from typing import Protocol
@@ -235,6 +235,17 @@ def guards(body: Expr, other: float = 0) -> tuple[list[Expr], Expr]:
 def index_number(e: Expr) -> int | None:
     """The number that an index is, if it is one."""
     return e.dim.const if isinstance(e, Idx) else None
+
+
+def never_meet(a: Sequence[Expr], b: Sequence[Expr], loops: Iterable[str]) -> bool:
+    """Whether two elements differ along an axis where neither depends on these loops: whatever
+    iterations they belong to."""
+    inner = frozenset(loops)
+    return any(
+        (i.dim - j.dim).const not in (None, 0) and not i.dim.names & inner
+        for i, j in zip(a, b, strict=True)
+        if isinstance(i, Idx) and isinstance(j, Idx)
+    )
 
 
 def conjuncts(cond: Expr) -> list[Expr]:

@@ -218,7 +218,8 @@ class _Search:
             self._solve_for(top[1], target // top[0])
             target = target % top[0]
             terms = [t for t in terms if t is not top]
-        a, loop = max(terms, key=self._rank)
+        steps = [self.loops.index(v) for a, v in terms if a == ONE and v.extent.const]
+        a, loop = max(terms, key=lambda t: self._rank(t, steps))
         rest = [t for t in terms if t[1] is not loop]
         step = next((v for b, v in rest if b == ONE and v.extent.const), None)
         if step is not None and (a.const or 0) > 1:
@@ -280,10 +281,13 @@ class _Search:
                 rest = rest + a * (v.extent - 1)
         return prove(top[0] - 1 - rest, self.facts, {})
 
-    def _rank(self, term: tuple[Dim, Axis]) -> tuple[bool, int, int]:
-        """Solving for the longest loop leaves the least work; among equals, for the outermost."""
-        extent = term[1].extent.const
-        return extent is None, extent or 0, -self.loops.index(term[1])
+    def _rank(self, term: tuple[Dim, Axis], steps: Sequence[int]) -> tuple[bool, int, int]:
+        """Solving for the longest loop leaves the least work; among equals, for the outermost.
+        Solving for a loop of stride a leaves one of a steps inside of it (`_phases`)."""
+        a, loop = term
+        extent, at = loop.extent.const, self.loops.index(loop)
+        stride = max(a.const or 1, 1) if any(s > at for s in steps) else 1
+        return extent is None, (extent or 0) * stride, -at
 
     def _one(self, target: Dim, a: Dim, loop: Axis) -> bool:
         """`a * v == target`."""

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from nnc.ir.expr import Expr, Idx, Load, index_number, walk
+from nnc.ir.expr import Expr, Idx, Load, index_number, never_meet, walk
 from nnc.ir.graph import (
     Compute,
     Constant,
@@ -238,9 +238,12 @@ class _Assigner:
             return False
         space = self.fused.spaces[node]
         reads = [e for e in walk(*space.exprs) if isinstance(e, Load) and e.tensor is base]
-        want = [_positions(i, {}) for i in space.index]
-        same = all([_positions(i, {}) for i in e.index] == want for e in reads)
-        return same and not (reads and node.accumulate)
+        axes, want = [a.var for a in space.axes], [_positions(i, {}) for i in space.index]
+        own = () if node.accumulate else (want,)
+        return not axes or all(
+            [_positions(i, {}) for i in e.index] in own or never_meet(e.index, space.index, axes)
+            for e in reads
+        )
 
     def later(self, node: Update) -> Iterator[tuple[Node, Node]]:
         """Reads after `node` of versions whose memory it would write to: `(reader, version)`."""

@@ -7,7 +7,19 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from nnc.ir.bounds import Obligation, axis_ranges, loop_facts, obligations, strides
-from nnc.ir.expr import Const, Expr, Idx, Load, Select, Tensor, Var, names, rewrite, walk
+from nnc.ir.expr import (
+    Const,
+    Expr,
+    Idx,
+    Load,
+    Select,
+    Tensor,
+    Var,
+    names,
+    never_meet,
+    rewrite,
+    walk,
+)
 from nnc.ir.form import formed
 from nnc.ir.graph import Axis
 from nnc.ir.loop import (
@@ -382,7 +394,10 @@ class _Checker:
             assert isinstance(e.tensor, Buffer), e
             if e.tensor.name in mine:
                 index, scope = mine[e.tensor.name]
-                if not _same_place(e.index, index, scope.shared & here.shared):
+                inner = scope.names | here.names
+                if not _same_place(e.index, index, scope.shared & here.shared) and not never_meet(
+                    e.index, index, inner
+                ):
                     yield f"{print_expr(e)} may be written by another iteration"
 
     def injective(self, index: Sequence[Expr], scope: _Scope) -> bool:
