@@ -14,6 +14,7 @@ from nnc.codegen.guards import Guard
 from nnc.codegen.interleave import Interleaved
 from nnc.codegen.memory import Part, strides
 from nnc.codegen.registers import literal
+from nnc.codegen.scalars import small
 from nnc.codegen.scopes import Value
 from nnc.ir.expr import Const, Expr, Idx, Load, Op, Select, Var, children, walk
 from nnc.ir.graph import Axis
@@ -100,6 +101,8 @@ class Expressions(Interleaved):
                 return self.dim(dim)
             case Var(name=name):
                 return self.variables[name]
+            case Op(fn="cast", dtype=dtype, args=(Op(fn="round", args=(x,)),)) if small(dtype):
+                return self.compute("rounded", dtype, x.dtype, ((yield (x, g)),))
             case Op(args=args):
                 values: list[Value] = []
                 for a in args:

@@ -61,6 +61,8 @@ class Scalars(Integers):
         """`fn` with a result of `dtype` on operands whose first has dtype `source`."""
         if fn == "cast":
             return self.cast(args[0], source, dtype, lanes)
+        if fn == "rounded":
+            return self._round_to_small(args[0], source, dtype, lanes)
         if fn.startswith("random_"):
             made = philox.emit(self, fn, computes_in(dtype), args, lanes)
             return self.rounded(made, dtype, lanes)
@@ -313,30 +315,49 @@ class Scalars(Integers):
             x = self.convert("fptrunc", x, "double", "float", lanes)
         return self.rounded(x, to, lanes)
 
+    def _round_to_small(self, x: str, source: DType, to: DType, lanes: int) -> str:
+        """`cast(round(x))`: with 1.5 * 2**23 (2**52) added, the low bits are the whole number."""
+        if source in HALVES:
+            return self.cast(self.apply("round", source, source, [x], lanes), source, to, lanes)
+        x = self._clamped(x, source, *_range(to), lanes)
+        big = self.lit(source, 1.5 * (2.0**23 if source == "f32" else 2.0**52), lanes)
+        word = "i32" if source == "f32" else "i64"
+        bits = self.convert(
+            "bitcast", self.two("fadd", source, x, big, lanes), REGISTER[source], word, lanes
+        )
+        return self.convert("trunc", bits, word, REGISTER[to], lanes)
+
+    def _clamped(self, x: str, source: DType, low: int, high: float, lanes: int) -> str:
+        """Between two numbers; NaN becomes 0."""
+        if low:  # else NaN, which is not above it, becomes `low`
+            number = self.two("fcmp ord", source, x, x, lanes)
+            x = self.choose(number, x, self.lit(source, 0, lanes), source, lanes)
+        bottom, top = self.lit(source, low, lanes), self.lit(source, high, lanes)
+        above = self.two("fcmp ogt", source, x, bottom, lanes)
+        x = self.choose(above, x, bottom, source, lanes)
+        below = self.two("fcmp olt", source, x, top, lanes)
+        return self.choose(below, x, top, source, lanes)
+
     def _float_to_int(self, x: str, source: DType, to: DType, lanes: int) -> str:
         """By hand: LLVM's saturating conversion of vectors goes lane by lane, with branches."""
         source = computes_in(source)
         bits = max(DTYPES[to].bits, 32)
         low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1)) if bits == DTYPES[to].bits else _range(to)
-        if low:  # else NaN, which is not above it, becomes `low`
-            number = self.two("fcmp ord", source, x, x, lanes)
-            x = self.choose(number, x, self.lit(source, 0, lanes), source, lanes)
-        bottom = self.lit(source, low, lanes)
-        clamped = self.choose(
-            self.two("fcmp ogt", source, x, bottom, lanes), x, bottom, source, lanes
-        )
         # The largest number below `high` where that itself does not fit.
         inexact = bits == DTYPES[to].bits
         top = _before(high, source) if inexact else float(high)
-        top_text = self.lit(source, top, lanes)
+        clamped = self._clamped(x, source, low, top, lanes)
         over = self.two("fcmp oge", source, x, self.lit(source, high, lanes), lanes)
-        below = self.two("fcmp olt", source, clamped, top_text, lanes)
-        clamped = self.choose(below, clamped, top_text, source, lanes)
         wide_int = "i64" if bits == 64 else "i32"
         out = self.convert("fptosi", clamped, REGISTER[source], wide_int, lanes)
         if inexact:
             return self.choose(over, self.lit(to, high - 1, lanes), out, wide_int, lanes)
         return self.convert("trunc", out, "i32", REGISTER[to], lanes)
+
+
+def small(dtype: DType) -> bool:
+    """Whether it is an integer of at most 16 bits."""
+    return DTYPES[dtype].kind in "iu" and DTYPES[dtype].bits <= 16
 
 
 def _range(to: DType) -> tuple[int, int]:

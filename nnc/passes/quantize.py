@@ -23,12 +23,13 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
-from nnc.ir.expr import Const, Expr, Idx, Load, Op, subst_exprs
+from nnc.ir.expr import Const, Expr, Idx, Load, Op, index_number, names, subst_exprs
 from nnc.ir.graph import Axis, Compute, Graph, Input, Node, toposort
 from nnc.ir.rewrite import replace_operands, with_roots
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.lang.types import TensorType
 from nnc.passes.layout import ordered, reads_own_element
+from nnc.passes.linear import folded
 from nnc.passes.schedule.words import WORD, word
 
 LEAST = 16  # products in a sum: fewer are not worth it
@@ -212,7 +213,27 @@ def quantized(graph: Graph, names: Collection[str], inputs: Inputs) -> Graph:
         if found is not None and found.weight.name in names:
             made = _rewritten(found, inputs, bytes_)
         new[node] = made
-    return ordered(_read_again(with_roots(graph, [new[r] for r in graph.roots]), bytes_))
+    whole = _read_again(with_roots(graph, [new[r] for r in graph.roots]), bytes_)
+    given = {by for _, by in bytes_.values()}
+    return ordered(folded(whole, _starts(whole), partial(_positive, given)))
+
+
+def _positive(given: Collection[Node], e: Load) -> bool:
+    """Whether a load is a step, or 1 / it."""
+    return e.tensor in given and index_number(e.index[0]) in (0, 2)
+
+
+def _starts(graph: Graph) -> dict[Node, frozenset[int]]:
+    """The sums of words, and which of their axes are channels; bytes."""
+    out: dict[Node, frozenset[int]] = {}
+    for node in graph.order:
+        match node:
+            case Compute(op="sum", body=Op(fn="dot4", args=(_, Load() as w))):
+                used = names([w])
+                out[node] = frozenset(d for d, a in enumerate(node.axes) if a.var in used)
+            case Compute(body=Op("u8", "cast")):
+                out[node] = frozenset()
+    return out
 
 
 Made = tuple[Compute, Input]  # bytes, and the numbers by which they were made
