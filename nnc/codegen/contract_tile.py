@@ -134,7 +134,8 @@ class RowTiles(Ahead, RightOperand):
     def epilogue(self, part: Range, j0: str, valid: str, width: str, sums: str) -> None:
         """Calls `store` for the valid columns of a finished tile."""
         em, t = self.em, self.t
-        lanes = str(t.lanes)
+        lanes = str(t.lanes * self.c.across)
+        vector = f"<{lanes} x {t.type}>"
 
         def columns(at: str, count: str, mask: str | None) -> None:
             col = flow.add(em, j0, at)
@@ -142,7 +143,7 @@ class RowTiles(Ahead, RightOperand):
             def rows(store: StoreRow) -> None:
                 with flow.loop(em, "0", part.size) as i:
                     place = flow.offset(em, sums, flow.add(em, flow.mul(em, i, width), at), t.type)
-                    value = em.op(f"load {t.vector}, ptr {place}", "sum")
+                    value = em.op(f"load {vector}, ptr {place}, align {t.size * t.lanes}", "sum")
                     store(em, flow.add(em, part.start, i), value)
 
             if self.c.columns is None:
@@ -154,7 +155,7 @@ class RowTiles(Ahead, RightOperand):
         with flow.loop(em, "0", whole) as v:
             columns(flow.mul(em, v, lanes), lanes, None)
         n = flow.const(self.c.n)
-        if n is not None and n % t.lanes == 0:
+        if n is not None and n % int(lanes) == 0:
             return
         rest = flow.rem(em, valid, lanes)
         with flow.when(em, flow.compare(em, "ne", rest, "0")):

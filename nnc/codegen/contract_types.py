@@ -50,6 +50,7 @@ class Contraction:
     touch: Touch | None = None  # fetches the places of so many results of a panel's columns
     strips: Strips | None = None  # how lines of B share memory,
     panels: str = ""  # and room for a block of B's panels then (`panels_bytes`)
+    across: int = 1  # vectors that `columns` takes at a time
 
 
 @dataclass(frozen=True)

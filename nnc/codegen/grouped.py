@@ -124,5 +124,6 @@ class Grouped(Thin):
             self.epilogue(c, m, n),
             self.tile_scratch(kind(c)),
             columns=self.columns(c, m, n),
+            across=self.across(c),
         )
         contract.emit_contraction(self.em, done)

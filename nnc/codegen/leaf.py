@@ -215,6 +215,7 @@ class Leaves(LeafResults):
             self.touch(c, m, n),
             strips,
             "" if strips is None else self.panels_room(dtype),
+            self.across(c),
         )
         contract.emit_contraction(self.em, done)
 

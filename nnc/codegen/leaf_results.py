@@ -14,7 +14,8 @@ from nnc.codegen.windows import Group, digits
 from nnc.ir.expr import Idx, Load, Var
 from nnc.ir.graph import Axis
 from nnc.ir.loop import Contract, Store
-from nnc.lang.dims import ONE, ZERO, Dim
+from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
+from nnc.lang.types import DTYPES
 
 _Rows = Callable[[contract.StoreRow], None]
 _NEXT_TILE = 128  # bytes of a row to the columns of the next tile
@@ -30,12 +31,21 @@ class LeafResults(LeafOperands):
 
         return store
 
+    def across(self, c: Contract) -> int:
+        """Vectors that the epilogue takes at a time: bytes of a panel are stored together."""
+        t = tiles.tile(kind(c), self.target)
+        n = dim_prod(a.extent for a in c.n).const
+        stores = [s for s in c.epilogue if isinstance(s, Store)]
+        small = all(DTYPES[s.buffer.type.dtype].bytes == 1 for s in stores)
+        whole = n is not None and n % t.panel == 0
+        return t.panel // t.lanes if t.vector_rows and small and whole else 1
+
     def store_row(
-        self, c: Contract, m: Group, n: Group, i: str, value: str, mask: str | None
+        self, c: Contract, m: Group, n: Group, i: str, value: str, mask: str | None, across: int = 1
     ) -> None:
-        """The epilogue for a vector along n, whose first index is bound."""
+        """The epilogue for so many vectors along n, whose first index is bound."""
         dtype = c.a.dtype
-        lanes = self.target.lanes(dtype)
+        lanes = self.target.lanes(dtype) * across
         with self.inside_tile(m, i), self.along(n, lanes, mask):
             self.variables[c.name] = Value(value, dtype, lanes, self.depth)
             self.ahead = _NEXT_TILE
@@ -45,11 +55,11 @@ class LeafResults(LeafOperands):
     def columns(self, c: Contract, m: Group, n: Group) -> contract.Columns:
         """What depends on the columns alone stands before the rows. Vectors that are within a run
         of the result's memory (the map of one picture) have code of their own."""
-        run = self.longest_run(c, n)
+        run, across = self.longest_run(c, n), self.across(c)
 
         def version(em: Emitter, g: Group, mask: str | None, body: _Rows) -> None:
             with self.scope():
-                body(lambda em, i, value: self.store_row(c, m, g, i, value, mask))
+                body(lambda em, i, value: self.store_row(c, m, g, i, value, mask, across))
 
         def columns(em: Emitter, j: str, count: str, mask: str | None, body: _Rows) -> None:
             if run is None:
