@@ -11,7 +11,8 @@ import pytest
 import nnc
 from nnc import compiler
 from nnc.cli import main
-from nnc.ir.graph import Compute, Graph, Input, all_nodes
+from nnc.ir.expr import Op, walk
+from nnc.ir.graph import Compute, Graph, Input, Node, all_nodes
 from nnc.ir.interpret import run as interpret
 from nnc.lang.types import TensorType
 from nnc.passes.quantize import quantized, sites
@@ -253,6 +254,62 @@ def exact(name: str, channels: int, rng: np.random.Generator) -> None:
         want = interpret(graph, dims, given).results
         assert all((x == y).all() for x, y in zip(got[:1], want[:1], strict=True))
         compare(made, dims, given, 1e-5)
+
+
+CHAINS = """\
+from std.nn import Linear, BatchNorm
+module N():
+    a = Linear(20, 24)
+    b = Linear(24, 24, use_bias=false)
+    n = BatchNorm(24)
+    c = Linear(24, 24)
+    d = Linear(24, 24)
+    e = Linear(24, 5)
+export def f(net: N, x: f32[B, 20]) -> f32[B, 5]:
+    y[n, i] = min(max(net.a(x)[n, i], 0), 6)
+    h = net.b(y)
+    z[n, i] = max((h[n, i] - net.n.running_mean[i]) * rsqrt(net.n.running_var[i] + 1) + y[n, i], -1)
+    u[n, i] = 2 - max(-0.5 * net.c(z)[n, i], net.n.bias[i])
+    v[n, i] = tanh(net.d(u)[n, i]) * 3 + u[n, i]
+    return net.e(v)
+"""
+
+
+def test_what_follows_a_sum_is_folded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of the channels, residuals, limits, a negative factor: what was meant, in fewer
+    steps."""
+    graph = compiler.optimise(built(CHAINS)["f"].graph)
+    rng = np.random.default_rng(3)
+
+    def made() -> Graph:
+        more: dict[str, Input] = {}
+
+        def new(key: str, type_: TensorType) -> Input:
+            return more.setdefault(key, Input(name=key, type=type_, kind="param"))
+
+        out = quantized(graph, {s.weight.name for s in sites(graph)}, new)
+        return replace(out, inputs=(*out.inputs, *more.values()))
+
+    given = {"x": sixteenths(rng, 9, 20)}
+    for s in sites(graph):
+        w = rng.standard_normal([d.const for d in s.weight.type.shape]) / 8
+        leaves = in_bytes(w, s, (-4.0, 11.9375))
+        given |= {f"{s.weight.name}.{k}": v for k, v in leaves.items()}
+    short = made()
+    given = sample(short, {"B": 9}, rng) | given
+    compare(short, {"B": 9}, given, 0.05)  # a tie may fall to the other side
+    monkeypatch.setattr("nnc.passes.quantize.folded", lambda graph, *_: graph)
+    long = made()
+    assert [sum(map(_fused, all_nodes(g))) for g in (short, long)] == [9, 0]
+    a, b = (interpret(g, {"B": 9}, given).results[0] for g in (short, long))
+    np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def _fused(node: Node) -> int:
+    """Its multiply-adds."""
+    if not isinstance(node, Compute):
+        return 0
+    return sum(isinstance(e, Op) and e.fn == "fma" for e in walk(node.body))
 
 
 FORMS = """\

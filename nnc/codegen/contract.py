@@ -192,8 +192,9 @@ class _Emission(RowTiles):
         if c.nt == "1":
             return Range("0", c.m), Range("0", c.n)
         tid, nt = wide(em, c.tid), wide(em, c.nt)
-        # Panels that were packed before stay whole.
-        width = t.panel if c.ready is not None or isinstance(c.b, Packed) else t.lanes
+        # Panels that were packed before stay whole, and those whose epilogue takes them whole.
+        kept = c.ready is not None or isinstance(c.b, Packed) or c.across > 1
+        width = t.panel if kept else t.lanes
         strips, each = flow.ceil_div(em, c.n, str(width)), 8 * width // t.panel
         down, across = tile_kernels.grid(em, c.m, strips, nt, str(each), self.packing(nt, 6 * each))
         rows = self.cut(Range("0", c.m), flow.div(em, tid, across), down)

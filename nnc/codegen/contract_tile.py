@@ -54,24 +54,8 @@ class RowTiles(Ahead, RightOperand):
                 f"call void {read.kernel}(ptr {self.a_panel}, ptr {read.b}, i64 {read.b_k}, "
                 f"i64 {read.b_panel}, i64 {k.size}, ptr {to}, i32 {again}{apart})"
             )
-            if not t.vector_rows:
-                with flow.when(em, flow.select(em, whole, "i1", "false", last)):
-                    self.epilogue(part, col, valid, width, sums)
-            step.step = width
-        if t.vector_rows:
-            with flow.when(em, last):
-                self.epilogues(part, columns, kernels.wide, strip)
-
-    def epilogues(self, part: Range, columns: Range, wide: str, strip: str) -> None:
-        """Those of a row tile. The matrix unit sleeps when it has nothing to do for 0.3 us, and
-        wakes as slowly: it does all products of the tile before."""
-        em = self.em
-        with flow.stepping(em, "0", columns.size) as step:
-            j = step.index
-            left, col = flow.sub(em, columns.size, j), flow.add(em, columns.start, j)
-            _, width = self.kind(left, wide, "true")
-            valid = flow.minimum(em, width, left)
-            self.epilogue(part, col, valid, width, self.sums_of(part, strip, j))
+            with flow.when(em, flow.select(em, whole, "i1", "false", last)):
+                self.epilogue(part, col, valid, width, sums)
             step.step = width
 
     def kernels(self, part: Range) -> Kernels:
@@ -94,11 +78,10 @@ class RowTiles(Ahead, RightOperand):
 
     def sums_of(self, part: Range, strip: str, j: str) -> str:
         """Where the sums of the kernel at column j go. Those of one block need no place of their
-        own; where the matrix unit works, the epilogues wait for all of a tile."""
+        own."""
         em, t = self.em, self.t
         here = flow.mul(em, j, part.size)
-        alone = here if t.vector_rows else "0"
-        at = flow.select(em, self.one_block, "i64", alone, flow.add(em, strip, here))
+        at = flow.select(em, self.one_block, "i64", "0", flow.add(em, strip, here))
         return flow.offset(em, self.sums, at, t.type)
 
     def all_direct(self) -> bool:
