@@ -213,7 +213,7 @@ def schedule(
     `constant`: inputs on which values may be kept from call to call (see `read_only`). `winograd`:
     windows of 3 x 3 over such weights by fewer products, which rounds otherwise.
     """
-    program = lower(fused or fuse(graph))
+    program = lower(fused or fuse(graph, winograd=winograd))
     verify_program(program, "lower")
     pairs = zip(graph.inputs, program.args, strict=False)
     leaves = frozenset(b.name for x, b in pairs if x.name in constant)
@@ -290,7 +290,7 @@ def scheduled(
     plain = [(None, b) for b in found.exports]
     for special, built in [*plain, *variants(found)]:
         graph = optimise(built.graph)
-        fused = fuse(graph)
+        fused = fuse(graph, winograd=winograd)
         choice = chosen.get(built.graph.name)
         program = schedule(graph, fused, read_only(built, choice), winograd)
         out.append(Scheduled(built, graph, fused, program, special, choice))

@@ -6,6 +6,7 @@ from groups launched before, so the order of groups is always a valid order of l
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from types import UnionType
 
@@ -25,6 +26,7 @@ from nnc.ir.graph import (
 from nnc.ir.printer import node_names, print_graph
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.passes.around import around
+from nnc.passes.bands import Band, find_band
 from nnc.passes.factor import factor
 from nnc.passes.forward import forward
 from nnc.passes.inline import inline
@@ -47,7 +49,8 @@ class Group:
     """Nodes computed by one kernel, operands first.
 
     `kind`: "contraction" (the first node, then an element-wise epilogue), "rows" (all share their
-    first `rows` axes), "update", "loop" or "external". `reason`: one line for `nnc explain`.
+    first `rows` axes), "band" (one behind the other), "region", "update", "loop" or "external".
+    `reason`: one line for `nnc explain`.
     """
 
     kind: str
@@ -56,6 +59,7 @@ class Group:
     reason: str = ""
     maps: dict[Node, dict[str, Dim]] = field(default_factory=dict)  # see `_Open`
     region: Region | None = None
+    band: Band | None = None
 
 
 @dataclass(frozen=True)
@@ -85,8 +89,9 @@ class Turn:
     test: Fused | None
 
 
-def fuse(graph: Graph, body: bool = False) -> Fused:
-    """Decides buffers and kernels. `body`: of a turn of a loop."""
+def fuse(graph: Graph, body: bool = False, winograd: bool = False) -> Fused:
+    """Decides buffers and kernels. `body`: of a turn of a loop; `winograd`: windows of 3 x 3 may be
+    computed in that form."""
     graph = split_reductions(
         factor(settled(around(inline(own_roots(separate(forward(slices(joined_parts(graph)))))))))
     )
@@ -96,10 +101,9 @@ def fuse(graph: Graph, body: bool = False) -> Fused:
     fuser = _Fuser(graph, first, found, body)
     for node in together(first.order, [r.nodes for r in found.regions]):
         fuser.place(node)
-    groups = tuple(g.close() for g in fuser.groups)
     return Fused(
         graph,
-        groups,
+        tuple(fuser.close(winograd)),
         fuser.spaces,
         first.users,
         first.writers,
@@ -166,7 +170,7 @@ def _lines(fused: Fused) -> list[str]:
 # ---- groups -------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class _Open:
     """A group that may still grow. `maps`: each member's variables in those of a contraction."""
 
@@ -199,6 +203,47 @@ class _Fuser:
         self.target = {w.value: w.target for w in graph.writes}
         self.reader: dict[Node, _Open] = {}  # the latest group of rows that reads a tensor
         self.alike: dict[tuple[Dim, ...], _Open] = {}  # the latest group of rows of such extents
+
+    def close(self, winograd: bool) -> Iterator[Group]:
+        """The groups; a contraction and the rows behind it are one where they work in bands."""
+        made: dict[int, tuple[_Open, Band]] = {}  # by the number of the rows
+        for g in self.groups:
+            found = None if winograd and _is_three_by_three(g) else self.band(g)
+            if found is not None:
+                made.setdefault(found[0].number, (g, found[1]))
+        early = {g.number for g, _ in made.values()}
+        for rows in self.groups:
+            if rows.number in made:
+                g, band = made[rows.number]
+                axis = self.spaces[rows.nodes[0]].axes[band.position].var[1:]
+                reason = f"in bands of {axis}: {_reason(g)}; then {_reason(rows)}"
+                nodes = (*g.nodes, *rows.nodes)
+                yield Group("band", nodes, rows.rows, reason, g.maps, band=band)
+            elif rows.number not in early:
+                yield rows.close()
+
+    def band(self, g: _Open) -> tuple[_Open, Band] | None:
+        """The rows that alone read a contraction, and the band between them."""
+        if self.body or g.found is None or g.found.fn != "mul":
+            return None
+        of, roots = g.nodes[-1], set(self.graph.roots)
+        groups = {n: {self.group_of.get(u) for u in self.users[n]} for n in g.nodes}
+        rows = next(iter(groups[of]), None)
+        if rows is None or rows.kind != "rows" or not roots.isdisjoint(g.nodes):
+            return None
+        if any(groups[n] != {rows if n is of else g} for n in g.nodes):
+            return None
+        # The contraction moves behind what stands between them.
+        between = [n for x in self.groups[g.number : rows.number + 1] for n in x.nodes]
+        inside = {*g.nodes, *rows.nodes}
+        if not inside.isdisjoint(self.checks) or not self.late.isdisjoint(between):
+            return None
+        made, readers = ([n for n in x.nodes if isinstance(n, Compute)] for x in (g, rows))
+        if any(n.type.dtype not in ("f32", "f64") for n in made):
+            return None
+        facts = self.graph.facts
+        band = find_band(made, readers, rows.rows, self.spaces, g.found, g.maps, facts)
+        return None if band is None else (rows, band)
 
     def place(self, node: Node) -> None:
         """Puts a node into the best group, or into one of its own."""
@@ -377,6 +422,10 @@ class _Fuser:
             if not (isinstance(i, Idx) and i.dim.name == a.var and a.extent == b.extent):
                 return r
         return min(len(s.axes), len(member.axes))
+
+
+def _is_three_by_three(g: _Open) -> bool:
+    return g.found is not None and [a.extent.const for a in g.found.k].count(3) > 1
 
 
 def _extents(s: Space) -> tuple[Dim, ...]:

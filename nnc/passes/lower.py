@@ -29,7 +29,7 @@ from nnc.ir.statements import Stmts, loaded_from, stores_in
 from nnc.lang.dims import ONE, ZERO, Dim, Func, dim_prod
 from nnc.passes.fuse import Fused, Group
 from nnc.passes.lower_alike import Kernels
-from nnc.passes.lower_regions import RegionLoops
+from nnc.passes.lower_bands import BandLoops
 from nnc.passes.schedule.contraction import contraction
 from nnc.passes.schedule.extrema import joined
 from nnc.passes.schedule.merge import Views, merge
@@ -125,7 +125,7 @@ def _copy(source: Place, target: Place, number: int, views: Views) -> Kernel:
     return Kernel(f"k{number}_copy", body, a.span, reason, kind.elements)
 
 
-class _Lowering(RegionLoops):
+class _Lowering(BandLoops):
     """One group. Variables are renamed where two members use the same name for different loops."""
 
     def __init__(
@@ -151,6 +151,8 @@ class _Lowering(RegionLoops):
             return [self.external(node)]
         elif self.group.kind == "region":
             body, kind = self.region(), "region"
+        elif self.group.kind == "band":
+            body, kind = self.banded(), "band"
         elif self.group.kind == "contraction":
             body, kind = self.contract(), "contract"
         else:
@@ -198,6 +200,8 @@ class _Lowering(RegionLoops):
             return found
         if tensor in self.values:
             return self.values[tensor]
+        if self.group.band is not None and tensor is self.group.band.node:
+            return self.from_band(e)
         strip = self.storage.strips.get(tensor)
         if strip is None:
             place = self.storage.places[tensor]
@@ -229,11 +233,18 @@ class _Lowering(RegionLoops):
     # ---- contractions -------------------------------------------------------------------------
 
     def contract(self) -> Stmts:
-        first, *epilogue = self.group.nodes
+        first = self.group.nodes[0]
         space = self.fused.spaces[first]
-        found = contraction(space)
-        assert found is not None, first
         self.rename(first, (*space.axes, *space.raxes))
+        made = self.product(self.group.nodes)
+        stores = [s for n in self.group.nodes if (s := self.store(n, self.values[n])) is not None]
+        return (self.tiled(made, tuple(stores)),)
+
+    def product(self, nodes: Sequence[Node]) -> Contract:
+        """The contraction of the first node with the others as its epilogue, without stores."""
+        first, *epilogue = nodes
+        found = contraction(self.fused.spaces[first])
+        assert found is not None, first
         a, b = (self.convert(first, e) for e in (found.a, found.b))
         dtype = "f32" if a.dtype in ("f16", "bf16") else a.dtype
         name = self.value_name(first)
@@ -252,22 +263,26 @@ class _Lowering(RegionLoops):
             assert isinstance(node, Compute)
             self.env[node] = self.matched(node)
             stmts.append(self.let(node, self.convert(node, self.fused.spaces[node].body)))
-        stores = [s for n in self.group.nodes if (s := self.store(n, self.values[n])) is not None]
-        m, n, fn = found.m, found.n, found.fn
+        groups = found.batch, found.m, found.n, found.k
+        return Contract(name, *groups, a, b, tuple(stmts), first.span, fn=found.fn)
+
+    def tiled(self, c: Contract, stores: tuple[Store, ...]) -> Contract:
+        """With stores of its results, and adjacent axes merged."""
+        m, n, a, b, fn = c.m, c.n, c.a, c.b, c.fn
         last = stores[0].index[-1] if stores[0].index else None
         names = last.dim.names if isinstance(last, Idx) else frozenset()
         if any(x.var in names for x in m) and not any(x.var in names for x in n):
             m, n, a, b, fn = n, m, b, a, REVERSED[fn]
         groups: list[tuple[Axis, ...]] = []
         exprs: tuple[Expr, ...] = (a, b)
-        body: Stmts = (*stmts, *stores)
-        for axes in (found.batch, m, n, found.k):
+        body: Stmts = (*c.epilogue, *stores)
+        for axes in (c.batch, m, n, c.k):
             merged, body, exprs = merge(axes, body, exprs, self.views, self.taken)
             self.taken |= {x.var for x in merged}
             groups.append(merged)
         batch, m, n, k = groups
         a, b = exprs
-        return (Contract(name, batch, m, n, k, a, b, body, first.span, fn=fn),)
+        return Contract(c.name, batch, m, n, k, a, b, body, c.span, fn=fn)
 
     def matched(self, node: Compute) -> dict[str, Dim]:
         """An epilogue member's variables in the contraction's."""
@@ -326,17 +341,23 @@ class _Lowering(RegionLoops):
     # ---- rows ---------------------------------------------------------------------------------
 
     def rows(self) -> Stmts:
+        first = self.group.nodes[0]
+        rows = self.rename(first, self.fused.spaces[first].axes[: self.group.rows])
+        stmts = self.each_row(self.group.nodes, [Dim.of(a.var) for a in rows])
+        body = self.around(rows, stmts)
+        return _without(body, self.unread(body))
+
+    def each_row(self, nodes: Sequence[Node], head: Sequence[Dim]) -> Stmts:
+        """What is done for one row, the indices of whose axes are `head`."""
         group, spaces = self.group, self.fused.spaces
-        rows: tuple[Axis, ...] = ()
-        flat = all(len(spaces[n].axes) == group.rows for n in group.nodes)
+        flat = all(len(spaces[n].axes) == group.rows for n in nodes)
         stmts: list[Stmt] = []
         late: list[Stmt] = []
         segment: list[Node] = []
-        for node in group.nodes:
+        for node in nodes:
             space = spaces[node]
-            names = [a.var for a in rows]
-            head = self.rename(node, space.axes[: group.rows], names)
-            rows = rows or head
+            own = zip(space.axes[: group.rows], head, strict=True)
+            self.env.setdefault(node, {}).update({a.var: d for a, d in own})
             rest = space.axes[group.rows :]
             if segment and not self.continues(segment, space, rest):
                 stmts += self.flush(segment)
@@ -348,8 +369,7 @@ class _Lowering(RegionLoops):
             store = self.store(node, self.values[node])
             (late if flat else stmts).extend([] if store is None else [store])
         stmts += self.flush(segment)
-        body = self.around(rows, joined((*stmts, *late)))
-        return _without(body, self.unread(body))
+        return joined((*stmts, *late))
 
     def around(self, rows: tuple[Axis, ...], stmts: Stmts) -> Stmts:
         """Loops over the rows around what is done for each."""

@@ -46,6 +46,8 @@ class Key:
 
     def group(self, group: Group) -> bool:
         """Adds a group; False where it is of a kind that is lowered on its own."""
+        if group.band is not None:
+            return False
         self.tokens += (group.kind, group.rows, group.reason)
         parts: list[Part] = []
         for node in group.nodes:

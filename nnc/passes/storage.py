@@ -364,7 +364,9 @@ class _Assigner:
         space = self.fused.spaces[node]
         if group.region is not None and self.in_region(node, group.region, private):
             return
-        rest = space.axes[group.rows :] if group.kind == "rows" else ()
+        if group.band is not None and self.in_band(node, group):
+            return
+        rest = space.axes[group.rows :] if group.kind in ("rows", "band") else ()
         if private:
             self.out.private.add(node)
         if private and not rest:
@@ -372,6 +374,7 @@ class _Assigner:
         if private and all(a.var in space.homes() for a in rest):
             shape = tuple(a.extent for a in rest)
             count = TensorType(node.type.dtype, shape).bytes.const
+            count = 0 if count is None and group.band is not None else count  # as long as a band's
             if count is not None and count <= STRIP_BYTES:
                 name = self.shared.named(node.name, "strip")
                 self.out.strips[node] = Buffer(
@@ -388,6 +391,18 @@ class _Assigner:
             name = self.shared.named(node.name, "row")
             self.out.strips[node] = Buffer(name, kind, "local", span=node.span)
         return region.roles[node] == "strip" or node in self.out.strips
+
+    def in_band(self, node: Node, group: Group) -> bool:
+        """What makes a band has no memory, but for the band itself."""
+        band = group.band
+        assert band is not None, group
+        if node is band.node:
+            axes = (a for a in self.fused.spaces[node].axes if a.var not in band.outer)
+            shape = tuple(Dim.of(band.rows) if a.var == band.row else a.extent for a in axes)
+            kind = TensorType(node.type.dtype, shape)
+            name = self.shared.named(node.name, "band")
+            self.out.strips[node] = Buffer(name, kind, "local", span=node.span)
+        return node in group.nodes[: band.count]
 
     def share(self, group: Group) -> None:
         """A private row takes the memory of the member that reads it last, element by element."""

@@ -88,6 +88,8 @@ def _proved(p: Dim, facts: Facts, bounds: tuple[tuple[str, Range], ...], depth: 
         return False
     if _cancelled(p, facts, ranges, _MULTIPLES) or _by_choices(p, facts, ranges, depth):
         return True
+    if (end := _at_an_end(p, facts, ranges)) is not None:
+        return prove_nonneg(end, facts, ranges, depth)
     return holds_at_every_point(p, facts.nonneg, ranges)
 
 
@@ -108,6 +110,19 @@ def _by_choices(p: Dim, facts: Facts, ranges: Mapping[str, Range], depth: int) -
 
 
 _MULTIPLES = 4  # facts that are used one after the other
+
+
+def _at_an_end(p: Dim, facts: Facts, ranges: Mapping[str, Range]) -> Dim | None:
+    """The least p over the innermost loop, whose range holds functions of other loops: with them
+    p may cancel. None where there is no such loop."""
+    name = next(iter(_inner_first(p.names & ranges.keys(), ranges)), "")
+    form = p.linear_in(name) if name else None
+    if form is None or not any(
+        ranges.keys() & (f.a.names | f.b.names) for d in ranges[name] for f in d.functions
+    ):
+        return None
+    rising = _sign(form[0], facts, ranges)
+    return None if rising is None else form[0] * ranges[name][not rising] + form[1]
 
 
 def _cancelled(p: Dim, facts: Facts, ranges: Mapping[str, Range], fuel: int) -> bool:
