@@ -127,14 +127,15 @@ class _Search:
         for j in data:
             at, m = subst(index[j], self.solved), Idx(Dim.of(self.axes[j].var))
             self.late.append(Condition(op("eq", as_dtype(at, "i64"), m)))
-        late = [replace(c, expr=subst(c.expr, self.solved)) for c in self.late]
+        both = (*self.conditions, *self.late)  # of variables that may have been solved for since
+        conditions = tuple(replace(c, expr=subst(c.expr, self.solved)) for c in both)
         assert len(extents) == len(shape), load
         return Gather(
             tuple(self.axes[j] for j in range(len(shape))),
             tuple(self.open.values()),
             digits,
             self.solved,
-            (*self.conditions, *late),
+            conditions,
             self.ranges,
             self.facts,
             tuple(self.exact.values()),
