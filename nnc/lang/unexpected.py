@@ -62,6 +62,8 @@ def _other_syntax(stop: Stop) -> str | None:
         return "several values stand in brackets: `= (a, b)`"
     if stop.head == "DEF" and token.text == "," and token.opener is None and "ARROW" in outer:
         return "several results stand in brackets: `-> (real[B], real[B])`"
+    if stop.head == "DEF" and token.type == "ARROW" and token.opener is not None:
+        return f"close the `{token.opener.text}` before `->`"
     if stop.head == "DEF" and token.type == "COLON" and "COLON" in outer:
         return "the type of a result comes after `->`"
     if token.type == "FOR" and token.opener is not None and token.opener.text == "(":

@@ -14,6 +14,7 @@ from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.declared import kind_of, module_type
 from nnc.lang.elaborate.members import leaves, tree_argument
 from nnc.lang.elaborate.mistakes import fail
+from nnc.lang.elaborate.module_sizes import module_names
 from nnc.lang.elaborate.signatures import add_leaves, tensor_param
 from nnc.lang.elaborate.values import Instance, Module, Origin, Stored, Tensor, Tree, Value, of_node
 
@@ -118,6 +119,7 @@ def _tree_arg(cx: Context, frame: Frame, p: ast.Param, abi: Abi, place: str, tex
 def determined(cx: Context, frame: Frame, func: ast.FuncDef) -> None:
     """Every size must be solvable from the arguments' shapes."""
     known = {p.name for p in func.params if kind_of(p) == "dim"}
+    known |= {n for p in func.params for n in module_names(p)}
     shapes = [n.type.shape for n in _tensor_inputs(cx, frame)]
     patterns = [d for shape in shapes for d in shape]
     for _ in range(len(patterns) + 1):
@@ -131,7 +133,7 @@ def determined(cx: Context, frame: Frame, func: ast.FuncDef) -> None:
         for size in p.type.dims or ():
             if isinstance(size, ast.Rest):
                 continue
-            for name in sorted(cx.eval_dim(size).names - known):
+            for name in sorted(cx.eval_dim(size).names & frame.dims.keys() - known):
                 raise fail(
                     "E0309",
                     f"`{name}` is not determined by the arguments",

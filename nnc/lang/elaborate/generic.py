@@ -8,6 +8,7 @@ from functools import partial
 from nnc.diagnostics import Diagnostics, Span
 from nnc.lang import ast
 from nnc.lang.dims import Facts
+from nnc.lang.elaborate.abi import determined
 from nnc.lang.elaborate.adjoints import check_adjoint
 from nnc.lang.elaborate.attempts import attempt
 from nnc.lang.elaborate.constants import constant
@@ -90,6 +91,7 @@ def check_function(cx: Context, func: ast.FuncDef, owner: Module | None) -> None
         for p in func.params:
             symbolic_param(cx, frame, p)
         symbolic_where(cx, frame, func)
+        determined(cx, frame, func)
         if func.returns is not None:
             _check_result_names(cx, frame, func)
         cx.execute(func.body)

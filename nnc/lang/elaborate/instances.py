@@ -69,7 +69,7 @@ def _cached(cx: Context, inst: Instance, span: Span) -> Instance:
     key = f"{inst.unit.path}:{inst.id}:{inst.real}"
     if not cx.generic and key in cx.instances:
         return cx.instances[key]
-    if any(i.defn is inst.defn and i.id == inst.id for i, _ in cx.building):
+    if any(i.defn is inst.defn for i, _ in cx.building):
         raise _contains_itself(cx, inst, span)
     if len(cx.building) > 64:
         once = ("modules nested", span.source.name)

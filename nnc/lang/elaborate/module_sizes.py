@@ -14,6 +14,7 @@ from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.shape_matching import solve_size
 from nnc.lang.elaborate.sizes import quantified
 from nnc.lang.elaborate.values import Instance, Origin, Weak
+from nnc.lang.elaborate.walks import syntax
 
 
 def declare_sizes(cx: Context, frame: Frame, p: ast.Param) -> None:
@@ -37,6 +38,12 @@ def match_sizes(b: Binding, p: ast.Param, inst: Instance, span: Span) -> None:
             b.frame.dim_spans.setdefault(names[0], Origin(f"a size of {span.text}", span))
         else:
             _same(b, p, e, size, inst, span)
+
+
+def module_names(p: ast.Param) -> set[str]:
+    """The names in a module's type."""
+    nodes = (n for e in _arguments(p) for n in syntax(e))
+    return {n.id for n in nodes if isinstance(n, ast.Name)}
 
 
 def is_open(b: Binding, p: ast.Param) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -11,14 +12,14 @@ from nnc.ir.scalar import cast
 from nnc.lang import ast
 from nnc.lang.dims import ONE, ZERO, Dim, dim_prod, extremes
 from nnc.lang.elaborate.arith import adapt, as_tensor
-from nnc.lang.elaborate.broadcasting import free_dtype, typed
+from nnc.lang.elaborate.broadcasting import free_dtype, grouped, typed
 from nnc.lang.elaborate.context import Context
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.names import undefined
 from nnc.lang.elaborate.ranges import size_of
 from nnc.lang.elaborate.sizes import quotient
 from nnc.lang.elaborate.unbound import too_many, unbound
-from nnc.lang.elaborate.values import Origin, Tensor, Unknown, Value, Weak, WeakTensor
+from nnc.lang.elaborate.values import Origin, Tensor, Text, Unknown, Value, Weak, WeakTensor
 from nnc.lang.elaborate.words import describe
 from nnc.lang.types import TensorType, is_int
 
@@ -163,7 +164,7 @@ def _index_value(cx: Context, item: ast.Expr, size: Dim) -> Expr | Tensor:
             return as_tensor(cx, value, item.span) if value.shape else value.at("i64", ())
         case Unknown():
             raise Poisoned
-    help = f"`i32({item.span.text})` cuts off the fraction"
+    help = None if isinstance(value, Text) else f"`i32({item.span.text})` cuts off the fraction"
     if isinstance(value, Weak) and "/" in item.span.text.replace("//", ""):
         help = "`//` is the quotient of integers"
     if isinstance(value, Tensor) and value.dtype == "bool":
@@ -257,6 +258,12 @@ def _leaves(
     if plan.writing and ends is not None and cx.proves(ends[0]) and high.const is None:
         room = str(high - ends[1]).replace("$", "")
         help = f"`where {room} >= 0` in the signature would rule that out"
+    if (
+        re.fullmatch(r"-\w+", span.text)
+        and index.const is None
+        and not index.names & cx.ranges.keys()
+    ):
+        help = f"only a number counts from the end: `{high + 1} - {span.text[1:]}`"
     fixed = index.const if base.shape[axis].const is not None else None
     if fixed is not None and fixed >= 0:
         help = f"positions count from 0: the last is {high}, or -1"
@@ -355,7 +362,7 @@ def _slice(
             if p != high - low and cx.proves(p, branches=True):
                 plan.taken = cx.branch
                 continue
-            raise _slice_mistake(cx, p, what, size, axis, item)
+            raise _slice_mistake(cx, p, what, size, axis, item, (lower, upper))
     plan.source.append((len(plan.shape), low))
     plan.shape.append(cx.settled(high - low))
     old = base.origin(axis)
@@ -364,11 +371,22 @@ def _slice(
     plan.origins.append(Origin(text, old.span if old else item.span, True))
 
 
-def _slice_mistake(cx: Context, p: Dim, what: str, size: Dim, axis: int, item: ast.Expr) -> Mistake:
+def _slice_mistake(
+    cx: Context,
+    p: Dim,
+    what: str,
+    size: Dim,
+    axis: int,
+    item: ast.Expr,
+    ends: Sequence[ast.Expr | None],
+) -> Mistake:
     """A slice that leaves the axis, or may leave it."""
     sure = cx.proves(-p - 1)
     text = f"this slice {what if sure else 'may be one that ' + what}"
     help = None if sure else f"`where {p} >= 0` in the signature would rule that out"
+    for end in ends:
+        if isinstance(end, ast.Unary) and end.op == "-" and not isinstance(end.operand, ast.Num):
+            help = f"only a number counts from the end: `{size} - {grouped(end.operand.span.text)}`"
     return fail("E0402", text, item.span, f"axis {axis} has {size}", help=help)
 
 
