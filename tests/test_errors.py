@@ -39,7 +39,7 @@ SEVERAL = {
     "extern_types": 7,
     "specialize": 11,
 }
-WARNINGS = {"unused": 6, "recompute_without_effect": 1}
+WARNINGS = {"unused": 6, "recompute_without_effect": 1, "adjoint_without_dy": 1}
 
 
 @pytest.mark.parametrize("path", ERRORS, ids=lambda p: p.stem)

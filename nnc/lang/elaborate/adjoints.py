@@ -16,6 +16,7 @@ from nnc.lang.elaborate.lifting import Lifted, ranges_of_call
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.signatures import symbolic_param, symbolic_where
 from nnc.lang.elaborate.values import Module, Tensor, Tuple, Unknown, Value
+from nnc.lang.elaborate.walks import syntax
 from nnc.lang.elaborate.words import counted, describe
 from nnc.lang.types import TensorType, is_float
 
@@ -51,6 +52,16 @@ def check_adjoint(cx: Context, d: ast.AdjointDef) -> None:
         ]
         cx.execute(d.body[:-1])
         _check_gradients(cx, d, wanted)
+    _warn_unread(cx, d)
+
+
+def _warn_unread(cx: Context, d: ast.AdjointDef) -> None:
+    """A gradient is linear in the derivative of each result: one that is not read is forgotten."""
+    read = {n.id for n in syntax(d.body) if isinstance(n, ast.Name)}
+    for name in d.outputs[len(d.outputs) // 2 :]:
+        if name.id not in read and not name.id.startswith("_"):
+            text = f"`{name.id}` is not used: the gradient is a multiple of it"
+            cx.warn("W0002", text, name.span)
 
 
 def _rename(frame: Frame, old: str, new: str) -> None:
@@ -107,13 +118,16 @@ def _differentiable(cx: Context, value: Value) -> Tensor | None:
 
 def _wrong(d: ast.AdjointDef, p: ast.Param, got: Value, span: Span) -> Mistake:
     shown = describe(got)
+    help = None
     if isinstance(got, Tensor) and not got.shape:
         shown += " (a scalar)"
+    elif isinstance(got, Tensor) and isinstance(p.type, ast.TensorTypeExpr) and not p.type.dims:
+        help = f"`total({span.text})` is one number"
     declared = p.type.span.text if p.type is not None else ""
     place = p.type.span if p.type is not None else p.span
     label = Label(place, f"so its gradient must be {declared}")
     text = f"the adjoint of `{d.name}` returns the wrong type for `{p.name}`"
-    return fail("E0602", text, span, shown, (label,))
+    return fail("E0602", text, span, shown, (label,), help=help)
 
 
 def with_adjoint(

@@ -146,14 +146,19 @@ def _tree_and_tensor(
             help = f"`{tree.span.text}.{part}` is its part of this shape"
         return fail("E0203", text, tree.span, module.inst.id, (label,), help=help)
     text = "a tree and a tensor do not combine; numbers spread over the leaves"
-    return fail("E0203", text, o.span, shown, (Label(tree.span, "a tree"),))
+    alike = _alike(module, v) if isinstance(module, Tree) else None
+    cure = f"`{grouped(tree.span.text)}.{alike}` is its part of this shape" if alike else None
+    return fail("E0203", text, o.span, shown, (Label(tree.span, "a tree"),), help=cure)
 
 
 def part_alike(cx: Context, module: Module, v: Tensor | WeakTensor) -> str | None:
     """The path of the only parameter of a module that has the shape of `v`."""
-    leaves = module_tree(cx, module).leaves
-    alike = [k for k, p in leaves.items() if isinstance(p, Tensor) and p.shape == v.shape]
-    return alike[0] if len(alike) == 1 else None
+    return _alike(module_tree(cx, module), v)
+
+
+def _alike(tree: Tree, v: Tensor | WeakTensor) -> str | None:
+    found = [k for k, p in tree.leaves.items() if isinstance(p, Tensor) and p.shape == v.shape]
+    return found[0] if len(found) == 1 else None
 
 
 def _other_leaves(cx: Context, a: Tree, b: Tree, span: Span) -> Exception:

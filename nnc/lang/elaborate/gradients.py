@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnc.diagnostics import Label, Span
 from nnc.ir.dependence import active, depends, opaque
 from nnc.ir.expr import Expr, Load, rewrite
-from nnc.ir.graph import Grad, Loop, Node, Part, Stop
+from nnc.ir.graph import Grad, Loop, Node, Part, Stop, toposort
 from nnc.lang import ast
 from nnc.lang.elaborate.arguments import take
 from nnc.lang.elaborate.arith import lift, module_tree, settle
@@ -257,6 +257,19 @@ def _transparent(y: Node, wrt: list[Node], e: ast.Call) -> None:
         raise fail("E0607", text, e.span, labels=(label,), help=help)
 
 
+def _nodes(cx: Context, value: Value) -> list[Node]:
+    """What a variable, a leaf or a module holds now."""
+    match value:
+        case Tensor(node=node) if node is not None:
+            return [node]
+        case Stored(key=key):
+            return _nodes(cx, cx.store[key].now)
+        case Module():
+            leaves = module_tree(cx, value).leaves.values()
+            return [n for leaf in leaves for n in _nodes(cx, leaf)]
+    return []
+
+
 def _independent(cx: Context, x: ast.Expr, e: ast.Call, y: Node) -> Mistake:
     loss, name, span = e.args[0].span.text, x.span.text, x.span
     value = cx.eval(x)
@@ -266,7 +279,12 @@ def _independent(cx: Context, x: ast.Expr, e: ast.Call, y: Node) -> Mistake:
     changed = changed or _replaced(cx, x, y)
     if changed is None:
         what = f"`{loss}` does not depend on `{name}`"
-        return fail("E0601", what, span, help=f"`grad({loss}, {name}, missing=zero)` gives zeros")
+        help = f"`grad({loss}, {name}, missing=zero)` gives zeros"
+        cut = any(n in toposort([y]) for n in _nodes(cx, value))
+        note = (
+            "it is made from it only through integers, comparisons or `stop`: these have no slope"
+        )
+        return fail("E0601", what, span, notes=(note,) if cut else (), help=help)
     computed = cx.frame.var_spans.get(loss)
     where = f" on {computed.line_in(span)}" if computed is not None else ""
     return fail(

@@ -155,9 +155,16 @@ def _parameter(
             f"`{defn.name}` needs `{p.name}`",
             span,
             labels=(Label(p.name_span, "it has no default"),),
+            help=_whose(defn, p),
         )
     with cx.in_frame(frame), cx.outside_loops():
         return static(cx, p.default), True
+
+
+def _whose(defn: ast.ModuleDef, p: ast.Param) -> str | None:
+    if isinstance(p.type, ast.TensorTypeExpr) and p.type.name == "tree":
+        return f"say of which module: `{defn.name}(Net)`"
+    return None
 
 
 def _a_module(cx: Context, p: ast.Param, e: ast.Expr, value: Value) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nnc.diagnostics import Label, Span
 from nnc.lang import ast
 from nnc.lang.dims import Dim
-from nnc.lang.elaborate.context import Context
+from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.habits import LIBRARIES, NAMES, RENAMED, layer_help
 from nnc.lang.elaborate.members import member, member_names
 from nnc.lang.elaborate.mistakes import Mistake, fail
@@ -96,6 +96,15 @@ def _assigned_later(func: ast.FuncDef | None, name: str, span: Span) -> Span | N
     return None
 
 
+def _argument_types(frame: Frame) -> dict[str, str]:
+    params = frame.func.params if frame.func is not None else ()
+    return {p.name: p.type.span.text for p in params if p.type is not None}
+
+
+def _in_export(frame: Frame) -> bool:
+    return frame.func is not None and frame.func.exported
+
+
 def undefined(cx: Context, name: str, span: Span) -> Mistake:
     """An unknown name, with the nearest known one or the import line as help."""
     frame = cx.frame
@@ -142,7 +151,9 @@ def undefined(cx: Context, name: str, span: Span) -> Mistake:
         help = "layers and functions need no prefix: `from std.nn import Linear`, `exp(x)`"
     elif help is None and name in RENAMED:
         help = f"it is called `{RENAMED[name]}`"
-    elif help is None and cx.static_depth and frame.func is not None and frame.func.exported:
+    elif help is None and cx.static_depth and name in (types := _argument_types(frame)):
+        help = f"`{name}` is an argument, and a type stands here: `{types[name]}`"
+    elif help is None and cx.static_depth and name[:1].isupper() and _in_export(frame):
         help = "modules of an exported function have numbers, or their defaults: `Linear(64, 10)`"
     elif help is None and near:
         help = f"did you mean `{near}`?"
