@@ -68,8 +68,11 @@ def _other_syntax(stop: Stop) -> str | None:
         return "the type of a result comes after `->`"
     if token.type == "FOR" and token.opener is not None and token.opener.text == "(":
         return "index notation goes over elements: `sum[i](x[i])`"
+    if token.text == "," and "ELSE" in [t.type for t in stop.tokens if t.opener is token.opener]:
+        return "`else` stands last, for all the indices: `x[i + 1, j - 1 else 0]`"
     numbers = before is not None and after is not None and before.type == after.type == "NUMBER"
-    if numbers and token.text == "," and before is not None and after is not None:
+    close = after is not None and (after.line, after.column) == (token.line, token.column + 1)
+    if numbers and close and token.text == "," and before is not None and after is not None:
         return f"a decimal point: `{before.text}.{after.text}`"
     value = before is not None and before.type != "COLON" and stop.accepts("NUMBER")
     if token.type == "IF" and value:

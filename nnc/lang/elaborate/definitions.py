@@ -21,6 +21,7 @@ from nnc.lang.elaborate.values import (
     Origin,
     Origins,
     Tensor,
+    Tuple,
     Unknown,
     Weak,
     WeakTensor,
@@ -28,15 +29,17 @@ from nnc.lang.elaborate.values import (
     of_node,
     scalar,
 )
-from nnc.lang.elaborate.words import describe
+from nnc.lang.elaborate.words import counted, describe
 
 
-def define(cx: Context, target: ast.Index, rhs: ast.Expr) -> Tensor:
-    """`y[i, j] = e`: a new tensor for all i, j."""
+def define(
+    cx: Context, target: ast.Index, rhs: ast.Expr, part: tuple[int, int] | None = None
+) -> Tensor:
+    """`y[i, j] = e`: a new tensor for all i, j. `part`: of a tuple, which and of how many."""
     ranges = declare_binders(cx, target.items, [rhs])
     binders, extents = bind(cx, ranges, LEFT)
     with cx.bound(binders, extents):
-        value = element_value(cx, rhs)
+        value = element_value(cx, rhs, part=part)
     axes = [(v, extents[v]) for r in ranges.values() for v in binders[r.name].vars]
     name = target.value.id if isinstance(target.value, ast.Name) else ""
     out = _direct(axes, value) or cx.node(axes, (), "", value, target.span.to(rhs.span), name=name)
@@ -58,9 +61,18 @@ def define(cx: Context, target: ast.Index, rhs: ast.Expr) -> Tensor:
     return out
 
 
-def element_value(cx: Context, rhs: ast.Expr, real: bool = False) -> Expr:
+def element_value(
+    cx: Context, rhs: ast.Expr, real: bool = False, part: tuple[int, int] | None = None
+) -> Expr:
     """The right side of an index statement: one number (`real`: literals become real)."""
     value = cx.tensor(cx.eval(rhs))
+    if part is not None and not isinstance(value, Unknown):
+        k, count = part
+        parts = value.items if isinstance(value, Tuple) else ()
+        if len(parts) != count:
+            what = counted(len(parts), "value") if parts else "one value"
+            raise fail("E0811", f"{count} names for {what}", rhs.span, describe(value))
+        value = cx.tensor(parts[k])
     match value:
         case Tensor(shape=()):
             return value.at(())

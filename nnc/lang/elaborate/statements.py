@@ -28,8 +28,8 @@ from nnc.lang.elaborate.values import (
     Unknown,
     Value,
 )
-from nnc.lang.elaborate.walks import always_returns, assigned, nested
-from nnc.lang.elaborate.words import describe
+from nnc.lang.elaborate.walks import always_returns, assigned, nested, syntax
+from nnc.lang.elaborate.words import counted, describe
 
 
 def execute(cx: Context, body: Sequence[ast.Stmt]) -> None:
@@ -118,18 +118,43 @@ def _assign(cx: Context, stmt: ast.Assign) -> None:
         _define(cx, targets[0], values[0], stmt.span)
         return
     if len(targets) == len(values):
-        if any(isinstance(t, ast.Index) for t in targets):
-            for t, v in zip(targets, values, strict=True):
-                _define(cx, t, v, stmt.span)
-            return
-        found = [cx.eval(v) for v in values]
-        for t, value in zip(targets, found, strict=True):
-            _store(cx, t, value)
+        pairs = list(zip(targets, values, strict=True))
+        found = [_tensor(cx, t, v) if isinstance(t, ast.Index) else cx.eval(v) for t, v in pairs]
+        _store_all(cx, targets, found)
+        return
+    if len(values) == 1 and any(isinstance(t, ast.Index) for t in targets):
+        _define_parts(cx, targets, values[0])
         return
     if len(values) == 1:
         _unpack(cx, targets, cx.eval(values[0]), values[0].span)
         return
-    raise fail("E0811", f"{len(targets)} names for {len(values)} values", stmt.span)
+    tuple_ = ", ".join(v.span.text for v in values)
+    help = f"a tuple: `{targets[0].span.text} = ({tuple_})`" if len(targets) == 1 else None
+    text = f"{counted(len(targets), 'name')} for {counted(len(values), 'value')}"
+    raise fail("E0811", text, stmt.span, help=help)
+
+
+def _store_all(cx: Context, targets: Sequence[ast.Expr], found: Sequence[Value]) -> None:
+    """After all values are known: `x[i], y[i] = y[i], x[i]` changes places."""
+    for t, value in zip(targets, found, strict=True):
+        if isinstance(t, ast.Index) and isinstance(t.value, ast.Name):
+            _set(cx, t.value.id, value, t.span)
+        else:
+            _store(cx, t, value)
+
+
+def _define_parts(cx: Context, targets: Sequence[ast.Expr], value: ast.Expr) -> None:
+    """`a[i], b[i] = f(x[i])`: a tensor of each part of the tuple."""
+    if any(isinstance(n, ast.Call) and n.bang for n in syntax(value)):
+        text = "the parts of a call with effects are defined one at a time"
+        raise fail("E0407", text, value.span)
+    found: list[Value] = []
+    for k, t in enumerate(targets):
+        if not isinstance(t, ast.Index):
+            text = "an index statement defines tensors: all names have indices, or none"
+            raise fail("E0407", text, t.span)
+        found.append(_tensor(cx, t, value, (k, len(targets))))
+    _store_all(cx, targets, found)
 
 
 def _unpack(cx: Context, targets: Sequence[ast.Expr], value: Value, span: Span) -> None:
@@ -159,16 +184,21 @@ def _unpack_help(value: Value, targets: Sequence[ast.Expr], span: Span) -> str |
 
 def _define(cx: Context, target: ast.Expr, value: ast.Expr, span: Span) -> None:
     if isinstance(target, ast.Index):
-        if not isinstance(target.value, ast.Name):
-            raise fail("E0407", "an index statement defines a name", target.value.span)
-        name = target.value.id
-        may_define(cx, name, target.value.span)
-        _set(cx, name, define(cx, target, value), target.span)
+        _store_all(cx, [target], [_tensor(cx, target, value)])
         return
     if isinstance(value, ast.ListLit) and not value.items:
         help = "a loop stacks what it yields: `ys = for t in T: ... yield y`"
         raise fail("E0203", "an empty list stays empty", value.span, help=help)
     _store(cx, target, cx.eval(value), span)
+
+
+def _tensor(
+    cx: Context, target: ast.Index, value: ast.Expr, part: tuple[int, int] | None = None
+) -> Tensor:
+    if not isinstance(target.value, ast.Name):
+        raise fail("E0407", "an index statement defines a name", target.value.span)
+    may_define(cx, target.value.id, target.value.span)
+    return define(cx, target, value, part)
 
 
 def _store(cx: Context, target: ast.Expr, value: Value, stmt: Span | None = None) -> None:
