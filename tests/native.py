@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -27,6 +28,7 @@ from tests.jit import pool
 NUMPY = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": np.uint16, "i8": np.int8}
 NUMPY |= {"u8": np.uint8, "i32": np.int32, "i64": np.int64, "bool": np.uint8}
 _alive: list[object] = []
+_engines: dict[tuple[bytes, Target], llvm.ExecutionEngine] = {}
 
 
 class Ctx(ctypes.Structure):
@@ -189,6 +191,14 @@ def engine_of(code: bytes) -> llvm.ExecutionEngine:
     return engine
 
 
+def engine_for(text: str, target: Target) -> llvm.ExecutionEngine:
+    """The engine of a module: one text is compiled once, whatever the sizes that it is run with."""
+    key = hashlib.sha256(text.encode()).digest(), target
+    if key not in _engines:
+        _engines[key] = engine_of(objects.compile_object(text, target))
+    return _engines[key]
+
+
 def support(dtype: str, target: Target) -> None:
     """Makes the contraction's shared functions the ones that later modules link to: other tests may
     have named those of another target."""
@@ -211,7 +221,7 @@ def native(p: Program, target: Target | None = None) -> Native:
     module = emit(p, target, "nn_test")
     for dtype in module.contractions:
         support(dtype, target)
-    return Native(module, engine_of(objects.compile_object(module.text, target)), p)
+    return Native(module, engine_for(module.text, target), p)
 
 
 def run(
