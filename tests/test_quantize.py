@@ -174,6 +174,9 @@ module N():
     d = Conv2d(64, 64, 3, pad=1)
     e = Conv2d(64, 80, 3, stride=2, pad=1)
     r = Conv2d(64, 64, 1)
+    s = Conv2d(3, 20, 7, stride=2, pad=3)
+    t = Conv2d(20, 40, 3, pad=1)
+    u = Conv2d(40, 96, 2)
 export def f(net: N, x: f32[M, 19], y: f32[M, 23]) -> (f32[M, 23], f32[M, 19], f32[M, 23], f32[M, 19], f32[M, 23]):
     few[m, o] = sum[i:3](x[m, i] * net.few[o, i])
     each[m, i] = sum[o](y[m, o] * net.each[i, o] * x[m, i])
@@ -184,6 +187,9 @@ export def h(net: N, x: f32[B, 64, H, W]) -> f32[B, 80, (H + 1)//2, (W + 1)//2]:
     y[b, c, i, j] = max(net.d(x)[b, c, i, j], 0)
     z[b, c, i, j] = net.r(y)[b, c, i, j] + y[b, c, i, j]
     return net.e(z)
+export def k(net: N, x: f32[B, 3, H, W]) -> f32[B, 96, (H - 1)//4, (W - 1)//4]:
+    y[b, c, i:(H+3)//4, j:(W+3)//4] = max[u:3, v:3](net.s(x)[b, c, 2*i + u - 1, 2*j + v - 1 else -inf])
+    return net.u(net.t(y))
 """
 
 
@@ -241,11 +247,25 @@ def test_channels_that_fill_steps_are_exact() -> None:
     exact("h", 64, rng)
 
 
-def exact(name: str, channels: int, rng: np.random.Generator) -> None:
+def test_few_channels_and_a_maximum_are_exact() -> None:
+    """A pixel is a word; rows of windows are copied by runs shorter than a vector; bytes are made
+    before the maximum."""
+    rng = np.random.default_rng(4)
+    made, _ = on_bytes("k", rng)
+    (largest,) = (n for n in all_nodes(made) if isinstance(n, Compute) and n.op == "max")
+    assert largest.type.dtype == "u8" and largest.type.shape[-1].const == 20
+    exact("k", 3, rng, [(1, 5, 5), (2, 9, 6), (1, 19, 33)])
+
+
+Sizes = list[tuple[int, int, int]]
+SIZES = [(1, 1, 1), (2, 5, 4), (1, 9, 17)]
+
+
+def exact(name: str, channels: int, rng: np.random.Generator, sizes: Sizes = SIZES) -> None:
     """The bits of the first sum, and all that follows from it, at some sizes."""
     made, weights = on_bytes(name, rng)
     sums = [n for n in all_nodes(made) if isinstance(n, Compute) and n.op == "sum"]
-    for b, h, w in [(1, 1, 1), (2, 5, 4), (1, 9, 17)]:
+    for b, h, w in sizes:
         dims = {"B": b, "H": h, "W": w}
         given = sample(made, dims, rng) | weights | {"x": sixteenths(rng, b, channels, h, w)}
         given |= {k: np.zeros_like(v) for k, v in given.items() if k.endswith(".bias")}

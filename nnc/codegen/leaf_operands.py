@@ -24,6 +24,7 @@ from nnc.ir.expr import Expr, Idx, Load, Op, loads
 from nnc.ir.loop import Buffer, Contract
 from nnc.lang.dims import ONE, ZERO, Dim
 
+_SHORT = 4  # words that are copied one by one otherwise
 _LONG = 1024  # assumed for sizes known at run time only
 
 
@@ -105,7 +106,7 @@ class LeafOperands(Sweeps, Windows):
         return contract.Computed(load, vector, axis, table, self.runs(e, row, col, lanes))
 
     def runs(self, e: Expr, row: Group, col: Group, lanes: int) -> Runs | None:
-        """Words, of which whole vectors along a row lie together in memory."""
+        """Words, of which runs along a row lie together in memory."""
         if not isinstance(e, Load) or e.dtype != "i32" or e.other is not None:
             return None
         if e.check is not None or not all(isinstance(i, Idx) for i in e.index) or not col.axes:
@@ -113,10 +114,11 @@ class LeafOperands(Sweeps, Windows):
         buffer = e.tensor
         assert isinstance(buffer, Buffer)
         parts = parted(flat(buffer, e.index), row.names, col.names)
-        last = col.axes[-1]
-        form = None if parts is None else parts[1].linear_in(last.var)
-        whole = last.extent.const is not None and last.extent.const % lanes == 0
-        if parts is None or form is None or form[0] != ONE or not whole:
+        length = 0 if parts is None else _together(parts[1], col)
+        whole = length % lanes == 0
+        block = tiles.tile("dot4", self.target).block
+        short = length >= _SHORT and (col.extent.const or block + 1) <= block
+        if parts is None or not length or not (whole or short):
             return None
         down, across, rest = (self.collapsed(d) for d in parts)
 
@@ -129,7 +131,8 @@ class LeafOperands(Sweeps, Windows):
             with self.inside_tile(col, first):
                 return self.uniform(self.merged(across)).text
 
-        return Runs(self.pointer(buffer, rest, ()).text, rows, column)
+        pointer = self.pointer(buffer, rest, ()).text
+        return Runs(pointer, rows, column, lanes if whole else length)
 
     def run(self, e: Expr, g: Group) -> float:
         """About how many successive elements along a group lie together in memory."""
@@ -170,3 +173,14 @@ class LeafOperands(Sweeps, Windows):
         if found is not None:
             self.contractions |= {contract.support_kind(tile.dtype, contract.LINES)}
         return found
+
+
+def _together(d: Dim, col: Group) -> int:
+    """How many successive columns an offset always finds one after the other."""
+    length = 1
+    for axis in reversed(col.axes):
+        form, size = d.linear_in(axis.var), axis.extent.const
+        if size != 1 and (form is None or form[0].const != length or size is None):
+            break
+        length *= size
+    return length

@@ -59,15 +59,17 @@ class Tabled:
 
 @dataclass(frozen=True)
 class Runs:
-    """Elements of which whole vectors along a row lie together: at ptr[down + across].
+    """Elements of which `length` along a row lie together: at ptr[down + across].
 
     rows(em, row, to) writes `down` of a vector of rows to memory (i64); across(em, col) gives that
-    of a column that is a multiple of the lanes.
+    of a column that is a multiple of the length. If that is no multiple of the lanes, k is one
+    block.
     """
 
     ptr: str
     rows: Callable[[Emitter, str, str], None]
     across: Callable[[Emitter, str], str]
+    length: int
 
 
 @dataclass(frozen=True)

@@ -44,22 +44,29 @@ def _copy_rows(em: Emitter, t: Tile, a: Window, vector: VectorLoad, panel: str) 
 
 
 def _copy_runs(em: Emitter, t: Tile, a: Window, x: Runs, panel: str, stage: str) -> None:
-    table, lanes = table_of(t, em, stage), str(t.lanes)
+    """By whole vectors: what is past a run is written over by the next one, or past the row."""
+    table, lanes, length = table_of(t, em, stage), str(t.lanes), str(x.length)
     downs, acrosses = words_of(em, table, 0), words_of(em, table, 1)
     with flow.loop(em, "0", a.rows, lanes) as i:
         x.rows(em, flow.add(em, a.row, i), flow.offset(em, downs, i, "i64"))
-    with flow.loop(em, "0", a.cols, lanes) as k:
-        place = flow.offset(em, acrosses, flow.div(em, k, lanes), "i64")
-        em.line(f"store i64 {x.across(em, flow.add(em, a.col, k))}, ptr {place}, align 8")
-    count = flow.div(em, a.cols, lanes)
+    count = flow.div(em, a.cols, length)
+    with flow.loop(em, "0", count) as r:
+        place = flow.offset(em, acrosses, r, "i64")
+        k = flow.add(em, a.col, flow.mul(em, r, length))
+        em.line(f"store i64 {x.across(em, k)}, ptr {place}, align 8")
+    rest = x.length % t.lanes
+    mask = lane_mask(em, t, str(rest)) if rest else None
     with flow.loop(em, "0", a.rows) as i:
         down = em.op(f"load i64, ptr {flow.offset(em, downs, i, 'i64')}, align 8", "down")
         row = flow.offset(em, x.ptr, down, t.type)
         to = flow.offset(em, panel, flow.mul(em, i, str(t.a_row)), t.type)
-        with flow.loop(em, "0", count) as k:
-            at = em.op(f"load i64, ptr {flow.offset(em, acrosses, k, 'i64')}, align 8", "across")
-            value = load_vector(em, t, flow.offset(em, row, at, t.type), None)
-            put(em, t, value, to, flow.mul(em, k, lanes), t.vector)
+        with flow.loop(em, "0", count) as r:
+            at = em.op(f"load i64, ptr {flow.offset(em, acrosses, r, 'i64')}, align 8", "across")
+            run, k = flow.offset(em, row, at, t.type), flow.mul(em, r, length)
+            for v in range(0, x.length, t.lanes):
+                some = mask if v + t.lanes > x.length else None
+                value = load_vector(em, t, flow.offset(em, run, str(v), t.type), some)
+                put(em, t, value, to, flow.add(em, k, str(v)), t.vector)
 
 
 def _transpose_rows(em: Emitter, t: Tile, a: Window, panel: str, stage: str) -> None:

@@ -30,6 +30,7 @@ from nnc.lang.dims import ONE, ZERO, Dim, dim_prod
 from nnc.lang.types import TensorType
 from nnc.passes.layout import ordered, reads_own_element
 from nnc.passes.linear import folded
+from nnc.passes.maxima import before_maxima
 from nnc.passes.schedule.words import WORD, word
 
 LEAST = 16  # products in a sum: fewer are not worth it
@@ -215,7 +216,9 @@ def quantized(graph: Graph, names: Collection[str], inputs: Inputs) -> Graph:
         new[node] = made
     whole = _read_again(with_roots(graph, [new[r] for r in graph.roots]), bytes_)
     given = {by for _, by in bytes_.values()}
-    return ordered(folded(whole, _starts(whole), partial(_positive, given)))
+    positive = partial(_positive, given)
+    whole = before_maxima(whole, positive)
+    return ordered(folded(whole, _starts(whole), positive))
 
 
 def _positive(given: Collection[Node], e: Load) -> bool:
@@ -289,12 +292,8 @@ def _value(of: Compute, at: int, made: Node, given: Input) -> Compute:
 def _rewritten(s: Site, inputs: Inputs, bytes_: dict[tuple[Node, int], Made]) -> Node:
     node, name = s.node, s.weight.name
     given = {k: inputs(f"{name}.{k}", t) for k, t in s.leaves.items()}
-    key = s.source, s.at
-    if key not in bytes_:
-        bytes_[key] = _bytes(s, given["input"]), given["input"]
-    made, by = bytes_[key]
-    low, made = _padded(s, by, made)
-    words, var = _words(made), s.index[s.packed]
+    low, words = _operand(s, given["input"], bytes_)
+    var = s.index[s.packed]
     reduced = sorted(node.raxes, key=lambda a: a.var == var)
     raxes = tuple(Axis(a.var, words.type.shape[-1]) if a.var == var else a for a in reduced)
     moved = [Idx(i.dim - low[d]) for d, i in enumerate(s.x.index) if isinstance(i, Idx)]
@@ -311,6 +310,55 @@ def _rewritten(s: Site, inputs: Inputs, bytes_: dict[tuple[Node, int], Made]) ->
     scale = Load("f32", given["scale"], channel)
     body = Op("f32", "mul", (Op("f32", "cast", (shifted,)), scale))
     return replace(node, raxes=(), op="", body=body)
+
+
+def _operand(
+    s: Site, given: Input, bytes_: dict[tuple[Node, int], Made]
+) -> tuple[list[Dim], Compute]:
+    """The activations as words, and where each of their axes begins."""
+    shape = s.source.type.shape
+    margins = _margins(s.node, s.x) if s.x.other is not None else None
+    ranges = margins or [(ZERO, n) for n in shape]
+    length = _number(shape[s.at])
+    whole = -(-length // WORD) * WORD
+    ranges[s.at] = (ZERO, Dim.of(whole))
+    low = [a for a, _ in ranges]
+    if length <= WORD:
+        return low, _single_words(s, given, ranges)
+    key = s.source, s.at
+    if key not in bytes_:
+        bytes_[key] = _bytes(s, given), given
+    made, by = bytes_[key]
+    if margins is not None or whole != length:
+        made = _padded(s, by, made, ranges)
+    return low, _words(made)
+
+
+def _single_words(s: Site, given: Input, ranges: list[tuple[Dim, Dim]]) -> Compute:
+    """Words of all bytes that there are at a place: made at once, for there is little along their
+    axis to go by. Where no byte is, weights are 0."""
+    ranges = [(a, ONE if d == s.at else n) for d, (a, n) in enumerate(ranges)]
+    axes = tuple(Axis(f"$p{d}", n) for d, n in enumerate(_last(s, [n for _, n in ranges])))
+    *index, _ = (
+        Dim.of(a.var) + b for a, b in zip(axes, _last(s, [a for a, _ in ranges]), strict=True)
+    )
+
+    def byte(j: int) -> Expr:
+        at = (*index[: s.at], Dim.of(j), *index[s.at :])
+        x = Load("f32", s.source, tuple(map(Idx, at)), Const("f32", 0.0))
+        return Op("i32", "cast", (_byte(x, given),))
+
+    body = byte(0)
+    for j in range(1, _number(s.source.type.shape[s.at])):
+        part = Op("i32", "shl", (byte(j), Const("i32", 8 * j)))
+        body = Op("i32", "bitor", (body, part))
+    return Compute(
+        type=TensorType("i32", tuple(a.extent for a in axes)),
+        span=s.node.span,
+        name=_named(s.source, "words"),
+        axes=axes,
+        body=body,
+    )
 
 
 def _named(node: Node, what: str) -> str:
@@ -337,22 +385,12 @@ def _bytes(s: Site, given: Input) -> Compute:
     )
 
 
-def _padded(s: Site, given: Input, made: Compute) -> tuple[list[Dim], Compute]:
-    """Where each axis of the activations begins, and the bytes with those of 0 around them, so many
-    that they make words."""
-    shape = s.source.type.shape
-    margins = _margins(s.node, s.x) if s.x.other is not None else None
-    ranges = margins or [(ZERO, n) for n in shape]
-    length = _number(shape[s.at])
-    whole = -(-length // WORD) * WORD
-    ranges[s.at] = (ZERO, Dim.of(whole))
-    low = [a for a, _ in ranges]
-    if margins is None and whole == length:
-        return low, made
+def _padded(s: Site, given: Input, made: Compute, ranges: list[tuple[Dim, Dim]]) -> Compute:
+    """The bytes with those of 0 around them, so many that they make words."""
     axes = tuple(Axis(f"$p{d}", n) for d, n in enumerate(_last(s, [n for _, n in ranges])))
-    begins = _last(s, low)
+    begins = _last(s, [a for a, _ in ranges])
     index = tuple(Idx(Dim.of(a.var) + b) for a, b in zip(axes, begins, strict=True))
-    return low, Compute(
+    return Compute(
         type=TensorType("u8", tuple(a.extent for a in axes)),
         span=s.node.span,
         name=_named(s.source, "padded"),
