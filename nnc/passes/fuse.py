@@ -39,6 +39,7 @@ from nnc.passes.schedule.contraction import Contraction, contraction
 from nnc.passes.schedule.space import Space, matched, space
 from nnc.passes.separate import separate
 from nnc.passes.slices import slices
+from nnc.passes.turned import turned
 
 MAX_MEMBERS = 24  # nodes of a group
 MAX_EXPRS = 600  # expressions of a group
@@ -92,9 +93,8 @@ class Turn:
 def fuse(graph: Graph, body: bool = False, winograd: bool = False) -> Fused:
     """Decides buffers and kernels. `body`: of a turn of a loop; `winograd`: windows of 3 x 3 may be
     computed in that form."""
-    graph = split_reductions(
-        factor(settled(around(inline(own_roots(separate(forward(slices(joined_parts(graph)))))))))
-    )
+    graph = inline(own_roots(separate(forward(slices(joined_parts(graph))))))
+    graph = split_reductions(factor(settled(turned(around(graph)))))
     found = find_regions(graph)
     graph = found.graph
     first = launch(graph, body)
