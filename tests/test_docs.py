@@ -223,7 +223,7 @@ def code_of(page: Path) -> str:
 
 def test_readme_commands_are_those_of_ci() -> None:
     script = (ROOT / ".ci" / "run").read_text("utf-8")
-    assert "pip install -e '.[dev]' && pytest" in (ROOT / "README.md").read_text("utf-8")
+    assert "pip install -e '.[dev]' && pytest -n auto" in (ROOT / "README.md").read_text("utf-8")
     for words in ("ruff check", "ruff format --check", "mypy", "pytest", "[dev,train]"):
         assert words in script, words
 
