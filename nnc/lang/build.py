@@ -343,6 +343,8 @@ def _check_targets(targets: Group, kinds: tuple[type, ...], sign: str) -> None:
             raise fault("E0122", "`=` cannot write to a member", target.span, help=advice)
         wanted = "a name or `name[indices]`"
         unpacked = "several targets stand without brackets: `a, b = f(x)`"
+        if len(targets.items) > 1:
+            unpacked = "take it apart in the next line: `p, q = f(x)`, then `a, b = p`"
         help = unpacked if isinstance(target, ast.Tuple) else None
         raise fault("E0122", f"{wanted} stands left of {sign}", target.span, help=help)
 

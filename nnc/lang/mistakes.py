@@ -321,7 +321,10 @@ def _missing_type(stop: Stop) -> Diagnostic | None:
     if before.type in ("ARROW", "COLON") and wants_type:
         message = f"a type is missing after `{before.text}`"
         found = f"expected a type, found {shown(stop.token)}"
-        return one("E0118", message, stop.token, found, "for example `real[B, 10]` or `f32`")
+        help = "for example `real[B, 10]` or `f32`"
+        if before.type == "ARROW" and stop.token.text == "None":
+            help = "a function without a result has no `->`"
+        return one("E0118", message, stop.token, found, help)
     if stop.head in ("PARAM", "STATE") and stop.at == 2 and before.type == "NAME":
         word = stop.tokens[0].text
         message = f"the {word} `{before.text}` has no type"

@@ -125,7 +125,8 @@ class Loader:
             unit.failed |= {n.id for n in decl.names} or {last}
             return
         if not decl.names:
-            unit.aliases[decl.alias or decl.module.split(".")[-1]] = target
+            names = [decl.alias] if decl.alias else [decl.module, decl.module.split(".")[-1]]
+            unit.aliases |= dict.fromkeys(names, target)
         for name in decl.names:
             if name.id in BUILT_IN.get(decl.module, ()):
                 continue
@@ -184,7 +185,9 @@ class Loader:
         text = f"did you mean `{near}`?" if near else f"nnc looks for {shown}"
         if decl.module.split(".")[0] == "std":
             text = f"the library has {', '.join(k for k in known if k.startswith('std.'))}"
-        if decl.module == "std" and all(f"std.{n.id}" in known for n in decl.names):
+        if decl.module == "std" and not decl.names:
+            text = "one of its files: `import std.nn`"
+        if decl.module == "std" and decl.names and all(f"std.{n.id}" in known for n in decl.names):
             text = " and ".join(f"`import std.{n.id}`" for n in decl.names)
         homes = [h for n in decl.names for h in _homes(n.id)]
         if len(homes) == len(decl.names) > 0 and len(set(homes)) == 1:

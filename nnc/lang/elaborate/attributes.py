@@ -44,6 +44,10 @@ from nnc.lang.elaborate.words import describe
 
 def attribute(cx: Context, e: ast.Attr) -> Value:
     """`net.fc1`, `file.name`, `x.T`."""
+    if isinstance(e.value, ast.Name) and cx.lookup(e.value.id) is None:
+        unit = cx.frame.unit.aliases.get(f"{e.value.id}.{e.name}")
+        if unit is not None:
+            return UnitRef(unit)
     if isinstance(e.value, ast.Name) and e.value.id in LIBRARIES and cx.lookup(e.value.id) is None:
         raise _library(cx, e.value, e.name)
     if isinstance(e.value, ast.Name) and cx.lookup(e.value.id) is None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 
-from nnc.diagnostics import Span
+from nnc.diagnostics import Label, Span
 from nnc.ir.bounds import condition_facts
 from nnc.ir.expr import Expr, Load, Op, Select, rewrite, walk
 from nnc.ir.graph import Compute, Node, exprs_of, toposort
@@ -31,6 +32,7 @@ from nnc.lang.elaborate.values import (
     Tensor,
     Text,
     Tree,
+    Tuple,
     Unknown,
     Value,
     Weak,
@@ -309,12 +311,25 @@ def _conditions(*exprs: Expr) -> list[Node]:
     return [n for n in found if isinstance(n, Compute) and not n.axes and not n.op]
 
 
+def _tuple(
+    again: Callable[[Operand, Operand], Value], a: Operand, b: Operand, x: Tuple, y: Tuple
+) -> Tuple:
+    """Part by part."""
+    if len(x.items) != len(y.items):
+        text = f"the sides have {len(x.items)} and {len(y.items)} values"
+        raise fail("E0312", text, b.span, describe(y), (Label(a.span, describe(x)),))
+    rows = zip(x.items, y.items, strict=True)
+    return Tuple(tuple(again(Operand(p, a.span), Operand(q, b.span)) for p, q in rows))
+
+
 def select(cx: Context, test: Expr, a: Operand, b: Operand, span: Span) -> Value:
     """One of two values by a scalar run-time condition."""
 
     def again(p: Operand, q: Operand) -> Value:
         return select(cx, test, p, q, span)
 
+    if isinstance(a.value, Tuple) and isinstance(b.value, Tuple):
+        return _tuple(again, a, b, a.value, b.value)
     lifted = lift(cx, again, [a, b], span)
     if lifted is not None:
         return lifted

@@ -13,6 +13,7 @@ from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.habits import TYPES
 from nnc.lang.elaborate.members import leaves, tree_argument
 from nnc.lang.elaborate.mistakes import Poisoned, fail
+from nnc.lang.elaborate.names import dotted
 from nnc.lang.elaborate.values import (
     UNKNOWN,
     Instance,
@@ -46,14 +47,18 @@ def kind_of(p: ast.Param) -> str:
     return "tuple"
 
 
+def _named(cx: Context, name: str) -> Value | None:
+    return dotted(cx, name) if "." in name else cx.lookup(name)
+
+
 def module_type(cx: Context, t: ast.TypeExpr | None) -> Instance | None:
     """The instance that a module type names: `MLP`, `SGD(MLP)`, `AdamW(Flowers.head)`."""
     match t:
         case ast.TensorTypeExpr(name=name, dims=None):
-            value = cx.lookup(name)
+            value = _named(cx, name)
             args: tuple[ast.Arg, ...] = ()
         case ast.AppliedTypeExpr(name=name, args=args):
-            value = cx.lookup(name)
+            value = _named(cx, name)
         case _:
             return None
     if isinstance(value, ModuleType):
@@ -62,10 +67,11 @@ def module_type(cx: Context, t: ast.TypeExpr | None) -> Instance | None:
     if value is None:
         known = [*cx.frame.unit.names, *(d for d in DTYPES if d != "real"), "real", "dim", "tree"]
         near = nearest(name, known)
-        homes = cx.std_homes.get(name, [])
+        last = name.rpartition(".")[2]
+        homes = cx.std_homes.get(last, [])
         help = f"did you mean `{near}`?" if near else None
         if len(homes) == 1:
-            help = f"`from {homes[0]} import {name}`"
+            help = f"`from {homes[0]} import {last}`"
         if name in TYPES:
             help = f"`{TYPES[name]}`"
         if name in ("str", "string", "text", "list", "dict", "tuple", "object", "any", "Any"):

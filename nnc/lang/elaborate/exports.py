@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 from functools import partial
@@ -18,7 +19,7 @@ from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.lang.elaborate.engine import Overrides, context
 from nnc.lang.elaborate.generic import check_unit, warn_imports, warn_unused
 from nnc.lang.elaborate.inits import module_inits, test_graphs
-from nnc.lang.elaborate.mistakes import Poisoned, fail
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.probes import shown as shown_probes
 from nnc.lang.elaborate.results import finish
 from nnc.lang.elaborate.signatures import equations, symbolic_where
@@ -33,6 +34,7 @@ from nnc.lang.elaborate.values import (
     Tuple,
     Unknown,
     Value,
+    Weak,
 )
 from nnc.lang.elaborate.walks import syntax
 from nnc.lang.types import TensorType
@@ -189,7 +191,7 @@ def build(cx: Context, unit: Unit, func: ast.FuncDef, module: ModuleType | None)
 
 
 def _assemble(cx: Context, func: ast.FuncDef, frame: Frame, abi: Abi, result: Value) -> Built:
-    results, shown = _results(cx, result)
+    results, shown = _results(cx, result, func)
     if cx.rng is not None:
         abi.inputs.extend(cx.rng)
         abi.args.extend(ArgSig(i.name, "rng", i.type) for i in cx.rng)
@@ -225,7 +227,7 @@ def _size_names(frame: Frame) -> Iterator[str]:
         yield from (d.name for d in pack if d.name)
 
 
-def _results(cx: Context, result: Value) -> tuple[list[Node], list[ResultSig]]:
+def _results(cx: Context, result: Value, func: ast.FuncDef) -> tuple[list[Node], list[ResultSig]]:
     items = result.items if isinstance(result, Tuple) else (result,)
     nodes: list[Node] = []
     shown: list[ResultSig] = []
@@ -243,9 +245,26 @@ def _results(cx: Context, result: Value) -> tuple[list[Node], list[ResultSig]]:
                 shown.append(ResultSig("tree", None, of.id))
             case Nothing():
                 continue
+            case Tuple() | Weak():
+                raise _kept_inside(func)
             case _:
                 raise Poisoned
     return nodes, shown
+
+
+def _kept_inside(func: ast.FuncDef) -> Mistake:
+    """Python and C get one row of tensors and trees."""
+    t = func.returns
+    items = t.items if isinstance(t, ast.TupleTypeExpr) else (t,)
+    for item in items:
+        if isinstance(item, ast.TupleTypeExpr) and t is not None:
+            flat = re.sub(r"[()]", "", t.span.text)
+            what = "a tuple inside of a tuple cannot leave an exported function"
+            return fail("E0315", what, item.span, help=f"one tuple: `-> ({flat})`")
+        if isinstance(item, ast.TensorTypeExpr) and item.name == "dim":
+            what = "a size cannot leave an exported function"
+            return fail("E0315", what, item.span, help="a number can: `i64`")
+    raise AssertionError(func)
 
 
 def _packs_of(kind: TensorType) -> tuple[int, ...]:

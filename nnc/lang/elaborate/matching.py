@@ -11,7 +11,7 @@ from nnc.lang.elaborate.axes import resolve_axis
 from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.broadcasting import same_dtype
 from nnc.lang.elaborate.declared import kind_of, module_type
-from nnc.lang.elaborate.members import leaves, tree_argument
+from nnc.lang.elaborate.members import same_tree, tree_argument
 from nnc.lang.elaborate.mismatches import declared, wrong_dtype
 from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.module_sizes import is_open, match_sizes
@@ -152,7 +152,7 @@ def _tree_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Value:
     if isinstance(p.type, ast.AppliedTypeExpr) and not cx.generic and not is_open(b, p):
         with cx.in_frame(b.frame):
             want = tree_argument(cx, p.type)
-        if isinstance(want, Instance) and not _same_tree(want, tree):
+        if isinstance(want, Instance) and not same_tree(want, tree):
             got = tree.of.id if isinstance(tree.of, Instance) else "another tree"
             raise fail(
                 "E0301",
@@ -171,14 +171,6 @@ def _made_for(b: Binding, got: str) -> str | None:
     if owner is None or not trees:
         return None
     return f"one for these parameters has the type `{owner.inst.defn.name}({got})`"
-
-
-def _same_tree(inst: Instance, tree: Tree) -> bool:
-    want = [(x.key, x.type) for x in leaves(inst) if x.storage == "param"]
-    if [key for key, _ in want] != list(tree.leaves):
-        return False
-    pairs = zip(want, tree.leaves.values(), strict=True)
-    return all(not isinstance(v, Tensor) or v.shape == t.shape for (_, t), v in pairs if t)
 
 
 def _module_argument(b: Binding, p: ast.Param, value: Value, span: Span) -> Value:

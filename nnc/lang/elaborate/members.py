@@ -27,6 +27,7 @@ from nnc.lang.elaborate.values import (
     Stored,
     Sub,
     SubList,
+    Tensor,
     Tree,
     TreeParam,
     Tuple,
@@ -214,6 +215,15 @@ def tree_argument(cx: Context, t: ast.AppliedTypeExpr) -> Instance | TreeParam:
         case Unknown():
             raise Poisoned
     raise fail("E0802", f"{describe(value)} has no params", t.args[0].span)
+
+
+def same_tree(inst: Instance, tree: Tree) -> bool:
+    """Whether a tree has the leaves of `params(M)`."""
+    want = [(x.key, x.type) for x in leaves(inst) if x.storage == "param"]
+    if [key for key, _ in want] != list(tree.leaves):
+        return False
+    pairs = zip(want, tree.leaves.values(), strict=True)
+    return all(not isinstance(v, Tensor) or v.shape == t.shape for (_, t), v in pairs if t)
 
 
 def leaves(inst: Instance) -> Iterator[StoredLeaf]:

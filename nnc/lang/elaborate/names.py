@@ -66,6 +66,13 @@ def _in_module(cx: Context, name: str) -> Value | None:
     return member(cx, owner, name)
 
 
+def dotted(cx: Context, path: str) -> Value | None:
+    """`nn.Linear` and `std.nn.Linear` by the files that are imported."""
+    unit, _, name = path.rpartition(".")
+    found = cx.frame.unit.aliases.get(unit)
+    return in_file(cx, found, name) if found is not None else None
+
+
 def in_file(cx: Context, unit: Unit, name: str) -> Value | None:
     if name in unit.failed:
         return UNKNOWN

@@ -11,11 +11,13 @@ from nnc.lang.dims import ONE, Dim
 from nnc.lang.elaborate.arith import adapt, module_tree, settle
 from nnc.lang.elaborate.broadcasting import grouped, same_dtype, typed
 from nnc.lang.elaborate.context import Context
-from nnc.lang.elaborate.declared import result_origins, result_place, shape_of
+from nnc.lang.elaborate.declared import module_type, result_origins, result_place, shape_of
+from nnc.lang.elaborate.members import same_tree, tree_argument
 from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.unequal import assert_help, unequal
 from nnc.lang.elaborate.values import (
     UNKNOWN,
+    Instance,
     Module,
     Nothing,
     Operand,
@@ -101,14 +103,19 @@ def conform(
             return Tuple(tuple(conform(cx, v, i, says, s) for v, i, s in rows))
         case ast.TensorTypeExpr(name=dtype) if dtype in DTYPES:
             return _tensor(cx, value, t, says, span)
-        case ast.AppliedTypeExpr() | ast.TensorTypeExpr(name="tree"):
+        case ast.AppliedTypeExpr(name="params"):
+            return _params(cx, _tree(cx, value, says, span, declared), t, says, span)
+        case ast.TensorTypeExpr(name="tree"):
             return _tree(cx, value, says, span, declared)
         case ast.TensorTypeExpr(name="dim"):
             if isinstance(value, Weak) and value.kind == "int":
                 return value
             what = f"{says} {describe(cx.tensor(value))}, a size is declared"
             raise fail("E0303", what, span, labels=declared)
-    raise fail("E0801", f"there is no result type `{t.span.text}`", t.span)
+    help = None
+    if isinstance(t, ast.AppliedTypeExpr | ast.TensorTypeExpr) and module_type(cx, t) is not None:
+        help = f"its parameters are a result: `params({t.span.text})`"
+    raise fail("E0801", f"there is no result type `{t.span.text}`", t.span, help=help)
 
 
 def _tree(cx: Context, value: Value, says: str, span: Span, declared: tuple[Label, ...]) -> Value:
@@ -121,6 +128,19 @@ def _tree(cx: Context, value: Value, says: str, span: Span, declared: tuple[Labe
         return current
     what = f"{says} {describe(current)}, a tree is declared"
     raise fail("E0303", what, span, labels=declared)
+
+
+def _params(cx: Context, value: Value, t: ast.AppliedTypeExpr, says: str, span: Span) -> Value:
+    """A tree of the declared module's parameters."""
+    want = tree_argument(cx, t)
+    known = isinstance(value, Tree) and isinstance(value.of, Instance) and not value.of.generic
+    if not known or not isinstance(want, Instance) or want.generic:
+        return value
+    assert isinstance(value, Tree) and isinstance(value.of, Instance), value
+    if not same_tree(want, value):
+        what = f"{says} params({value.of.id}), params({want.id}) is declared"
+        raise fail("E0303", what, span, labels=(Label(t.span, "declared here"),))
+    return value
 
 
 def _tensor(cx: Context, value: Value, t: ast.TensorTypeExpr, says: str, span: Span) -> Value:
