@@ -43,6 +43,7 @@ from nnc.lang.elaborate.elaborated import Built, Elaborated
 from nnc.lang.elaborate.elaborated import Special as Specialized
 from nnc.lang.elaborate.exports import elaborate
 from nnc.lang.printer import print_file
+from nnc.lang.syntax import keep_tables
 from nnc.lang.types import DType, is_float
 from nnc.lang.units import STD, Loader, Unit, nearest
 from nnc.passes.autodiff import autodiff
@@ -428,6 +429,8 @@ def compile_file(
 
     DeviceError when the limit of memory cannot be kept.
     """
+    if cache is not None:
+        keep_tables(cache)
     found, choices = limited(check(path, overrides), budget)
     return compile_found(path, found, target, cache, tests, choices, winograd)
 

@@ -12,6 +12,7 @@ from nnc.codegen import workers
 from nnc.compiler import Checked, Compiled, Scheduled
 from nnc.diagnostics import Source
 from nnc.errors import ArgumentError, LoadError
+from nnc.lang.syntax import keep_tables
 from nnc.nantrap.trap import Trap
 from nnc.runtime.cache import fetch
 from nnc.runtime.model import Model
@@ -22,6 +23,7 @@ Overrides = Mapping[str, Mapping[str, object]]
 def check_file(path: str | Path, overrides: Overrides | None = None) -> Checked:
     """The diagnostics of a file. LoadError when it cannot be read."""
     read_file(path)
+    keep_tables(fetch)
     return compiler.check(str(path), overrides)
 
 
@@ -64,6 +66,7 @@ def dump(compiled: Compiled, name: str, stage: str) -> str:
 def dump_file(path: str | Path, name: str, stage: str, overrides: Overrides | None = None) -> str:
     """The text of one export at one stage."""
     read_file(path)
+    keep_tables(fetch)
     _known_stage(stage)
     try:
         return compiler.dump(str(path), name, stage, overrides)
@@ -81,6 +84,7 @@ def schedule_file(
 ) -> list[Scheduled]:
     """Every export with its kernels and memory. CompileError or LoadError."""
     read_file(path)
+    keep_tables(fetch)
     return compiler.scheduled(str(path), overrides, budget, winograd)
 
 

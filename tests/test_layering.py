@@ -53,7 +53,6 @@ LOCAL = {
     "nnc.codegen.target": {"llvmlite"},
     "nnc.codegen.workers": {"nnc"},  # they start before
     "nnc.runtime.artifact": {"llvmlite"},
-    "nnc.lang.syntax": {"lark"},
     "nnc.runtime.data": {"sklearn"},
     "nnc.runtime.progress": {"matplotlib", "rich"},
 }

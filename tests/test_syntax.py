@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nnc.diagnostics import Diagnostics, Source, render_all
-from nnc.lang import ast, build, layout, mistakes, stop, syntax
+from nnc.lang import ast, build, layout, mistakes, stop, syntax, tables
 from nnc.lang.format import format_source
 from nnc.lang.printer import print_expr, print_file
 from nnc.lang.syntax import parse
@@ -95,8 +96,7 @@ def test_grammar_has_no_conflicts_and_every_rule_a_callback(caplog: Any) -> None
     import lark
 
     lark.logger.setLevel(logging.DEBUG)
-    syntax._lark.cache_clear()
-    made = syntax._lark(debug=True)
+    made = tables.made(debug=True)
     lark.logger.setLevel(logging.CRITICAL)
     assert "conflict" not in caplog.text.lower()
     names = {r.alias or r.origin.name for r in made.rules if not r.origin.name.startswith("_")}
@@ -105,6 +105,23 @@ def test_grammar_has_no_conflicts_and_every_rule_a_callback(caplog: Any) -> None
     assert set(build._callbacks) <= names
     terminals = {t.name for t in made.terminals} - {"NAME", "NUMBER", "STRING"}
     assert terminals == set(layout.TYPES.values())
+
+
+def test_kept_tables_parse_alike() -> None:
+    kept: dict[str, bytes] = {}
+
+    def fetch(key: str, make: Callable[[], bytes]) -> bytes:
+        return kept[key] if key in kept else kept.setdefault(key, make())
+
+    text = "export def f(x: f32[N]) -> f32[N]:\n    return 2 * x\n"
+    want = print_file(read(text))
+    for _ in range(2):
+        syntax.keep_tables(fetch)
+        syntax._lark.cache_clear()
+        assert print_file(read(text)) == want
+        assert len(kept) == 1
+    syntax._kept.clear()
+    syntax._lark.cache_clear()
 
 
 # ---- shapes -----------------------------------------------------------------------------------

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.resources
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
+from lark import UnexpectedToken
+from lark.parsers.lalr_analysis import Shift
+
 from nnc.diagnostics import Diagnostic, Diagnostics, Source, Span
-from nnc.lang import ast
-from nnc.lang.build import Fault, callbacks
+from nnc.lang import ast, tables
+from nnc.lang.build import Fault
 from nnc.lang.foreign import unprintable
 from nnc.lang.layout import Line, Token, logical_lines
 from nnc.lang.mistakes import explain, missing_block
@@ -54,36 +56,18 @@ def _empty(source: Source) -> Diagnostic:
 # ---- the parser -------------------------------------------------------------------------------
 
 
-@cache
-def _lark(debug: bool = False) -> Any:
-    """The LALR tables with the callbacks; built once a process, on first use."""
-    import lark
-    from lark.lexer import Lexer
+_kept: list[tables.Fetch] = []  # where tables are, at most one
 
-    class NoLexer(Lexer):  # the tokens come from nnc/lang/layout.py
-        def __init__(self, conf: Any) -> None:
-            pass
 
-        def lex(self, *args: Any) -> Any:
-            raise AssertionError("tokens are fed, not lexed")
-
-    text = importlib.resources.files("nnc").joinpath("grammar.lark").read_text("utf-8")
-    return lark.Lark(
-        text,
-        parser="lalr",
-        lexer=NoLexer,
-        transformer=callbacks(),
-        keep_all_tokens=True,
-        maybe_placeholders=False,
-        debug=debug,
-    )
+def keep_tables(fetch: tables.Fetch) -> None:
+    """Where this process keeps the tables of the grammar, if it has not made them yet."""
+    _kept[:] = [fetch]
 
 
 @cache
-def _unexpected() -> type[Exception]:
-    from lark import UnexpectedToken
-
-    return UnexpectedToken
+def _lark() -> Any:
+    """The parser; made once a process, on first use."""
+    return tables.parser(_kept[0] if _kept else None)
 
 
 @dataclass
@@ -172,7 +156,7 @@ class _Driver:
                 self.state.feed_token(token)
             except Fault as error:
                 return error.diagnostic
-            except _unexpected():
+            except UnexpectedToken:
                 self.rewind(line, at)
                 problem = explain(situation, at, self.accepts)
                 if problem.code != "E0109":
@@ -228,8 +212,6 @@ class _Driver:
 
     def accepts(self, type: str) -> bool:
         """Whether a token of this type may come next."""
-        from lark.parsers.lalr_analysis import Shift
-
         table = self.state.parse_conf.states
         stack = self.state.state_stack[:]
         while type in table[stack[-1]]:
