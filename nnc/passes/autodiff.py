@@ -20,6 +20,7 @@ from nnc.ir.graph import (
     Part,
     Region,
     Stop,
+    all_nodes,
     operands,
     toposort,
     with_bodies,
@@ -31,6 +32,7 @@ from nnc.passes.hoist import hoist
 from nnc.passes.loops import Fresh, copied, index_in, tidy, union
 from nnc.passes.recompute import NONE, Recomputation, asked_regions, contiguous, marked
 from nnc.passes.reverse import pull_loop
+from nnc.passes.tables import parts_of_tables
 from nnc.passes.vjp import Share, fill, is_zero, node_of, pull, total
 
 
@@ -43,6 +45,8 @@ def autodiff(graph: Graph) -> Graph:
 
 def expanded(graph: Graph) -> Graph:
     """The graph without Grad: it can be differentiated again, `Stop` and `Custom` still stand."""
+    if any(isinstance(n, Grad) for n in all_nodes(graph)):
+        graph = parts_of_tables(graph)
     graph = asked_regions(graph)
     expansion = _Expansion(Fresh())
     expansion.block(graph.order, graph.facts, {})

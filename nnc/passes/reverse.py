@@ -12,7 +12,7 @@ turn again. What a turn contributes to the cotangent of an outside tensor takes 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -33,6 +33,7 @@ from nnc.lang.types import TensorType
 from nnc.passes.adjoint import Guard, Term
 from nnc.passes.gather import solve
 from nnc.passes.loops import Fresh
+from nnc.passes.tables import is_part
 from nnc.passes.turns import Outward, axis_of, direct, is_dear, is_view, slice_of
 from nnc.passes.vjp import Reader, Share, fill, is_zero, name_of, node_of, read, total
 
@@ -148,7 +149,7 @@ class _Turn:
                 ahead.add(node)
         return ahead, back
 
-    def saved(self, roots: Sequence[Node], wanted: Iterable[Node]) -> dict[Node, None]:
+    def saved(self, roots: Sequence[Node], wanted: Collection[Node]) -> dict[Node, None]:
         """What the forward loop yields so that the backward one can compute the roots.
 
         `wanted` is saved in any case; then what is dear to compute again, or instead of several
@@ -156,20 +157,28 @@ class _Turn:
         """
         ahead, back = self.parts(roots)
         saved = dict.fromkeys(wanted)
-        met = _reached(roots, lambda n: n in saved or (n in ahead and is_dear(n)), ahead | back)
+
+        def dear(n: Node) -> bool:
+            return is_dear(n) or is_part(n)
+
+        met = _reached(roots, lambda n: n in saved or (n in ahead and dear(n)), ahead | back)
         needed = [n for n in toposort(roots) if n in met and n in ahead and n not in saved]
         readers: dict[Node, list[Node | None]] = {r: [None] for r in roots}
         for node in met:
             for o in operands(node):
                 readers.setdefault(o, []).append(node)
-        chosen = dict.fromkeys(n for n in needed if is_dear(n))
+        chosen = dict.fromkeys(n for n in needed if dear(n))
         for node in needed:
             mine = [o for o in operands(node) if o in chosen and readers[o] == [node]]
-            worth = not is_dear(node) and not is_view(node)  # a view gains nothing over its source
+            worth = not dear(node) and not is_view(node)  # a view gains nothing over its source
             if mine and worth and sum(map(size, mine)) >= size(node):
                 chosen = {n: None for n in (*chosen, node) if n not in mine}
         saved |= chosen
         met = _reached(roots, lambda n: n in saved, ahead | back)
+        whole = {c for c in self.loop.carries if c in met}  # and so their parts
+        saved = {
+            n: None for n in saved if n in wanted or not is_part(n) or whole.isdisjoint(n.read)
+        }
         return {n: None for n in (*self.loop.carries, *saved) if n in met or n in saved}
 
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from typing import TypeGuard
 
 from nnc.diagnostics import Span
-from nnc.ir.bounds import node_obligations, strides
+from nnc.ir.bounds import as_dim, node_obligations, strides
 from nnc.ir.expr import (
     Const,
     Expr,
@@ -52,11 +54,22 @@ def total(node: Node, parts: Sequence[Node]) -> Node:
     some = [p for p in parts if not is_zero(p)]
     if len(some) <= 1:
         return (some or list(parts))[0]
+    places = [p for p in some if is_at_turn(p)]
+    if places:
+        others = [p for p in some if p not in places] or [places.pop(0)]
+        return reduce(lambda base, p: replace(p, base=base), places, total(node, others))
     axes = tuple(Axis(f"$i{j}", e) for j, e in enumerate(node.type.shape))
     body = read(some[0], axes)
     for p in some[1:]:
         body = add(body, read(p, axes))
     return Compute(type=node.type, axes=axes, body=body, span=node.span, name=name_of(node))
+
+
+def is_at_turn(node: Node) -> TypeGuard[Update]:
+    """Whether a value is zeros with something added at the place of a turn."""
+    if not isinstance(node, Update) or node.accumulate != "add" or not is_zero(node.base):
+        return False
+    return any("." in n for n in names(node.target))
 
 
 def name_of(node: Node) -> str:
@@ -201,7 +214,41 @@ def _gather(reader: Reader, load: Load, term: Term, way: Gather, g: Expr) -> Nod
         span=reader.span,
         name=name_of(tensor),
     )
+    if fixed := turn_places(load, (*reader.axes, *way.raxes)):
+        placed = _at_turn(out, fixed)
+        if not _may_leave(placed, reader.facts):
+            return placed
     return _scaled(out) if way.raxes else out
+
+
+def turn_places(load: Load, axes: Sequence[Axis]) -> dict[int, Dim]:
+    """The components of an index that are one place in each turn of a run-time loop."""
+    if load.other is not None or load.check is not None:
+        return {}
+    inner = {a.var for a in axes}
+    places = {j: d for j, e in enumerate(load.index) if (d := as_dim(e)) is not None}
+    fixed = {j: d for j, d in places.items() if not d.names & inner}
+    return fixed if any("." in n for d in fixed.values() for n in d.names) else {}
+
+
+def _at_turn(whole: Compute, fixed: dict[int, Dim]) -> Update:
+    """The same zeros with the part that is read in a turn added at its place: what other parts
+    there are is not looked at."""
+    env = {whole.axes[j].var: d for j, d in fixed.items()}
+    axes = tuple(a for j, a in enumerate(whole.axes) if j not in fixed)
+    kind = TensorType(whole.type.dtype, tuple(a.extent for a in axes))
+    part = replace(whole, type=kind, axes=axes, body=subst(whole.body, env))
+    places = ((j, fixed.get(j, Dim.of(a.var))) for j, a in enumerate(whole.axes))
+    return Update(
+        type=whole.type,
+        base=fill(whole, 0),
+        axes=axes,
+        target=tuple(Idx(d) for _, d in places),
+        value=read(_scaled(part) if part.raxes else part, axes),
+        accumulate="add",
+        span=whole.span,
+        name=whole.name,
+    )
 
 
 def _released(term: Term, way: Gather) -> Term:
