@@ -42,7 +42,7 @@ here are the loops, what is decided before them, and all names for users of cont
 
 from __future__ import annotations
 
-from nnc.codegen import flow, pack, pack_lists, tile_kernels
+from nnc.codegen import flow, matrix, pack, pack_lists, tile_kernels
 from nnc.codegen import row as single
 from nnc.codegen.contract_right import NEAR, emit_prepack, packed_bytes
 from nnc.codegen.contract_support import (
@@ -153,6 +153,11 @@ class _Emission(RowTiles):
         self.height = self.most_rows(rows)
         if t.fetches:
             pack_lists.list_nothing(em, t, self.a_panel)
+        with matrix.used(em, t.dtype, t.vector_rows, self.state):
+            self.emit_blocks(rows, columns)
+
+    def emit_blocks(self, rows: Range, columns: Range) -> None:
+        em, t = self.em, self.t
         for_columns = flow.ceil_div(em, columns.size, str(block_columns(t)))
         # Without partial sums in scratch there is no reason to cut the rows.
         row_blocks = "1"
@@ -239,6 +244,17 @@ class _Emission(RowTiles):
         few = flow.select(em, self.clashes(b), "i1", "false", few)
         return flow.select(em, few, "i64", str(low), str(t.rows))
 
+    def tile_rows(self, rows: Range, tile: str, tiles_: str) -> Range:
+        """Tiles are as high as each other, or nearly so; where the matrix unit is set up for a
+        height, all but the last."""
+        em = self.em
+        if not self.t.vector_rows:
+            return self.cut(rows, tile, tiles_)
+        high = flow.ceil_div(em, rows.size, tiles_)
+        start = flow.mul(em, tile, high)
+        size = flow.minimum(em, high, flow.sub(em, rows.size, start))
+        return Range(flow.add(em, rows.start, start), size)
+
     def row_block(self, rows: Range, columns: Range, follow: Range) -> None:
         """`follow`: the columns after these."""
         em, t = self.em, self.t
@@ -248,7 +264,7 @@ class _Emission(RowTiles):
             panels = self.right(k0, kc, columns)
             tiles_ = flow.ceil_div(em, rows.size, self.height)
             with flow.loop(em, "0", tiles_) as it:
-                part = self.cut(rows, it, tiles_)
+                part = self.tile_rows(rows, it, tiles_)
                 window = Window(self.c.a, part.start, part.size, k0, kc)
                 number = flow.add(em, flow.mul(em, pc, tiles_), it)
                 self.a_panel = self.slot(flow.select(em, self.kept, "i64", number, "0"))

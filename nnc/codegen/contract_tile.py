@@ -34,10 +34,8 @@ class RowTiles(Ahead, RightOperand):
         last = flow.compare(em, "eq", flow.add(em, pc, "1"), self.blocks)
         across = flow.round_up(em, columns.size, str(t.panel))
         strip = flow.mul(em, flow.sub(em, part.start, rows.start), across)
-        with (
-            matrix.ready(em, t.dtype, part.size, t.vector_rows),
-            flow.stepping(em, "0", columns.size) as step,
-        ):
+        matrix.set_up(em, t.dtype, part.size, t.vector_rows, self.state)
+        with flow.stepping(em, "0", columns.size) as step:
             j = step.index
             left, col = flow.sub(em, columns.size, j), flow.add(em, columns.start, j)
             kind, width = self.kind(left, kernels.wide, self.in_one_picture(right, col, kernels))

@@ -73,13 +73,13 @@ def block_columns(t: Tile) -> int:
     return _COLUMNS[t.lanes * t.size] // t.size
 
 
-def area_sizes(t: Tile) -> tuple[int, int, int, int, int]:
-    """Bytes of scratch for transposing, panels of A, the block of B, the (partial) sums and what
-    finds lines in strips."""
+def area_sizes(t: Tile) -> tuple[int, int, int, int, int, int]:
+    """Bytes of scratch for transposing, panels of A, the block of B, the (partial) sums, what finds
+    lines in strips and what the matrix unit is set up for."""
     depth = -(-t.block // OVERSHOOT) * OVERSHOOT
     a = KEPT * pack_lists.slot_bytes(t)
     b, c = depth * block_columns(t), PARTIAL_ROWS * block_columns(t)
-    return pack_tables.stage_bytes(t), a, b * t.size, c * t.size, strips.AREA
+    return pack_tables.stage_bytes(t), a, b * t.size, c * t.size, strips.AREA, 64
 
 
 def panels_bytes(dtype: str, target: Target) -> int:
@@ -135,7 +135,7 @@ class Emission:
         self.t = tiles.tile(c.dtype, c.target)
         starts = accumulate(area_sizes(self.t), initial=0)
         areas = [flow.offset(em, c.scratch, str(at), "i8") for at in starts]
-        self.stage, self.panels, self.b_block, self.sums, self.area, _ = areas
+        self.stage, self.panels, self.b_block, self.sums, self.area, self.state, _ = areas
         self.a_panel = self.panels
 
     def slot(self, number: str) -> str:

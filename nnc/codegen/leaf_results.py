@@ -128,7 +128,8 @@ class LeafResults(LeafOperands):
         t = tiles.tile(kind(c), self.target)
         stores = [s for s in c.epilogue if isinstance(s, Store)]
         plain = all(isinstance(i, Idx) for s in stores for i in s.index)
-        if not t.fetches or not stores or not plain:
+        words = all(DTYPES[s.buffer.type.dtype].bytes == t.size for s in stores)
+        if not (t.fetches or (t.vector_rows and words)) or not stores or not plain:
             return None
         if not all(self.is_run(s, n) for s in stores) and self.longest_run(c, n) is None:
             return None

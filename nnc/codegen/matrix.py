@@ -21,6 +21,8 @@ from nnc.codegen.emit import Emitter
 
 ROWS = 32
 _STEP = 16  # words of k, rows and columns in a tile
+_PANEL = 128  # bytes between k of packed panels
+_AHEAD = 2 * _STEP * _PANEL  # bytes from what is read of them to what is fetched
 _PARAMETERS = "ptr %a, ptr %b, i64 %b_k, i64 %kc, ptr %tile, i32 %add, i64 %height, i64 %vectors"
 _ASK = 158, 0x1023, 18  # arch_prctl, "request permission", the tile data
 
@@ -68,6 +70,16 @@ def _products(instruction: str, name: str, low: bool, wide: bool) -> str:
     return "\n  ".join(lines)
 
 
+def _fetch(name: str, wide: bool) -> str:
+    """Asks for the part of a packed panel that is read two steps later."""
+    lines = [f"%{name}.far = getelementptr i8, ptr %{name}.b, i64 %ahead"]
+    for at in range(0, _STEP * _PANEL, 64 if wide else _PANEL):
+        line = f"%{name}.line.{at}"
+        lines.append(f"{line} = getelementptr i8, ptr %{name}.far, i64 {at}")
+        lines.append(f"call void @llvm.prefetch.p0(ptr {line}, i32 0, i32 3, i32 1)")
+    return "\n  ".join(lines)
+
+
 def _variant(dtype: str, low: bool, wide: bool) -> str:
     name = f"v{int(low)}{int(wide)}"
     # Which operand has a sign.
@@ -87,6 +99,7 @@ def _variant(dtype: str, low: bool, wide: bool) -> str:
   %{name}.left = phi i64 [ %steps, %{name}.zero ], [ %steps, %{name}.load ],
                          [ %{name}.less, %{name}.run ]
   {_products(instruction, name, low, wide)}
+  {_fetch(name, wide)}
   %{name}.a.next = getelementptr i8, ptr %{name}.a, i64 64
   %{name}.b.next = getelementptr i8, ptr %{name}.b, i64 %b_step
   %{name}.less = sub i64 %{name}.left, 1
@@ -187,6 +200,8 @@ vector:
   call void @nnrt_matrix_{dtype}_rows({_PARAMETERS})
   ret void
 matrix:
+  %packed = icmp eq i64 %b_k, {_PANEL}
+  %ahead = select i1 %packed, i64 {_AHEAD}, i64 0
   %a_k = add i64 0, {4 * a_row}
   %a.skip = mul i64 %a_k, {_STEP}
   %b_step = mul i64 %b_k, {_STEP}
@@ -229,17 +244,28 @@ def outer_declarations(dtype: str) -> tuple[str, ...]:
     )
 
 
+def set_up(em: Emitter, dtype: str, height: str, vector_rows: int, state: str) -> None:
+    """Before kernels of one height. `state`: memory for the height it is set up for (0: none)."""
+    if not vector_rows:
+        return
+    high = flow.compare(em, "sgt", height, str(vector_rows))
+    known = em.op(f"load i64, ptr {state}", "known")
+    other = flow.compare(em, "ne", known, height)
+    with flow.when(em, flow.conjunction(em, high, other)):
+        em.line(f"call void @nnrt_matrix_{dtype}_begin(i64 {height})")
+        em.line(f"store i64 {height}, ptr {state}")
+
+
 @contextmanager
-def ready(em: Emitter, dtype: str, height: str, vector_rows: int) -> Iterator[None]:
-    """Code inside calls kernels of one height."""
+def used(em: Emitter, dtype: str, vector_rows: int, state: str) -> Iterator[None]:
+    """Code inside may set up the unit."""
     if not vector_rows:
         yield
         return
-    high = flow.compare(em, "sgt", height, str(vector_rows))
-    with flow.when(em, high):
-        em.line(f"call void @nnrt_matrix_{dtype}_begin(i64 {height})")
+    em.line(f"store i64 0, ptr {state}")
     yield
-    with flow.when(em, high):
+    known = em.op(f"load i64, ptr {state}", "known")
+    with flow.when(em, flow.compare(em, "ne", known, "0")):
         em.line(f"call void @nnrt_matrix_{dtype}_end()")
 
 
