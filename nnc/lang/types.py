@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from nnc.lang.dims import Dim, dim_prod
@@ -33,6 +34,14 @@ DTYPES: dict[DType, DTypeInfo] = {
     "i64": DTypeInfo("i", 64, "int64", "i64", "I64"),
     "bool": DTypeInfo("b", 8, "bool", "i1", "BOOL"),
     "real": DTypeInfo("f", 32, "float32", "float", "F32"),
+}
+
+
+# Where rounding to nearest gives an infinity: half a step above the largest number.
+INFINITE_FROM: dict[DType, float] = {
+    "f16": 65520.0,
+    "bf16": math.ldexp(2 - 2**-8, 127),
+    "f32": math.ldexp(2 - 2**-24, 127),
 }
 
 

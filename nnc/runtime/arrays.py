@@ -11,7 +11,7 @@ import numpy as np
 
 from nnc.errors import ArgumentError, DtypeError
 from nnc.ir.signature import ArgSig
-from nnc.lang.types import DTYPES, DType
+from nnc.lang.types import DTYPES, INFINITE_FROM, DType
 from nnc.runtime.memory import Array, cast_help, numpy_dtype, numpy_name
 
 
@@ -109,17 +109,9 @@ def _scalar(function: str, arg: ArgSig, value: Any) -> Array:
         number = float(value)
     except OverflowError:
         raise _too_large(function, arg, value) from None
-    if math.isfinite(number) and abs(number) >= _INFINITE_FROM.get(dtype, math.inf):
+    if math.isfinite(number) and abs(number) >= INFINITE_FROM.get(dtype, math.inf):
         raise _too_large(function, arg, value)
     return _bf16(number) if dtype == "bf16" else np.array(number, numpy_dtype(dtype))
-
-
-# Where rounding to nearest gives an infinity: half a step above the largest number.
-_INFINITE_FROM = {
-    "f16": 65520.0,
-    "bf16": math.ldexp(2 - 2**-8, 127),
-    "f32": math.ldexp(2 - 2**-24, 127),
-}
 
 
 def _too_large(function: str, arg: ArgSig, value: Any) -> DtypeError:

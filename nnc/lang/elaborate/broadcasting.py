@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from nnc.diagnostics import Label, Span
@@ -19,7 +20,7 @@ from nnc.lang.elaborate.values import (
     WeakTensor,
 )
 from nnc.lang.elaborate.words import describe
-from nnc.lang.types import DTYPES, DType, TensorType, is_float
+from nnc.lang.types import DTYPES, INFINITE_FROM, DType, TensorType, is_float
 
 SIGNS = {
     "add": "added",
@@ -100,6 +101,9 @@ def fits(value: Weak | WeakTensor, dtype: DType, span: Span, labels: Sequence[La
     if value.kind == "float" and not is_float(dtype):
         help = f"`{dtype}({span.text})` cuts off the fraction"
         raise fail("E0202", f"a real number cannot become {dtype}", span, labels=labels, help=help)
+    known = value.number if isinstance(value, Weak) else None
+    if known is not None and INFINITE_FROM.get(dtype, math.inf) <= abs(known) < math.inf:
+        raise fail("E0202", f"{known} does not fit {dtype}", span, labels=labels)
     n = value.dim.const if isinstance(value, Weak) and value.dim is not None else None
     low, high = RANGES.get(dtype, (0, 0))
     if n is not None and dtype in RANGES and not low <= n < high:

@@ -5,19 +5,29 @@ from __future__ import annotations
 from nnc.ir.graph import Constant
 from nnc.lang import ast
 from nnc.lang.dims import Dim
+from nnc.lang.elaborate.broadcasting import fits
 from nnc.lang.elaborate.context import Context, Frame
 from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.results import conform
 from nnc.lang.elaborate.values import Bool, Seq, Unknown, Value, Weak, of_node
 from nnc.lang.elaborate.words import declared_origins
-from nnc.lang.types import DTYPES, TensorType
+from nnc.lang.types import DTYPES, TensorType, is_float
 from nnc.lang.units import Unit
 
 
 def constant(cx: Context, where: Unit, d: ast.ConstDef) -> Value:
     """`const name: T = value`: a number, a size, or a tensor of literals."""
+    if d in cx.constants:
+        names = [c.name for c in cx.constants[cx.constants.index(d) :]]
+        note = " is made of ".join([*names, d.name])
+        once = ("constants", d.span.source.name, *sorted(names))
+        raise fail("E0809", f"`{d.name}` is made of itself", d.span, notes=(note,), once=once)
     with cx.in_frame(Frame(where, real=cx.frame.real)), cx.outside_loops():
-        value = cx.eval(d.value)
+        cx.constants.append(d)
+        try:
+            value = cx.eval(d.value)
+        finally:
+            cx.constants.pop()
         if d.type is None or isinstance(value, Unknown):
             return value
         if isinstance(value, Seq):
@@ -44,8 +54,13 @@ def _table(cx: Context, value: Seq, d: ast.ConstDef) -> Value:
                 for item in items:
                     walk(item, depth + 1)
             case Weak(number=n) if n is not None:
+                if not is_float(dtype) and isinstance(n, float) and not n.is_integer():
+                    raise fail("E0202", f"{n} cannot become {dtype}", d.value.span)
+                fits(v, dtype, d.value.span)
                 data.append(float(n) if DTYPES[dtype].kind == "f" else int(n))
             case Bool(value=b) if b is not None:
+                if dtype != "bool":
+                    raise fail("E0202", "a bool is not a number", d.value.span)
                 data.append(b)
             case _:
                 raise fail("E0203", "a constant holds numbers", d.value.span)

@@ -126,6 +126,7 @@ class Context:
     facts: Facts = field(default_factory=Facts)
     turns: dict[str, Dim] = field(default_factory=dict)  # variables of enclosing run-time loops
     calls: list[Active] = field(default_factory=list)
+    constants: list[ast.ConstDef] = field(default_factory=list)  # that are being evaluated
     depth: int = 0  # of expressions being evaluated
     sizes: set[Dim] = field(default_factory=set)  # known to be at least 0, or checked at entry
     regions: tuple[Region, ...] = ()  # of recomputation, around what is evaluated

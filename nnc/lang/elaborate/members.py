@@ -172,6 +172,9 @@ def _leaf(cx: Context, m: ast.ParamDecl | ast.StateDecl) -> LeafDecl | None:
         if isinstance(when, Bool) and when.value is False:
             return None
     storage = "param" if isinstance(m, ast.ParamDecl) else "state"
+    if m.key is not None and (not all(m.key.split(".")) or m.key == "__metadata__"):
+        help = f'for example `as "{m.name}.weight"`'
+        raise fail("E0807", f'no tensor can have the key "{m.key}"', m.span, help=help)
     if m.init is None:
         first = "normal(0.02)" if storage == "param" else "0"
         help = f"`{storage} {m.name}: {m.type.span.text} = {first}`"

@@ -11,7 +11,7 @@ from nnc.lang.elaborate.bases import quiet_value
 from nnc.lang.elaborate.binding import Binding
 from nnc.lang.elaborate.broadcasting import cast_help, grouped, same_dtype, size_origin, typed
 from nnc.lang.elaborate.context import Context
-from nnc.lang.elaborate.mistakes import Mistake, fail
+from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.values import Tensor
 from nnc.lang.elaborate.words import axes_word
 from nnc.lang.types import DType, is_float
@@ -155,6 +155,8 @@ def wrong_size(
 ) -> Mistake:
     """One axis of an argument has another size than the callee's declaration says."""
     cx, size = b.cx, v.shape[axis]
+    if want.const is not None and want.const < 0:  # reported where it is made
+        raise Poisoned
     given, takes = _number(cx, size), _number(cx, want)
     if given == takes:
         given, takes = str(size), str(want)

@@ -114,6 +114,8 @@ def _part(cx: Context, whole: Stored, e: ast.Index, items: tuple[ast.Expr, ...])
 
 def without_bang(cx: Context, what: str, span: Span) -> Mistake:
     """An effect in a function that was called without `!`: the reader's call is at fault."""
+    if cx.constants:
+        return fail("E0502", f"a constant cannot be what {what}", span, help="do it in a function")
     if not cx.calls:
         return fail("E0502", f"this {what}: it needs `!`", span, help="call the function with `!`")
     own = [c.call for c in cx.calls if not c.span.source.name.startswith("std/")]

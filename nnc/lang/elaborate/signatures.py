@@ -122,6 +122,8 @@ def symbolic_where(cx: Context, frame: Frame, func: ast.FuncDef) -> None:
 
 def _fact(cx: Context, fact: Dim, equal: bool, text: str, span: Span) -> None:
     if fact != ZERO:
+        if cx.proves(-fact - 1) or (equal and cx.proves(fact - 1)):
+            raise fail("E0311", f"`{text}` can never hold", span)
         cx.facts = cx.facts.plus(*((fact, -fact) if equal else (fact,)))
         cx.require(fact, equal, text, span)
 

@@ -33,7 +33,9 @@ from nnc.lang.elaborate.words import counted, describe
 
 def may_define(cx: Context, name: str, span: Span) -> None:
     frame = cx.frame
-    if name in frame.dims:
+    sizes = frame.module.args if frame.module is not None else {}
+    own = name[0].isupper() and name in sizes and name not in frame.vars
+    if name in frame.dims or own:
         raise fail("E0811", f"`{name}` is a size here", span, help="use another name")
     if name in frame.inout:
         raise fail(
