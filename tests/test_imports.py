@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import nnc
 from tests.endtoend import built, compare, sample
 
 TEXT = """
@@ -40,3 +43,18 @@ export def f(x: f32[N], c: bool) -> (f32[N], f32, f32[N]):
     graph = built(text)["f"].graph
     for seed in range(4):
         compare(graph, {"N": 3}, sample(graph, {"N": 3}, np.random.default_rng(seed)))
+
+
+def test_two_files_with_one_name(tmp_path: Path) -> None:
+    """The second import would hide the first."""
+    (tmp_path / "mine.nn").write_text("def relu(x: real[..N]) -> real[..N] = x\n")
+    head = "from std.nn import relu\n{}from mine import relu\n"
+    text = "export def f(x: f32[N]) -> f32[N] = relu(x)\n"
+    path = tmp_path / "m.nn"
+    path.write_text(head.format("") + text)
+    with pytest.raises(nnc.CompileError, match="two imports are called `relu`"):
+        nnc.load(path)
+    path.write_text(
+        f"from std.nn import relu\nimport mine\n{text.replace('relu(x)', 'mine.relu(relu(x))')}"
+    )
+    assert nnc.load(path).f(np.array([-1, 2], np.float32)).tolist() == [0, 2]

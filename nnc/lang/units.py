@@ -140,8 +140,13 @@ class Loader:
                     text = f"`from {homes[0]} import {name.id}`"
                 self._error("E0806", f"`{decl.module}` has no `{name.id}`", name.span, help=text)
                 unit.failed.add(name.id)
-            else:
-                unit.imports[name.id] = (target, found, name)
+                continue
+            old = unit.imports.get(name.id)
+            if old is not None and old[1] is not found:
+                label = Label(old[2].span, "the first")
+                text = f"two imports are called `{name.id}`"
+                self._error("E0807", text, name.span, labels=(label,), help=_both(decl, name.id))
+            unit.imports[name.id] = (target, found, name)
 
     def _find(self, unit: Unit, decl: ast.Import) -> Unit | None:
         parts = decl.module.split(".")
@@ -212,6 +217,10 @@ def _exported(d: Definition) -> bool:
 
 def _offer(unit: Unit) -> str:
     return f"it defines {', '.join(unit.defs)}" if unit.defs else "it defines nothing"
+
+
+def _both(decl: ast.Import, name: str) -> str:
+    return f"`import {decl.module}`, and `{decl.module.split('.')[-1]}.{name}`"
 
 
 def _homes(name: str) -> list[str]:

@@ -117,7 +117,10 @@ def run_for(cx: Context, stmt: ast.For) -> None:
     iterable = cx.eval(stmt.iterable)
     size = iterable.dim if isinstance(iterable, Weak) else None
     if size is not None and (stmt.targets or _is_run_time(cx, stmt.iterable, size)):
-        (var,) = stmt.vars
+        var, *more = stmt.vars
+        if more:
+            help = f"`for {var} in {stmt.iterable.span.text}:` runs over 0 ... {size - 1}"
+            raise fail("E0811", f"{len(stmt.vars)} names for one number", stmt.span, help=help)
         may_define(cx, var, stmt.span)
         run_loop(cx, stmt.span, stmt.body, var, size, stmt.iterable.span, stmt.targets)
         _forget(cx, stmt.body)

@@ -22,7 +22,7 @@ from nnc.lang.elaborate.inits import module_inits, test_graphs
 from nnc.lang.elaborate.mistakes import Mistake, Poisoned, fail
 from nnc.lang.elaborate.probes import shown as shown_probes
 from nnc.lang.elaborate.results import finish
-from nnc.lang.elaborate.signatures import equations, symbolic_where
+from nnc.lang.elaborate.signatures import check_defaults, equations, symbolic_where
 from nnc.lang.elaborate.specializations import specialization
 from nnc.lang.elaborate.values import (
     Instance,
@@ -98,15 +98,27 @@ def exported(
 ) -> Iterator[tuple[ast.FuncDef, ModuleType | None]]:
     """The exported functions; without any, the methods of the one outermost module."""
     funcs = [d for d in unit.defs.values() if isinstance(d, ast.FuncDef) and d.exported]
-    if funcs:
-        yield from ((f, None) for f in funcs)
-        return
     outer = _outermost(unit)
-    if len(outer) == 1 and all(p.default is not None for p in outer[0].params):
-        which = ModuleType(unit, outer[0])
-        for m in outer[0].members:
+    whole = len(outer) == 1 and all(p.default is not None for p in outer[0].params)
+    own = outer[0] if whole and not funcs else None
+    for d in unit.defs.values():
+        if isinstance(d, ast.ModuleDef) and d is not own:
+            _refuse_exports(d, diagnostics)
+    yield from ((f, None) for f in funcs)
+    if own is not None:
+        which = ModuleType(unit, own)
+        for m in own.members:
             if isinstance(m, ast.FuncDef):
                 yield m, which
+
+
+def _refuse_exports(d: ast.ModuleDef, diagnostics: Diagnostics) -> None:
+    """A method is exported only with all others, when a file has one module and no export."""
+    for m in d.members:
+        if isinstance(m, ast.FuncDef) and m.exported:
+            text = "a method is not exported by itself"
+            help = f"a function of the file that calls it: `export def f(net: {d.name}, ...)`"
+            diagnostics.add(fail("E0123", text, m.name_span, help=help).diagnostic)
 
 
 def _outermost(unit: Unit) -> list[ast.ModuleDef]:
@@ -181,6 +193,7 @@ def build(cx: Context, unit: Unit, func: ast.FuncDef, module: ModuleType | None)
         for p in func.params:
             argument(cx, frame, p, abi)
         determined(cx, frame, func)
+        check_defaults(cx, func)
         symbolic_where(cx, frame, func)
         cx.execute(func.body)
         result = finish(cx, func)

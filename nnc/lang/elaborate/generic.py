@@ -21,7 +21,13 @@ from nnc.lang.elaborate.members import leaves
 from nnc.lang.elaborate.mistakes import fail
 from nnc.lang.elaborate.recursion import doubled_names, recursive_functions
 from nnc.lang.elaborate.results import finish
-from nnc.lang.elaborate.signatures import add_leaves, equations, symbolic_param, symbolic_where
+from nnc.lang.elaborate.signatures import (
+    add_leaves,
+    check_defaults,
+    equations,
+    symbolic_param,
+    symbolic_where,
+)
 from nnc.lang.elaborate.sizes import quantified
 from nnc.lang.elaborate.values import Module, ModuleType
 from nnc.lang.types import DTYPES
@@ -92,6 +98,7 @@ def check_function(cx: Context, func: ast.FuncDef, owner: Module | None) -> None
             symbolic_param(cx, frame, p)
         symbolic_where(cx, frame, func)
         determined(cx, frame, func)
+        check_defaults(cx, func)
         if func.returns is not None:
             _check_result_names(cx, frame, func)
         cx.execute(func.body)

@@ -16,6 +16,7 @@ from nnc.lang.elaborate.habits import TYPES
 from nnc.lang.elaborate.members import StoredLeaf, leaves, tree_argument
 from nnc.lang.elaborate.mistakes import Mistake, fail
 from nnc.lang.elaborate.module_sizes import declare_sizes
+from nnc.lang.elaborate.results import conform
 from nnc.lang.elaborate.sizes import quantified
 from nnc.lang.elaborate.values import (
     UNKNOWN,
@@ -26,6 +27,7 @@ from nnc.lang.elaborate.values import (
     Stored,
     TreeParam,
     Value,
+    Weak,
     of_node,
 )
 from nnc.lang.elaborate.words import declared_origins
@@ -160,6 +162,18 @@ def symbolic_param(cx: Context, frame: Frame, p: ast.Param) -> None:
                 add_leaves(cx, inst, p.name, p.inout, p.span)
         case _:
             raise fail("E0308", "an argument is a tensor, module, tree or size", p.span)
+
+
+def check_defaults(cx: Context, func: ast.FuncDef) -> None:
+    """A default is a value of the declared type."""
+    for p in func.params:
+        if p.default is None or p.type is None or kind_of(p) not in ("tensor", "dim"):
+            continue
+        with cx.outside_loops():
+            value = cx.eval(p.default)
+        value = conform(cx, value, p.type, f"the default of `{p.name}` is", p.default.span)
+        if isinstance(value, Weak) and value.dim is not None and (value.dim.const or 0) < 0:
+            raise fail("E0309", "a size is at least 0", p.default.span)
 
 
 def tensor_param(cx: Context, frame: Frame, p: ast.Param, t: ast.TensorTypeExpr) -> Value:
