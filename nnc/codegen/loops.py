@@ -14,13 +14,14 @@ from nnc.codegen.scalars import MATH
 from nnc.codegen.scopes import Value
 from nnc.ir.expr import Expr, Idx, Load, Op, walk
 from nnc.ir.loop import Call, Contract, For, Let, Reduce, Stmt, Store
-from nnc.ir.statements import loaded_from, stores_in
+from nnc.ir.statements import exprs_in, loaded_from, stores_in
 from nnc.lang.types import DTYPES, is_float
 
 _CHEAP = 24  # operations: dearer bodies are not repeated four times
 INLINED, LONG = 25, 1000  # instructions of a function of vecmath that is inlined, of others
 _INLINE = {"exp", "log", "tanh", "sigmoid", "expm1", "log1p"}
-_DEAR = MATH | {"random_uniform", "random_normal", "powi", "digamma", "floordiv", "mod"}
+_DRAWN = {"random_uniform", "random_normal"}
+_DEAR = MATH | _DRAWN | {"powi", "digamma", "floordiv", "mod"}
 
 
 class Loops(Expressions):
@@ -160,7 +161,8 @@ class Loops(Expressions):
         """A register of the widest float stored (or the widest number, where no float is), and how
         many lanes run together.
 
-        Four registers where the lanes reduce: a chain of additions waits for itself, four do not.
+        Four registers where one would wait for itself: in a chain of additions, and in the ten
+        rounds that a random number takes.
         """
         dtypes = [s.buffer.type.dtype for s in stores_in(loop.body)]
         floats = [d for d in dtypes if is_float(d)]
@@ -168,7 +170,8 @@ class Loops(Expressions):
         lanes = self.target.vector_bytes // max(widest, 4)
         reduces = [s for s in loop.body if isinstance(s, Reduce)]
         chains = all(cheap(s.value) and not s.op.startswith("arg") for s in reduces)
-        return lanes, lanes * 4 if reduces and chains else lanes
+        waits = chains if reduces else widest <= 4 and draws(loop.body)
+        return lanes, lanes * 4 if waits else lanes
 
     # ---- threads --------------------------------------------------------------------------------
 
@@ -264,6 +267,13 @@ def written(body: Iterable[Stmt]) -> frozenset[str]:
 def cheap(e: Expr) -> bool:
     """Whether repeating the code of `e` four times costs little."""
     return weight(e) <= _CHEAP
+
+
+def draws(body: Iterable[Stmt]) -> bool:
+    """Whether `body` draws random numbers and does little else."""
+    parts = [e for root in exprs_in(body) for e in walk(root)]
+    others = [e for e in parts if not (isinstance(e, Op) and e.fn in _DRAWN)]
+    return len(others) < len(parts) and sum(map(_weight, others)) <= _CHEAP
 
 
 def weight(e: Expr) -> int:
