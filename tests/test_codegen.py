@@ -371,6 +371,28 @@ def test_random(position: str) -> None:
     assert np.allclose(dv, normal, rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("size", [53, 1000, 2**20 + 53])
+def test_random_numbers_together(size: int) -> None:
+    """One register at a time, two or four: the same numbers, from any place on."""
+    begin = 2**32 - 2**19
+    u, g = buffer("u", "f32", size, slot=0), buffer("g", "f32", size, slot=1)
+    args = (
+        num(5, "i64"),
+        num(9, "i64"),
+        num(2**33, "i64"),
+        op("add", idx("$i"), num(begin, "i64")),
+    )
+    values = Op("f32", "random_uniform", args), Op("f32", "random_normal", args)
+    stores = [store(b, ("$i",), v) for b, v in zip((u, g), values, strict=True)]
+    kernels = [kernel(nest([(axis("i", size), "vector")], s)) for s in stores]
+    uv, gv = run(
+        program([u, g], *kernels), [np.zeros(size, np.float32), np.zeros(size, np.float32)]
+    )
+    want = [5, 9, 2**33, np.arange(begin, begin + size)]
+    assert np.array_equal(uv, SCALARS["random_uniform"].numpy(*want).astype(np.float32))
+    close("f32", gv, SCALARS["random_normal"].numpy(*want), 8)
+
+
 # ---- loops, loads, stores -----------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from nnc.ir.statements import exprs_in, loaded_from, stores_in
 from nnc.lang.types import DTYPES, is_float
 
 _CHEAP = 24  # operations: dearer bodies are not repeated four times
+_MANY = 1 << 20  # random numbers for which the longest code is worth 30 ms more of LLVM's time
 INLINED, LONG = 25, 1000  # instructions of a function of vecmath that is inlined, of others
 _INLINE = {"exp", "log", "tanh", "sigmoid", "expm1", "log1p"}
 _DRAWN = {"random_uniform", "random_normal"}
@@ -161,17 +162,22 @@ class Loops(Expressions):
         """A register of the widest float stored (or the widest number, where no float is), and how
         many lanes run together.
 
-        Four registers where one would wait for itself: in a chain of additions, and in the ten
-        rounds that a random number takes.
+        Several registers where one would wait for itself: four in a chain of additions, two or, if
+        there are many, four in the ten rounds that a random number takes (long to compile).
         """
-        dtypes = [s.buffer.type.dtype for s in stores_in(loop.body)]
+        stores = stores_in(loop.body)
+        dtypes = [s.buffer.type.dtype for s in stores]
         floats = [d for d in dtypes if is_float(d)]
         widest = max((DTYPES[d].bytes for d in floats or dtypes), default=4)
         lanes = self.target.vector_bytes // max(widest, 4)
         reduces = [s for s in loop.body if isinstance(s, Reduce)]
         chains = all(cheap(s.value) and not s.op.startswith("arg") for s in reduces)
-        waits = chains if reduces else widest <= 4 and draws(loop.body)
-        return lanes, lanes * 4 if waits else lanes
+        if reduces:
+            return lanes, lanes * 4 if chains else lanes
+        if widest > 4 or not draws(loop.body):
+            return lanes, lanes
+        many = any((s.buffer.type.elements.const or 0) >= _MANY for s in stores)
+        return lanes, lanes * (4 if many else 2)
 
     # ---- threads --------------------------------------------------------------------------------
 
