@@ -18,7 +18,7 @@ from nnc.ir.statements import exprs_in, loaded_from, stores_in
 from nnc.lang.types import DTYPES, is_float
 
 _CHEAP = 24  # operations: dearer bodies are not repeated four times
-_MANY = 1 << 20  # random numbers for which the longest code is worth 30 ms more of LLVM's time
+_SOME, _MANY = 1 << 17, 1 << 20  # random numbers that are worth 15 and 50 ms more of LLVM's time
 INLINED, LONG = 25, 1000  # instructions of a function of vecmath that is inlined, of others
 _INLINE = {"exp", "log", "tanh", "sigmoid", "expm1", "log1p"}
 _DRAWN = {"random_uniform", "random_normal"}
@@ -162,8 +162,8 @@ class Loops(Expressions):
         """A register of the widest float stored (or the widest number, where no float is), and how
         many lanes run together.
 
-        Several registers where one would wait for itself: four in a chain of additions, two or, if
-        there are many, four in the ten rounds that a random number takes (long to compile).
+        Several registers where one would wait for itself: four in a chain of additions, up to four,
+        as there are many of them, in the ten rounds that a random number takes (long to compile).
         """
         stores = stores_in(loop.body)
         dtypes = [s.buffer.type.dtype for s in stores]
@@ -176,8 +176,8 @@ class Loops(Expressions):
             return lanes, lanes * 4 if chains else lanes
         if widest > 4 or not draws(loop.body):
             return lanes, lanes
-        many = any((s.buffer.type.elements.const or 0) >= _MANY for s in stores)
-        return lanes, lanes * (4 if many else 2)
+        count = max(s.buffer.type.elements.const or _SOME for s in stores)
+        return lanes, lanes * (4 if count >= _MANY else 2 if count >= _SOME else 1)
 
     # ---- threads --------------------------------------------------------------------------------
 
