@@ -82,6 +82,13 @@ def test_loops(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
         assert "kernel" in capsys.readouterr().out
 
 
+def test_short_programs_have_times(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "short.nn"
+    path.write_text("export def f(x: f32[N, N]) -> f32[N, N] = x @ x")
+    assert main(["profile", str(path), "f", "--N", "50"]) == 0
+    assert ": 0.0 us" not in capsys.readouterr().out.splitlines()[0]
+
+
 def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     for args, text in [
         (["nothing"], "exports no 'nothing'"),
