@@ -18,8 +18,17 @@ from nnc.lang.elaborate.copies import Part
 from nnc.lang.elaborate.engine import std_unit
 from nnc.lang.elaborate.members import StoredLeaf
 from nnc.lang.elaborate.mistakes import Poisoned, fail
-from nnc.lang.elaborate.values import Function, Tensor, Unknown, Value, WeakTensor, of_node
-from nnc.lang.elaborate.words import counted
+from nnc.lang.elaborate.values import (
+    Function,
+    Module,
+    Tensor,
+    Tree,
+    Unknown,
+    Value,
+    WeakTensor,
+    of_node,
+)
+from nnc.lang.elaborate.words import counted, describe
 from nnc.lang.types import DTYPES
 
 
@@ -78,6 +87,9 @@ def _evaluated(cx: Context, leaf: StoredLeaf, path: str) -> Value:
             value = cx.eval(init)
             if isinstance(value, Unknown):
                 raise Poisoned
+        if isinstance(value, Module | Tree):
+            text = "an initial value is a number or a tensor"
+            raise fail("E0203", text, init.span, describe(value))
         return _filled(cx, value, leaf, init)
 
 

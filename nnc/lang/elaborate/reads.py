@@ -258,6 +258,8 @@ def _leaves(
     if plan.writing and ends is not None and cx.proves(ends[0]) and high.const is None:
         room = str(high - ends[1]).replace("$", "")
         help = f"`where {room} >= 0` in the signature would rule that out"
+        if (high - ends[1]).const is not None:
+            help = f"positions count from 0: the last is {high}, or -1".replace("$", "")
     if (
         re.fullmatch(r"-\w+", span.text)
         and index.const is None

@@ -204,8 +204,8 @@ def _wrong_shape(
     got = value.type if isinstance(value, Tensor) else None
     pairs = _pairs(got, want) if got is not None else []
     notes: tuple[str, ...] = (f"{axes_word(len(shape))} here, {axes_word(want.rank)} declared",)
-    if len(shape) == want.rank and got is not None:
-        axes = enumerate(zip(got.shape, want.shape, strict=True))
+    if len(shape) == want.rank and not isinstance(value, Weak):
+        axes = enumerate(zip(value.shape, want.shape, strict=True))
         notes = tuple(f"axis {i}: {unequal(cx, g, w)}" for i, (g, w) in axes if g != w)[:3]
     return fail(
         "E0303",
