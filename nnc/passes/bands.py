@@ -21,7 +21,7 @@ from nnc.passes.schedule.space import Space
 BYTES = 1 << 20  # of a band, which should stay in a core's cache
 LARGE = 1 << 19  # bytes of all rows; less stays in the cache anyway
 WEIGHTS = 1 << 17  # elements of the other factor, which is packed for each block
-SIZE = 8  # rows of a block where the length of a row is not known
+SIZE = 7  # rows of a block where their length is not known; twice as many if windows overlap
 BLOCKS = 4  # blocks come in fours, for the threads
 WASTE = 8  # of so many rows one may be computed twice
 
@@ -142,7 +142,7 @@ def _size(
     if not across or weights is None or weights > WEIGHTS or not others:
         return None
     each = dim_prod(a.extent for a in (*across, *others)) * DTYPES[node.type.dtype].bytes
-    whole, size = (each * row.extent).const, SIZE
+    whole, size = (each * row.extent).const, SIZE * (2 if length > reads.step else 1)
     if whole is not None and whole < LARGE:
         return None
     if each.const is not None:
