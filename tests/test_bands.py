@@ -37,6 +37,7 @@ SIZES = [{"B": 1, "H": 5, "W": 5}, {"B": 2, "H": 17, "W": 33}, {"B": 3, "H": 48,
 def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(bands, "LARGE", 0)
     monkeypatch.setattr(bands, "SIZE", 3)
+    monkeypatch.setattr(bands, "OVERLAPPING", 3)
     monkeypatch.setattr(bands, "WASTE", 2)
     yield
 

@@ -21,8 +21,8 @@ from nnc.passes.schedule.space import Space
 BYTES = 1 << 20  # of a band, which should stay in a core's cache
 LARGE = 1 << 19  # bytes of all rows; less stays in the cache anyway
 WEIGHTS = 1 << 17  # elements of the other factor, which is packed for each block
-SIZE = 7  # rows of a block where their length is not known; twice as many if windows overlap
-BLOCKS = 4  # blocks come in fours, for the threads
+SIZE, OVERLAPPING = 4, 7  # rows of a block: few, so that many threads have something to do
+BLOCKS = 16  # more rows where there are so many blocks nevertheless
 WASTE = 8  # of so many rows one may be computed twice
 
 
@@ -142,15 +142,14 @@ def _size(
     if not across or weights is None or weights > WEIGHTS or not others:
         return None
     each = dim_prod(a.extent for a in (*across, *others)) * DTYPES[node.type.dtype].bytes
-    whole, size = (each * row.extent).const, SIZE * (2 if length > reads.step else 1)
+    whole, again = (each * row.extent).const, max(length - reads.step, 0)
     if whole is not None and whole < LARGE:
         return None
+    size = OVERLAPPING if again else SIZE
+    if result.const is not None:
+        size = max(size, -(-result.const // BLOCKS))
     if each.const is not None:
-        size = (BYTES // each.const - length) // reads.step + 1
-    if (blocks := result.const) is not None and size > 0:
-        count = -(-blocks // size)
-        size = -(-blocks // (-(-count // BLOCKS) * BLOCKS))
-    again = max(length - reads.step, 0)
+        size = min(size, (BYTES // each.const - length) // reads.step + 1)
     return size if size > 1 and again * WASTE <= reads.step * size else None
 
 
