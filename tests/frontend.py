@@ -56,13 +56,13 @@ def timed(text: str) -> tuple[Front, float]:
 
 
 def check(text: str) -> None:
-    """Graphs that verify, or an error, within 4 s of CPU time; messages can be shown and point into a text.
+    """Graphs that verify, or an error, within 10 s of CPU time; messages can be shown and point into a text.
 
-    CPUs that others share are at times half as fast: what takes longer is tried once more.
+    It is 2 to 4 s at most; CPUs that others share are at times half as fast. What has no bound takes minutes.
     """
     done, took = timed(text)
-    took = took if took < 4.0 else timed(text)[1]
-    assert took < 4.0, f"took {took:.1f} s"
+    took = took if took < 10.0 else timed(text)[1]
+    assert took < 10.0, f"took {took:.1f} s"
     assert done.text or not done.diagnostics.items
     for d in done.diagnostics.items:
         assert d.json()

@@ -323,7 +323,7 @@ def test_a_megabyte_of_garbage_is_refused_quickly(name: str) -> None:
     parse(Source("warm.nn", "def f(x: f32) -> f32 = x\n"), Diagnostics())
     start = time.process_time()
     found = errors(text)
-    assert time.process_time() - start < 2.0
+    assert time.process_time() - start < 5.0
     assert len(found) <= syntax.ERROR_LIMIT
 
 
